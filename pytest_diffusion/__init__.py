@@ -1,0 +1,76 @@
+"""Tests that say whether a diffusion model is good enough to ship.
+
+Importing this package imports nothing heavy: public names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "pytest_diffusion.errors": ("InconclusiveFailure", "ModelError", "NotApplicable", "QualityFailure", "SettingsError"),
+    "pytest_diffusion.verdict": ("Limits", "Measurement", "Verdict", "judge"),
+    "pytest_diffusion.thresholds": ("Thresholds", "load_thresholds"),
+    "pytest_diffusion.maths.frechet": ("FeatureStatistics", "frechet_distance"),
+    "pytest_diffusion.maths.kernel": ("kernel_distance",),
+    "pytest_diffusion.maths.manifold": ("PrecisionRecall", "precision_recall"),
+    "pytest_diffusion.maths.scores": ("clip_scores", "inception_score"),
+    "pytest_diffusion.maths.interpolation": ("slerp",),
+    "pytest_diffusion.adapters.schedulers": ("log_snr",),
+    "pytest_diffusion.adapters.attention": ("record_attention",),
+    "pytest_diffusion.assertions": (
+        "assert_alphas_cumprod_monotonic",
+        "assert_attention_compact",
+        "assert_attention_is_cross",
+        "assert_attention_not_uniform",
+        "assert_attention_rows_sum",
+        "assert_attention_sharpens",
+        "assert_attention_tokens_differ",
+        "assert_batch_invariance",
+        "assert_betas_in_range",
+        "assert_clip_score_above",
+        "assert_fid_below",
+        "assert_finite_images",
+        "assert_guidance_effect",
+        "assert_guidance_linearity",
+        "assert_inception_score_above",
+        "assert_kid_below",
+        "assert_latent_std",
+        "assert_log_snr_first",
+        "assert_log_snr_last",
+        "assert_log_snr_midway",
+        "assert_log_snr_range",
+        "assert_modifier_noun_overlap",
+        "assert_no_constant_images",
+        "assert_no_duplicate_images",
+        "assert_ood_auroc_above",
+        "assert_ood_false_alarms_below",
+        "assert_precision_above",
+        "assert_recall_above",
+        "assert_same_resolution",
+        "assert_same_seed",
+        "assert_seeds_differ",
+        "assert_semantic_direction",
+        "assert_sigmas_monotonic",
+        "assert_slerp_drift",
+        "assert_slerp_smooth",
+        "assert_timesteps_well_formed",
+        "assert_vae_psnr_above",
+    ),
+}
+_HOME = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - derived, so that a name is written once
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pytest_diffusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

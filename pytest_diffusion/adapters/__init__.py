@@ -1,0 +1,1 @@
+"""Everything that knows diffusers and transformers, asked by capability and not by class name."""

@@ -1,0 +1,279 @@
+"""Pipelines by name: loading, what they can do, their fingerprint, and one call that makes images."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pytest_diffusion.adapters.objects import load_object
+from pytest_diffusion.adapters.schedulers import build_scheduler, is_flow
+from pytest_diffusion.errors import ModelError, SettingsError
+from pytest_diffusion.settings import Settings
+
+
+def load_pipeline(settings: Settings) -> Any:
+    """The pipeline that the settings name, in evaluation mode on its device.
+
+    Weights are read from safetensors only and no remote code is run. Raises ModelError when it cannot be
+    loaded, with the reason.
+    """
+    if settings.model is None:
+        raise SettingsError("No model is given: use --diffusion-model=NAME, or override the fixture diffusion_pipeline.")
+    device = settings.device or default_device()
+    try:
+        pipeline = _load(settings.model)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {type(error).__name__}: {error}") from error
+    if settings.scheduler is not None:
+        pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else _stored_dtype(settings.model, device)
+    if hasattr(pipeline, "to"):
+        pipeline.to(device, dtype) if dtype is not None else pipeline.to(device)
+    for part in modules(pipeline).values():
+        part.eval()
+    return pipeline
+
+
+def load_scheduler(settings: Settings) -> Any:
+    """The model's own scheduler, without its weights where a local folder allows it."""
+    import diffusers
+
+    folder = local_folder(settings.model)
+    scheduler = None
+    if folder is not None and (folder / "scheduler" / "scheduler_config.json").is_file():
+        entry = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("scheduler", [None, None])
+        scheduler_class = getattr(diffusers, entry[1] or "", None)
+        if scheduler_class is not None:
+            try:
+                scheduler = scheduler_class.from_pretrained(folder / "scheduler")
+            except (OSError, ValueError, TypeError) as error:
+                raise ModelError(f"--diffusion-model: {folder / 'scheduler'} cannot be loaded: {error}") from error
+    if scheduler is None:
+        return None
+    return build_scheduler(settings.scheduler, scheduler) if settings.scheduler else scheduler
+
+
+def local_folder(model: str | None) -> Path | None:
+    """The diffusers folder that a model's name stands for, if it lies on this machine."""
+    if model == "demo":
+        from pytest_diffusion.demo import weights_folder
+
+        return weights_folder()
+    path = Path(model or "")
+    return path if model and (path / "model_index.json").is_file() else None
+
+
+def default_device() -> str:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_of(pipeline: Any) -> torch.device:
+    """Where the pipeline's denoiser lies."""
+    part = denoiser(pipeline)
+    return next(part.parameters()).device if part is not None else torch.device("cpu")
+
+
+def modules(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The pipeline's neural parts by name."""
+    components = getattr(pipeline, "components", None) or vars(pipeline)
+    return {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
+
+
+def denoiser(pipeline: Any) -> torch.nn.Module | None:
+    """The UNet or transformer, None where the pipeline has neither."""
+    part = getattr(pipeline, "unet", None)
+    return part if part is not None else getattr(pipeline, "transformer", None)
+
+
+def is_text_conditioned(pipeline: Any) -> bool:
+    """Whether the pipeline takes a prompt and has an encoder for it."""
+    return getattr(pipeline, "text_encoder", None) is not None and "prompt" in _parameters(pipeline)
+
+
+def has_vae(pipeline: Any) -> bool:
+    """Whether images are decoded from latents by a VAE with an encoder."""
+    vae = getattr(pipeline, "vae", None)
+    return vae is not None and hasattr(vae, "encode")
+
+
+def uses_guidance(pipeline: Any) -> bool:
+    """Whether the pipeline takes a `guidance_scale`."""
+    return "guidance_scale" in _parameters(pipeline)
+
+
+def family(pipeline: Any) -> str:
+    """The thresholds preset that fits: flow, sdxl, sd15 or ddpm by capabilities, else default."""
+    parts = {name for name in _FAMILY_PARTS if getattr(pipeline, name, None) is not None}
+    return _family(parts, flow=is_flow(pipeline.scheduler))
+
+
+def family_of_folder(folder: Path, scheduler: Any) -> str:
+    """`family` of a diffusers folder, read from its index without loading any weights."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {name for name in _FAMILY_PARTS if isinstance(index.get(name), list) and index[name][0]}
+    return _family(parts, flow=is_flow(scheduler))
+
+
+def image_size(pipeline: Any, settings: Settings) -> tuple[int, int]:
+    """Height and width in pixels of the samples: the settings', else the pipeline's own."""
+    size = getattr(getattr(denoiser(pipeline), "config", None), "sample_size", None) or 64
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    scale = int(getattr(pipeline, "vae_scale_factor", 1)) if has_vae(pipeline) else 1
+    return settings.height or sides[0] * scale, settings.width or sides[1] * scale
+
+
+def fingerprint(pipeline: Any) -> str:
+    """Hash of the weights and configurations of all parts, scheduler apart: 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(type(pipeline).__name__.encode())
+    for name, part in sorted(modules(pipeline).items()):
+        config = getattr(part, "config", None)
+        digest.update(f"{name}:{config_text(config)}".encode())
+        for key, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def config_text(config: Any) -> str:
+    """A configuration as stable text, without paths and versions that do not change a sample."""
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+    kept = {key: values[key] for key in sorted(values) if not key.startswith("_") and key not in ("transformers_version", "name_or_path")}
+    return repr(kept)
+
+
+def call_pipeline(
+    pipeline: Any,
+    *,
+    prompts: Sequence[str] | None,
+    seeds: Sequence[int],
+    settings: Settings,
+    output_type: str = "np",
+    **changes: Any,
+) -> NDArray[np.floating[Any]]:
+    """Images in [0, 1], float (N, H, W, 3), one for each seed; non-finite values are kept as they are.
+
+    Each sample has its own generator, so its noise does not depend on the batch. With
+    `output_type="latent"` the latents (N, C, h, w) are returned.
+    """
+    parameters = _parameters(pipeline)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    arguments: dict[str, Any] = {"generator": generators, "output_type": output_type, "num_inference_steps": settings.steps}
+    for name in ("guidance_scale", "height", "width"):
+        if getattr(settings, name) is not None and name in parameters:
+            arguments[name] = getattr(settings, name)
+    if is_text_conditioned(pipeline):
+        if prompts is None or len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts or ())} prompts for {len(seeds)} seeds; a text-conditioned pipeline needs one each.")
+        arguments["prompt"] = list(prompts)
+    elif "class_labels" in parameters:
+        arguments["class_labels"] = [seed % 1000 for seed in seeds]
+    else:
+        arguments["batch_size"] = len(seeds)
+    arguments |= changes
+    unknown = [name for name in arguments if name not in parameters and not _takes_any(pipeline)]
+    for name in unknown:
+        if name not in ("generator", "output_type", "num_inference_steps", "batch_size"):
+            raise ModelError(f"{type(pipeline).__name__} does not take {name}.")
+        arguments.pop(name)
+    bar = getattr(pipeline, "_progress_bar_config", None)
+    if hasattr(pipeline, "set_progress_bar_config"):
+        pipeline.set_progress_bar_config(disable=True)
+    try:
+        with torch.no_grad(), np.errstate(invalid="ignore"):
+            images = pipeline(**arguments).images
+    finally:
+        if hasattr(pipeline, "set_progress_bar_config"):
+            pipeline._progress_bar_config = bar or {}
+    if isinstance(images, torch.Tensor):
+        images = images.float().cpu().numpy()
+    return np.asarray(images)
+
+
+def prompt_embeds(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor | None:
+    """Text embeddings of prompts for a direct call of a UNet with one text encoder; None where more is needed."""
+    if not is_text_conditioned(pipeline) or getattr(pipeline, "text_encoder_2", None) is not None or not hasattr(pipeline, "unet"):
+        return None
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    limit = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", tokenizer.model_max_length))
+    ids = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        states: torch.Tensor = encoder(ids.to(encoder.device))[0]
+    return states
+
+
+_FAMILY_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
+
+
+def _family(parts: set[str], *, flow: bool) -> str:
+    if flow:
+        return "flow"
+    if {"text_encoder", "vae", "unet"} <= parts:
+        return "sdxl" if "text_encoder_2" in parts else "sd15"
+    return "ddpm" if not {"text_encoder", "vae"} & parts else "default"
+
+
+def _load(model: str) -> Any:
+    """The pipeline in float32, which is what diffusers gives when no dtype is asked for."""
+    import diffusers
+
+    folder = local_folder(model)
+    path = Path(model)
+    if folder is not None:
+        return diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    if path.suffix == ".safetensors":
+        return _load_single_file(path)
+    if ":" in model and not path.exists():
+        factory = load_object(model, "--diffusion-model")
+        pipeline = factory() if callable(factory) and not isinstance(factory, diffusers.DiffusionPipeline) else factory
+        if not callable(pipeline) or not hasattr(pipeline, "scheduler"):
+            raise ModelError(f"{model} returned {type(pipeline).__name__}; expected a callable pipeline with a scheduler.")
+        return pipeline
+    return diffusers.DiffusionPipeline.from_pretrained(model, use_safetensors=True)
+
+
+def _stored_dtype(model: str, device: str) -> torch.dtype | None:
+    """The dtype that a local checkpoint's denoiser is stored in; None on the CPU, where float32 is both safer and faster."""
+    folder = local_folder(model)
+    if torch.device(device).type == "cpu" or folder is None:
+        return None
+    from safetensors import safe_open
+
+    for file in sorted(path for part in ("unet", "transformer") for path in (folder / part).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
+                return opened.get_tensor(key).dtype
+    return None
+
+
+def _load_single_file(path: Path) -> Any:
+    """A pipeline from one checkpoint; a folder `<name>.config` beside it serves machines without the hub."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
+    classes = {"xl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline", "sd35": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
+    name = next((value for prefix, value in classes.items() if kind.startswith(prefix)), "StableDiffusionPipeline")
+    config = path.with_suffix(".config")
+    local = {"config": str(config), "local_files_only": True} if config.is_dir() else {}
+    return getattr(diffusers, name).from_single_file(str(path), **local)
+
+
+def _parameters(pipeline: Any) -> set[str]:
+    return set(inspect.signature(type(pipeline).__call__).parameters)
+
+
+def _takes_any(pipeline: Any) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(type(pipeline).__call__).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds

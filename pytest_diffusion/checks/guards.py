@@ -1,0 +1,95 @@
+"""Guards on the images themselves: what makes every other figure meaningless is said first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.images import Reference
+from pytest_diffusion.checks.registry import check
+from pytest_diffusion.checks.thumbnails import data_uri, grid_uri
+from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.verdict import Measurement
+
+
+@check("metrics", "every sample is finite")
+def finite_images(samples: Any) -> Measurement:
+    """Samples in which the model gave nan or infinity. `samples`: the store's, or float images (N, 3, H, W)."""
+    images, finite = _images(samples)
+    wrong = int((~finite).sum())
+    hint = ""
+    if wrong:
+        first = int((~finite).nonzero()[0])
+        hint = f"The first is sample {first}: the denoiser or the decoder overflows or divides by zero (try float32)."
+    return Measurement(wrong, "number of samples with nan or infinity", num_samples=len(images), hint=hint, series=_gallery(samples, images))
+
+
+@check("metrics", "no sample is constant")
+def constant_images(samples: Any) -> Measurement:
+    """Samples whose pixels span less than 8 of 256 levels: black, white or grey frames."""
+    images, _ = _images(samples)
+    flat = images.flatten(1)
+    spans = flat.max(1).values.int() - flat.min(1).values.int()
+    wrong = (spans < 8).nonzero().flatten()
+    hint = ""
+    if len(wrong):
+        level = float(flat[wrong[0]].float().mean())
+        shade = "black" if level < 16 else "white" if level > 239 else f"flat, at level {level:.0f} of 255"
+        hint = f"The first is sample {int(wrong[0])}, which is {shade}."
+    return Measurement(len(wrong), "number of constant samples", num_samples=len(images), hint=hint)
+
+
+@check("metrics", "no sample repeats another")
+def duplicate_images(samples: Any) -> Measurement:
+    """Samples that equal an earlier one to the last bit, though their seeds differ."""
+    images, _ = _images(samples)
+    first_of: dict[bytes, int] = {}
+    repeats = []
+    for index, image in enumerate(images):
+        earlier = first_of.setdefault(image.numpy().tobytes(), index)
+        if earlier != index:
+            repeats.append((index, earlier))
+    hint = ""
+    if repeats:
+        hint = f"Only {len(first_of)} of {len(images)} samples are different; sample {repeats[0][0]} repeats sample {repeats[0][1]}. Are seeds reused?"
+    return Measurement(len(repeats), "number of repeated samples", num_samples=len(images), hint=hint)
+
+
+@check("metrics", "samples and reference have one resolution")
+def same_resolution(samples: Any, reference: Reference) -> Measurement:
+    """Reference images whose source resolution is below the samples': enlarging them would blur the reference."""
+    images, _ = _images(samples)
+    if reference.images is None:
+        raise NotApplicable("the reference is a file of statistics, which does not record a resolution.")
+    height, width = images.shape[-2:]
+    small = {size: count for size, count in reference.sizes.items() if int(size.split("x")[0]) < width or int(size.split("x")[1]) < height}
+    hint = ""
+    if small:
+        size, count = max(small.items(), key=lambda item: item[1])
+        hint = f"{count} are {size}, the samples {width}x{height}: generate at the reference's size (--diffusion-height, --diffusion-width)."
+    return Measurement(sum(small.values()), "number of reference images below the samples' resolution", num_samples=len(images), hint=hint)
+
+
+def _images(samples: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 images (N, 3, H, W) and which of them are finite, from the store's samples or from a tensor."""
+    if hasattr(samples, "images"):
+        return samples.images, samples.finite
+    tensor = torch.as_tensor(samples)
+    if tensor.ndim != 4:
+        raise ValueError(f"samples have shape {tuple(tensor.shape)}; expected (N, 3, H, W).")
+    if tensor.dtype == torch.uint8:
+        return tensor, torch.ones(len(tensor), dtype=torch.bool)
+    finite = torch.isfinite(tensor).flatten(1).all(1)
+    return (tensor.nan_to_num(0, 1, 0).clamp(0, 1) * 255).round().to(torch.uint8), finite
+
+
+def _gallery(samples: Any, images: torch.Tensor) -> dict[str, Any]:
+    """The first samples and their prompts, for the report."""
+    count = min(len(images), 24)
+    prompts = getattr(samples, "prompts", None)
+    return {
+        "grid": grid_uri(images[:count], columns=8),
+        "images": [data_uri(image) for image in images[:count]],
+        "captions": list(prompts[:count]) if prompts else [f"seed {seed}" for seed in getattr(samples, "seeds", range(count))[:count]],
+    }

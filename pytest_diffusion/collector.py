@@ -1,0 +1,64 @@
+"""The controller's side: gather verdicts from test reports, write the reports, print the summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_diffusion.settings import OPTIONS
+from pytest_diffusion.stash import active_settings
+
+
+class Reporter:
+    """Collects what travels on test reports; silent while there is nothing."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.verdicts: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        self.run: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.written: list[str] = []
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        carried = getattr(report, "diffusion", None)
+        if carried is None:
+            return
+        self.run.update(carried["run"])
+        for verdict in carried["verdicts"]:
+            self.verdicts.append({**verdict, "nodeid": report.nodeid, "seconds": round(report.duration, 2)})
+        if any(carried["notes"].values()):
+            self.notes.append({"nodeid": report.nodeid, **carried["notes"]})
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.verdicts and not self.notes:
+            return
+        from pytest_diffusion.report.write import write_reports
+
+        settings, _ = active_settings(self.config)
+        chosen = bool(self.config.getoption("diffusion_report") or self.config.getini("diffusion_report"))
+        if settings.model is None and not chosen:
+            return
+        self.written = write_reports(
+            settings, self.verdicts, self.notes, self.run, command=self._command(), folder=self.config.invocation_params.dir
+        )
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.verdicts:
+            return
+        from pytest_diffusion.report.terminal import summarise
+
+        summarise(terminalreporter, self.verdicts, self.written)
+
+    def _command(self) -> str:
+        """The command that reproduces the run, with only our own options: no token can slip in."""
+        parts = ["pytest"]
+        for option in OPTIONS:
+            value = self.config.getoption(option.ini)
+            for text in value if isinstance(value, list) else [value] if value else []:
+                parts.append(f"{option.flag}={text}" if " " not in text else f"{option.flag}='{text}'")
+        return " ".join(parts)

@@ -1,0 +1,44 @@
+"""The demo: a small Stable Diffusion that was really trained, its judge, its CLIP and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_diffusion.demo.judge import Judge
+
+REFERENCE_SEED = 20_001
+PROMPT_SEED = 20_002
+
+
+def weights_folder() -> Path:
+    """The diffusers folder of the demo pipeline, with `clip/` and `judge.safetensors` beside its parts."""
+    return Path(__file__).resolve().parent / "weights"
+
+
+def reference_images(count: int) -> torch.Tensor:
+    """Freshly rendered images, uint8 (count, 3, 32, 32), that the demo was not trained on."""
+    from pytest_diffusion.demo.scenes import render, sample_scenes, to_uint8
+
+    return to_uint8(render(sample_scenes(count, seed=REFERENCE_SEED), seed=REFERENCE_SEED)[0])
+
+
+def prompts(count: int = 2000) -> list[str]:
+    """Captions drawn as the training captions were, with another seed."""
+    from pytest_diffusion.demo.scenes import sample_scenes
+
+    return [scene.caption for scene in sample_scenes(count, seed=PROMPT_SEED)]
+
+
+def load_judge() -> Judge:
+    """The judge in evaluation mode, float32."""
+    from safetensors.torch import load_file
+
+    from pytest_diffusion.demo.judge import Judge
+
+    judge = Judge()
+    judge.load_state_dict({name: value.float() for name, value in load_file(weights_folder() / "judge.safetensors").items()})
+    return judge.eval()

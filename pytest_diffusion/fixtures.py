@@ -1,0 +1,307 @@
+"""Fixtures: lazy, session-scoped unless said, each body importing what it needs.
+
+A user's conftest.py may override any of them; the built-in checklist then uses theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_diffusion.stash import NOTES, NUMBERS, RUN, active_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_diffusion.adapters.clip import Clip
+    from pytest_diffusion.adapters.features import Features
+    from pytest_diffusion.adapters.images import Reference
+    from pytest_diffusion.adapters.latents import LatentCodec
+    from pytest_diffusion.maths.frechet import FeatureStatistics
+    from pytest_diffusion.samples.attention_run import AttentionRun
+    from pytest_diffusion.samples.store import Samples
+    from pytest_diffusion.samples.trials import Direction, Trials
+    from pytest_diffusion.settings import Settings
+    from pytest_diffusion.thresholds import Thresholds
+
+ATTENTION_PROMPTS = 64
+
+
+@pytest.fixture(scope="session")
+def diffusion_settings(request: pytest.FixtureRequest) -> Settings:
+    """The resolved Settings, with a test's `@pytest.mark.diffusion(...)` on top."""
+    from pytest_diffusion.settings import override
+
+    settings, _ = active_settings(request.config)
+    changes = getattr(request, "param", None)
+    return override(settings, dict(changes)) if changes else settings
+
+
+@pytest.fixture(scope="session")
+def diffusion_thresholds(request: pytest.FixtureRequest, diffusion_settings: Settings) -> Thresholds:
+    """Limits by check: those that were named, else the preset that fits the model's capabilities."""
+    from pytest_diffusion.thresholds import load_thresholds
+
+    names = list(diffusion_settings.thresholds)
+    if not names:
+        names = ["demo"] if diffusion_settings.model == "demo" else [_family(request, diffusion_settings)]
+    thresholds = load_thresholds(names)
+    _note(request, thresholds=list(thresholds.files), inconclusive="fail" if thresholds.inconclusive_fails else "warn")
+    return thresholds
+
+
+@pytest.fixture(scope="session")
+def diffusion_pipeline(request: pytest.FixtureRequest, diffusion_settings: Settings) -> Any:
+    """The pipeline under test, on its device, in evaluation mode."""
+    from pytest_diffusion.adapters.pipelines import load_pipeline
+
+    with _readable_errors():
+        return load_pipeline(diffusion_settings)
+
+
+@pytest.fixture
+def diffusion_scheduler(request: pytest.FixtureRequest, diffusion_settings: Settings) -> Any:
+    """A fresh copy of the pipeline's scheduler for each test; a local model's weights stay unloaded."""
+    import copy
+
+    from pytest_diffusion.adapters.pipelines import load_scheduler
+
+    scheduler = None
+    if not _is_overridden(request, "diffusion_pipeline"):
+        with _readable_errors():
+            scheduler = load_scheduler(diffusion_settings)
+    if scheduler is None:
+        scheduler = request.getfixturevalue("diffusion_pipeline").scheduler
+    return copy.deepcopy(scheduler)
+
+
+@pytest.fixture(scope="session")
+def diffusion_prompts(diffusion_settings: Settings) -> list[str]:
+    """The prompts of `--diffusion-prompts`, or the built-in list."""
+    from pytest_diffusion.samples.prompts import load_prompts
+
+    with _readable_errors():
+        return load_prompts(diffusion_settings.prompts)
+
+
+@pytest.fixture(scope="session")
+def diffusion_reference(diffusion_settings: Settings, diffusion_pipeline: Any) -> Reference:
+    """Real images uint8 (M, 3, H, W) at the samples' size, or statistics; skips where none is given."""
+    from pytest_diffusion.adapters.images import load_reference
+    from pytest_diffusion.adapters.pipelines import image_size
+
+    if diffusion_settings.reference is None:
+        pytest.skip("no reference images are given: use --diffusion-reference.")
+    height, width = image_size(diffusion_pipeline, diffusion_settings)
+    with _readable_errors():
+        # The demo renders what is asked for; a folder is read up to the size that FID is quoted at.
+        limit = max(diffusion_settings.num_samples, 1000 if diffusion_settings.reference == "demo" else 10_000)
+        return load_reference(diffusion_settings.reference, height=height, width=width, limit=limit)
+
+
+@pytest.fixture(scope="session")
+def diffusion_samples(
+    request: pytest.FixtureRequest, diffusion_settings: Settings, diffusion_pipeline: Any, diffusion_prompts: list[str]
+) -> Samples:
+    """Generated images uint8 (N, 3, H, W), prompts and seeds; found in the cache or generated once."""
+    from pytest_diffusion.samples.generate import generate_samples
+
+    with _readable_errors():
+        samples = generate_samples(diffusion_pipeline, diffusion_prompts, diffusion_settings, progress=_progress(request.config))
+    _note(request, **_describe(diffusion_pipeline))
+    _note(request, samples=len(samples.images), generated=samples.generated, store=str(samples.folder))
+    return samples
+
+
+@pytest.fixture(scope="session")
+def diffusion_extractor(diffusion_settings: Settings, diffusion_pipeline: Any) -> Callable[[torch.Tensor], Features]:
+    """The feature extractor: uint8 images (N, 3, H, W) to features (N, D)."""
+    from pytest_diffusion.adapters.features import load_extractor
+    from pytest_diffusion.adapters.pipelines import device_of
+
+    with _readable_errors():
+        return load_extractor(diffusion_settings.features, device=str(device_of(diffusion_pipeline)))
+
+
+@pytest.fixture(scope="session")
+def diffusion_features(diffusion_samples: Samples, diffusion_extractor: Callable[[torch.Tensor], Features]) -> Features:
+    """Features (N, D) and class probabilities of the samples, kept beside them in the store."""
+    from pytest_diffusion.samples.features import stored_features
+
+    with _readable_errors():
+        return stored_features(diffusion_samples, diffusion_extractor)
+
+
+@pytest.fixture(scope="session")
+def diffusion_reference_features(
+    diffusion_reference: Reference, diffusion_extractor: Callable[[torch.Tensor], Features]
+) -> Features | FeatureStatistics:
+    """Features (M, D) of the reference images, or the statistics that were given instead."""
+    if diffusion_reference.images is None:
+        if diffusion_reference.statistics is None:
+            raise ValueError(f"the reference {diffusion_reference.name} has neither images nor statistics.")
+        return diffusion_reference.statistics
+    with _readable_errors():
+        return diffusion_extractor(diffusion_reference.images)
+
+
+@pytest.fixture(scope="session")
+def diffusion_clip(diffusion_settings: Settings, diffusion_pipeline: Any) -> Clip:
+    """CLIP for the CLIP score; skips for a model without prompts."""
+    from pytest_diffusion.adapters.clip import load_clip
+    from pytest_diffusion.adapters.pipelines import device_of, is_text_conditioned
+
+    if not is_text_conditioned(diffusion_pipeline):
+        pytest.skip(f"{type(diffusion_pipeline).__name__} is not conditioned on text.")
+    with _readable_errors():
+        return load_clip(diffusion_settings.clip_model, device=str(device_of(diffusion_pipeline)))
+
+
+@pytest.fixture(scope="session")
+def diffusion_attention(diffusion_settings: Settings, diffusion_pipeline: Any) -> AttentionRun:
+    """Cross-attention recorded over 64 prompts whose modifier and noun are known."""
+    from pytest_diffusion.samples.attention_run import run_attention
+    from pytest_diffusion.samples.prompts import phrases
+
+    count = min(ATTENTION_PROMPTS, diffusion_settings.num_samples)
+    with _readable_errors():
+        return run_attention(diffusion_pipeline, phrases(diffusion_settings.prompts, count), diffusion_settings)
+
+
+@pytest.fixture(scope="session")
+def diffusion_latents(diffusion_pipeline: Any) -> LatentCodec:
+    """encode and decode between images and scaled latents; skips for a pixel-space model."""
+    from pytest_diffusion.adapters.latents import LatentCodec
+
+    with _readable_errors():
+        return LatentCodec.of(diffusion_pipeline)
+
+
+@pytest.fixture(scope="session")
+def diffusion_trials(request: pytest.FixtureRequest, diffusion_pipeline: Any, diffusion_prompts: list[str], diffusion_settings: Settings) -> Trials:
+    """Small controlled runs: the same seed again, another batch size, another guidance."""
+    from pytest_diffusion.samples.trials import Trials
+
+    _note(request, **_describe(diffusion_pipeline))
+    return Trials(diffusion_pipeline, diffusion_prompts, diffusion_settings)
+
+
+@pytest.fixture(scope="session")
+def diffusion_direction(diffusion_pipeline: Any, diffusion_settings: Settings) -> Direction:
+    """Images of two prompts that differ in one attribute, at the same seeds."""
+    from pytest_diffusion.samples.prompts import direction_pair
+    from pytest_diffusion.samples.trials import run_direction
+
+    with _readable_errors():
+        return run_direction(diffusion_pipeline, direction_pair(diffusion_settings.prompts), diffusion_settings)
+
+
+@pytest.fixture
+def diffusion_generator(diffusion_settings: Settings) -> torch.Generator:
+    """A CPU generator, fresh for each test, seeded with `--diffusion-seed`."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(diffusion_settings.seed)
+
+
+class ReportNotes:
+    """Figures and numbers of a user's own test, shown in the report under its name."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+
+    def add_number(self, name: str, value: float, unit: str = "") -> None:
+        """Attach a number."""
+        self._item.stash.setdefault(NUMBERS, []).append({"name": name, "value": float(value), "unit": unit})
+
+    def add_figure(self, name: str, figure: Any) -> None:
+        """Attach a matplotlib figure, or an image as uint8 tensor (3, H, W)."""
+        from pytest_diffusion.report.embed import picture_uri
+
+        self._item.stash.setdefault(NOTES, []).append({"name": name, "image": picture_uri(figure)})
+
+
+@pytest.fixture
+def diffusion_report(request: pytest.FixtureRequest) -> ReportNotes:
+    """Attach your own figures and numbers to the report."""
+    return ReportNotes(request.node)
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Reasons become skips, and known errors one line instead of a traceback through the plugin."""
+    from pytest_diffusion.errors import ModelError, NotApplicable, SettingsError
+
+    try:
+        yield
+    except NotApplicable as reason:
+        pytest.skip(str(reason))
+    except (ModelError, SettingsError, ImportError) as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _note(request: pytest.FixtureRequest, **facts: Any) -> None:
+    """Facts of this run for the report; they travel with the next test report."""
+    request.config.stash.setdefault(RUN, {}).update(facts)
+
+
+def _describe(pipeline: Any) -> dict[str, Any]:
+    from pytest_diffusion.adapters import pipelines
+
+    part = pipelines.denoiser(pipeline)
+    return {
+        "pipeline": type(pipeline).__name__,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "weights": pipelines.fingerprint(pipeline),
+        "device": str(pipelines.device_of(pipeline)),
+        "dtype": str(next(part.parameters()).dtype).removeprefix("torch.") if part is not None else "",
+    }
+
+
+def _family(request: pytest.FixtureRequest, settings: Settings) -> str:
+    from pytest_diffusion.adapters import pipelines
+
+    folder = pipelines.local_folder(settings.model)
+    if folder is not None and not _is_overridden(request, "diffusion_pipeline"):
+        scheduler = pipelines.load_scheduler(settings)
+        if scheduler is not None:
+            return pipelines.family_of_folder(folder, scheduler)
+    return pipelines.family(request.getfixturevalue("diffusion_pipeline"))
+
+
+def _is_overridden(request: pytest.FixtureRequest, name: str) -> bool:
+    """Whether a conftest or module redefines a fixture of ours for this test.
+
+    pytest has no public question for it; getfixturedefs has kept its name and meaning since pytest 3.
+    """
+    manager = request.session._fixturemanager
+    return len(manager.getfixturedefs(name, request.node) or ()) > 1
+
+
+def _progress(config: pytest.Config) -> Callable[[Iterable[range], int], Any] | None:
+    """A progress bar that pytest's capture does not swallow; none on workers and in files."""
+    import sys
+
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if hasattr(config, "workerinput") or not sys.__stderr__ or not sys.__stderr__.isatty():
+        return None
+
+    @contextmanager
+    def show(ranges: Iterable[range], total: int) -> Iterator[Iterable[range]]:
+        from tqdm import tqdm
+
+        waiting = list(ranges)
+        done = total - sum(len(indices) for indices in waiting)
+
+        def counted(bar: tqdm[Any]) -> Iterator[range]:
+            for indices in waiting:
+                yield indices
+                bar.update(len(indices))
+
+        with capture.global_and_fixture_disabled(), tqdm(total=total, initial=done, desc="generating", unit="image", leave=False) as bar:
+            yield counted(bar)
+
+    return show

@@ -1,0 +1,61 @@
+"""What cross-attention maps show: entropy over tokens, compactness in space, overlap and localisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def token_entropy(scores: torch.Tensor) -> torch.Tensor:
+    """Entropy over the last axis of softmax(scores), divided by ln(tokens): 0 is one token, 1 is uniform.
+
+    `scores` (..., tokens) are logits of the tokens that count, so that padding has no say.
+    """
+    count = scores.shape[-1]
+    if count < 2:
+        raise ValueError(f"An entropy over {count} token says nothing; at least 2 are needed.")
+    log_probs = scores.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1) / math.log(count)
+
+
+def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
+    """Smallest share of positions that holds half of each map's mass; 0.5 for a uniform map.
+
+    `maps` (..., h, w) are non-negative; returns (...).
+    """
+    flat = maps.double().flatten(-2)
+    ordered = flat.sort(-1, descending=True).values.cumsum(-1)
+    total = ordered[..., -1:]
+    count = flat.shape[-1]
+    # Interpolated within the position where the half is crossed, else coarse maps could only say k/count.
+    index = (ordered < total / 2).sum(-1, keepdim=True).clamp(max=count - 1)
+    upper = ordered.gather(-1, index)
+    lower = torch.where(index > 0, ordered.gather(-1, (index - 1).clamp(min=0)), torch.zeros_like(upper))
+    part = (total / 2 - lower) / (upper - lower).clamp(min=1e-300)
+    return ((index + part) / count).squeeze(-1)
+
+
+def map_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation over space of maps (..., h, w): (...). A constant map correlates 0."""
+    first, second = (maps.double().flatten(-2) for maps in (left, right))
+    first, second = first - first.mean(-1, keepdim=True), second - second.mean(-1, keepdim=True)
+    scale = first.norm(dim=-1) * second.norm(dim=-1)
+    return (first * second).sum(-1) / scale.clamp(min=1e-300)
+
+
+def area_matched_iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of each map's highest pixels, as many as its mask has, with the mask: (N,).
+
+    `maps` (N, h, w) are resized bilinearly to the masks, bool (N, H, W). No threshold has to be chosen.
+    """
+    resized = F.interpolate(maps.float()[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    ious = []
+    for values, mask in zip(resized.flatten(1), masks.flatten(1), strict=True):
+        area = int(mask.sum())
+        chosen = torch.zeros_like(mask)
+        chosen[values.topk(area).indices] = True
+        union = int((chosen | mask).sum())
+        ious.append(int((chosen & mask).sum()) / union if union else 0.0)
+    return torch.tensor(ious, dtype=torch.float64)

@@ -1,0 +1,41 @@
+"""Uncertainty of means and proportions, and ranks: the small statistics that verdicts rest on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Z95 = 1.959963984540054
+
+
+def mean_error(values: torch.Tensor) -> float:
+    """Standard error of the mean of values (N,); nan for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    return float(values.double().std()) / math.sqrt(len(values))
+
+
+def wilson_interval(successes: float, trials: int, *, z: float = Z95) -> tuple[float, float]:
+    """95 % score interval of a proportion, within [0, 1]. Source: Wilson 1927."""
+    if trials < 1:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    # The ends are 0 and 1 exactly in exact arithmetic; rounding must not move them.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def auroc(inliers: torch.Tensor, outliers: torch.Tensor) -> float:
+    """Probability that an outlier scores above an inlier, ties counting half. Source: Hanley & McNeil 1982."""
+    below = torch.searchsorted(inliers.double().sort().values, outliers.double().contiguous(), side="left")
+    above = torch.searchsorted(inliers.double().sort().values, outliers.double().contiguous(), side="right")
+    return float((below + above).double().mean()) / (2 * len(inliers))
+
+
+def auroc_error(value: float, num_inliers: int, num_outliers: int) -> float:
+    """Standard error of an AUROC. Source: Hanley & McNeil 1982, equation 2."""
+    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
+    variance = value * (1 - value) + (num_outliers - 1) * (q1 - value**2) + (num_inliers - 1) * (q2 - value**2)
+    return math.sqrt(max(variance, 0.0) / (num_inliers * num_outliers))

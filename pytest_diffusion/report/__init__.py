@@ -1,0 +1,1 @@
+"""The report: HTML, JSON, Markdown and terminal, made from verdicts alone."""

@@ -1,0 +1,179 @@
+"""Plots of the report, drawn by matplotlib from a verdict's series, as SVG that follows light and dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+Series = dict[str, Any]
+
+# Drawn in this colour, replaced by the page's own text colour afterwards.
+_INK = "#123456"
+_PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d")
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pytest-diffusion",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.prop_cycle": mpl.cycler(color=_PALETTE),
+    "legend.frameon": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+}
+
+
+def draw(check: str, series: Series) -> str:
+    """SVG of a check's plot, or an empty string for a check that has none."""
+    plot = _PLOTS.get(check)
+    if plot is None or not series:
+        return ""
+    with mpl.rc_context(_STYLE):
+        figure = plot(series)
+        if figure is None:
+            return ""
+        figure.patch.set_alpha(0)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Ids are unique in a file, not in a page of many plots.
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\1{check}-", text)
+    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+
+
+def _log_snr(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 3.0)
+    for name, values in series["log_snr"].items():
+        finite = [(index / (len(values) - 1), _number(value)) for index, value in enumerate(values)]
+        shown = [(place, value) for place, value in finite if math.isfinite(value)]
+        own = name == "this model"
+        axes.plot(*zip(*shown, strict=True), label=name, linewidth=2.4 if own else 1.1, linestyle="-" if own else "--", zorder=3 if own else 2)
+    axes.set(xlabel="t / T (clean to noisy)", ylabel="log-SNR in nats", title="Noise schedule beside the textbook ones")
+    axes.legend()
+    return figure
+
+
+def _midway(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 2.2)
+    names = list(series["falls"])
+    axes.barh(names, [series["falls"][name] for name in names], color=[_PALETTE[1] if name == "this model" else _PALETTE[0] for name in names])
+    axes.set(xlabel="steepest fall of log-SNR, nats per t/T", title="Mid-way fall: a cosine is the gentlest")
+    return figure
+
+
+def _fid(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 3.0)
+    axes.plot(series["sizes"], series["distances"], marker="o")
+    axes.set(xscale="log", xlabel="samples N", ylabel="Fréchet distance", title="Fréchet distance against N: it falls with N by its bias")
+    axes.set_xticks(series["sizes"], [str(size) for size in series["sizes"]])
+    axes.minorticks_off()
+    return figure
+
+
+def _clip(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 3.0)
+    axes.hist([series["scores"], series["other"]], bins=24, label=["own prompt", "another's prompt"], histtype="stepfilled", alpha=0.65)
+    axes.set(xlabel="CLIP score", ylabel="samples", title="Samples with their own and with another prompt")
+    axes.legend()
+    return figure
+
+
+def _entropy(series: Series) -> Figure:
+    figure, axes = _axes(5.6, 3.2)
+    timesteps = series["timesteps"]
+    for name, values in series["entropy"].items():
+        axes.plot(timesteps[: len(values)], values, label=name.replace(".transformer_blocks", "").replace(".attn2", ""), linewidth=2 if name.startswith("up") else 1)
+    axes.invert_xaxis()
+    axes.set(xlabel="timestep (noisy to clean)", ylabel="token entropy (1 = uniform)", title="Attention over the steps, by layer")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _maps(series: Series) -> Figure | None:
+    from matplotlib.image import imread
+
+    maps, tokens = series["maps"], series["tokens"]
+    if not maps or not tokens:
+        return None
+    image = imread(io.BytesIO(base64.b64decode(series["image"].partition(",")[2])))
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(1.35 * len(tokens) + 0.8, 1.4 * len(maps) + 0.5))
+    grid = figure.subplots(len(maps), len(tokens), squeeze=False)
+    for row, (timestep, by_token) in enumerate(zip(series["map_timesteps"], maps, strict=True)):
+        for column, (token, values) in enumerate(zip(tokens, by_token, strict=True)):
+            axes = grid[row][column]
+            axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+            axes.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.62, interpolation="bilinear")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+            if row == 0:
+                axes.set_title(token, fontsize=10)
+            if column == 0:
+                axes.set_ylabel(f"t = {timestep:.0f}", fontsize=8)
+    figure.suptitle(f"“{series['prompt']}”, {series['map_layer'].removesuffix('.attn2')}", fontsize=9, y=1.0)
+    return figure
+
+
+def _slerp(series: Series) -> Figure:
+    figure = Figure(figsize=(8.0, 2.6))
+    left, right = figure.subplots(1, 2)
+    left.bar(range(1, len(series["steps"]) + 1), series["steps"])
+    left.set(xlabel="frame", ylabel="step", title="Steps between decoded frames")
+    weights = [index / (len(series["slerp_norms"]) - 1) for index in range(len(series["slerp_norms"]))]
+    right.plot(weights, series["slerp_norms"], label="slerp")
+    right.plot(weights, series["lerp_norms"], label="linear", linestyle="--")
+    right.set(xlabel="weight", ylabel="norm of the latent", title="A straight line dips in norm", ylim=(0, None))
+    right.legend()
+    figure.tight_layout()
+    return figure
+
+
+def _ood(series: Series) -> Figure:
+    figure, axes = _axes(5.6, 3.0)
+    values = {name: [math.log10(max(_number(score), 1e-4)) for score in scores] for name, scores in series["scores"].items()}
+    low, high = min(min(scores) for scores in values.values()), max(max(scores) for scores in values.values())
+    edges = [low + (high - low) * index / 40 for index in range(41)]
+    for name, scores in values.items():
+        axes.hist(scores, bins=edges, label=name, histtype="stepfilled", alpha=0.55)
+    axes.set(xlabel="log10 of the outlier score", ylabel="images", title="How atypical latents are")
+    axes.legend()
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots()
+
+
+def _number(value: float | str) -> float:
+    """A number of a verdict's JSON, in which infinities are strings."""
+    return float(value)
+
+
+_PLOTS: dict[str, Callable[[Series], Figure | None]] = {
+    "log_snr_first": _log_snr,
+    "log_snr_midway": _midway,
+    "fid": _fid,
+    "clip_score": _clip,
+    "attention_not_uniform": _entropy,
+    "attention_compact": _maps,
+    "slerp_smooth": _slerp,
+    "ood_auroc": _ood,
+}

@@ -1,0 +1,75 @@
+"""The HTML report: one self-contained page from the report's data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pytest_diffusion.report.figures import draw
+from pytest_diffusion.resources import data_folder
+
+LENSES = {
+    "metrics": "Metrics",
+    "schedule": "Noise schedule",
+    "attention": "Attention",
+    "latent": "Latent space",
+    "always": "Determinism and guidance",
+    "": "Your own tests",
+}
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page as text; everything that comes from outside is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(data_folder("templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["number"] = _number
+    environment.filters["limits"] = _limits
+    lenses = []
+    for mode, title in LENSES.items():
+        chosen = [verdict for verdict in data["verdicts"] if verdict["mode"] == mode]
+        if chosen:
+            plots = {verdict["check"]: Markup(draw(verdict["check"], _series(verdict))) for verdict in chosen}  # noqa: S704 - our own SVG
+            lenses.append({"mode": mode or "own", "title": title, "verdicts": chosen, "plots": plots})
+    series = {verdict["check"]: _series(verdict) for verdict in data["verdicts"]}
+    return environment.get_template("report.html.j2").render(data=data, lenses=lenses, series=series)
+
+
+def _series(verdict: dict[str, Any]) -> dict[str, Any]:
+    measurement = verdict["measurement"] or {}
+    series: dict[str, Any] = measurement.get("series", {})
+    return series
+
+
+def _figure(verdict: dict[str, Any]) -> str:
+    """Figure and 95 % interval in one cell."""
+    measurement = verdict["measurement"]
+    if measurement is None:
+        return "–"
+    text = _number(measurement["value"])
+    if measurement["interval"] is not None:
+        low, high = (_number(end) for end in measurement["interval"])
+        text += f" [{low}, {high}]"
+    return f"{text} {measurement['unit']}".strip()
+
+
+def _limits(verdict: dict[str, Any]) -> str:
+    limits = verdict["limits"]
+    if limits is None or (limits["at_least"] is None and limits["at_most"] is None):
+        return "reported only"
+    parts = [f"≥ {_number(limits['at_least'])}"] if limits["at_least"] is not None else []
+    parts += [f"≤ {_number(limits['at_most'])}"] if limits["at_most"] is not None else []
+    return ", ".join(parts)
+
+
+def _number(value: float | str | None) -> str:
+    number = float(value) if value is not None else math.nan
+    if math.isinf(number):
+        return "−∞" if number < 0 else "∞"
+    if number == int(number) and abs(number) < 1e6 if math.isfinite(number) else False:
+        return str(int(number))
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"

@@ -1,0 +1,1 @@
+"""Samples: made once, in batches, kept on disk and found again."""

@@ -1,0 +1,92 @@
+"""A recorded run over prompts whose modifier and noun are known: what the attention checks look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_diffusion.adapters.attention import AttentionRecord, LayerRecord, cross_attention_layers, record_attention
+from pytest_diffusion.adapters.pipelines import call_pipeline
+from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.prompts import Phrase
+from pytest_diffusion.settings import Settings
+
+MAP_STEPS = 4
+
+
+@dataclass(frozen=True)
+class AttentionRun:
+    """Records of batches of prompts, and the images uint8 (N, 3, H, W) they gave.
+
+    `named` are the layers whose figures are judged: the decoder's (up blocks), where attention follows the
+    picture that is being drawn. The bottleneck's does not, and averaging over all would dilute it.
+    """
+
+    phrases: list[Phrase]
+    records: list[AttentionRecord]
+    images: torch.Tensor
+
+    @property
+    def named(self) -> list[str]:
+        layers = list(self.records[0].layers)
+        return [name for name in layers if name.startswith("up_blocks")] or layers
+
+    def entropies(self, layer: str) -> torch.Tensor:
+        """Normalised token entropy (steps, prompts) of a layer."""
+        return torch.cat([record.layers[layer].entropies() for record in self.records], dim=1)
+
+    def token_maps(self, layer: str, words: Sequence[str]) -> torch.Tensor:
+        """Late maps of one word of each prompt, (prompts, h, w)."""
+        maps, row = [], 0
+        for record in self.records:
+            late = _late(record.layers[layer])
+            for index in range(len(late)):
+                maps.append(late[index, record.token_index(index, words[row])])
+                row += 1
+        return torch.stack(maps)
+
+    def content_maps(self, layer: str) -> list[torch.Tensor]:
+        """Late maps of the content tokens of each prompt: one (tokens, h, w) for each."""
+        maps: list[torch.Tensor] = []
+        for record in self.records:
+            late = _late(record.layers[layer])
+            assert record.content is not None
+            maps += [late[index][record.content[index]] for index in range(len(late))]
+        return maps
+
+
+def run_attention(
+    pipeline: Any, phrases: Sequence[Phrase], settings: Settings, *, layers: Sequence[str] | None = None
+) -> AttentionRun:
+    """Generate one image for each phrase and record every cross-attention layer on the way.
+
+    Raises NotApplicable for a model without text cross-attention.
+    """
+    chosen = list(layers) if layers is not None else cross_attention_layers(pipeline)
+    batch_size = automatic_batch_size(settings, pipeline)
+    steps = sorted({round(index * (settings.steps - 1) / (MAP_STEPS - 1)) for index in range(MAP_STEPS)})
+    records, images = [], []
+    for start in range(0, len(phrases), batch_size):
+        batch = phrases[start : start + batch_size]
+        with record_attention(pipeline, layers=chosen, steps=steps if start == 0 else ()) as record:
+            images.append(
+                call_pipeline(
+                    pipeline,
+                    prompts=[phrase.prompt for phrase in batch],
+                    seeds=[settings.seed + start + index for index in range(len(batch))],
+                    settings=settings,
+                )
+            )
+        records.append(record)
+    return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]))
+
+
+def _late(layer: LayerRecord) -> torch.Tensor:
+    maps = layer.late if layer.late is not None else layer.early
+    if maps is None:
+        raise ValueError("The layer recorded no cross-attention maps.")
+    return maps.cpu()

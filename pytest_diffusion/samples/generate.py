@@ -1,0 +1,110 @@
+"""Generation: batches into the store, one process at a time, smaller batches when memory runs out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_diffusion.adapters.pipelines import call_pipeline, config_text, denoiser, device_of, fingerprint, image_size, is_text_conditioned
+from pytest_diffusion.samples.store import Samples, SampleStore, cache_root
+from pytest_diffusion.settings import Settings
+
+SHARD_SIZE = 256
+Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
+
+
+def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
+    """The given batch size, else 64 images of 32², fewer of larger ones; memory that runs out halves it."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    height, width = image_size(pipeline, settings)
+    budget = 64 * 32 * 32 if device_of(pipeline).type == "cpu" else 8 * 512 * 512
+    return max(1, min(256, budget // (height * width)))
+
+
+def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, count: int) -> dict[str, Any]:
+    """Everything that changes a sample, as plain JSON: the store's address."""
+    part = denoiser(pipeline)
+    return {
+        "pipeline": type(pipeline).__name__,
+        "weights": fingerprint(pipeline),
+        "scheduler": f"{type(pipeline.scheduler).__name__} {config_text(pipeline.scheduler.config)} {_tensors_text(pipeline.scheduler)}",
+        "prompts": hashlib.blake2b("\n".join(prompts or ()).encode(), digest_size=8).hexdigest(),
+        "count": count,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "size": [settings.height, settings.width],
+        "batch_size": automatic_batch_size(settings, pipeline),
+        "dtype": str(next(part.parameters()).dtype) if part is not None else "",
+        "device": device_of(pipeline).type,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def generate_samples(
+    pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None
+) -> Samples:
+    """`settings.num_samples` images from the store, generated first where they are missing.
+
+    Sample i has prompt i modulo their number and seed `settings.seed` + i. Another process that wants the
+    same samples waits and then reads them.
+    """
+    from filelock import FileLock
+
+    count = settings.num_samples
+    texts = [prompts[index % len(prompts)] for index in range(count)] if prompts and is_text_conditioned(pipeline) else None
+    seeds = [settings.seed + index for index in range(count)]
+    store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, texts, settings, count))
+    with FileLock(store.lock_path):
+        missing = [] if store.is_complete() else store.missing(count, SHARD_SIZE)
+        show = progress or (lambda ranges, total: nullcontext(ranges))
+        with show(missing, count) as ranges:
+            for indices in ranges:
+                images, finite = _generate_shard(pipeline, indices, texts, seeds, settings)
+                store.write_shard(indices, images, finite)
+        if not store.is_complete():
+            store.finish(count, SHARD_SIZE)
+    return store.read(texts, seeds, sum(len(indices) for indices in missing))
+
+
+def to_uint8(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Float images (N, H, W, C) in [0, 1] as uint8 (N, 3, H, W), rounded once, and which of them are finite."""
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    clean = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
+    pixels = (clean * 255).round().clip(0, 255).astype(np.uint8).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pixels if pixels.shape[1] == 3 else pixels.repeat(3, axis=1)), finite
+
+
+def _generate_shard(
+    pipeline: Any, indices: range, texts: list[str] | None, seeds: list[int], settings: Settings
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    from accelerate.utils import find_executable_batch_size
+
+    def run(batch_size: int) -> list[NDArray[np.floating[Any]]]:
+        return [
+            call_pipeline(
+                pipeline,
+                prompts=texts[start : min(start + batch_size, indices.stop)] if texts else None,
+                seeds=seeds[start : min(start + batch_size, indices.stop)],
+                settings=settings,
+            )
+            for start in range(indices.start, indices.stop, batch_size)
+        ]
+
+    batches = find_executable_batch_size(run, starting_batch_size=automatic_batch_size(settings, pipeline))()
+    return to_uint8(np.concatenate(batches))
+
+
+def _tensors_text(scheduler: Any) -> str:
+    """Hash of the schedule itself: it may have been changed without its config."""
+    values = getattr(scheduler, "alphas_cumprod", None)
+    if values is None:
+        return ""
+    return hashlib.blake2b(np.asarray(values, dtype=np.float64).tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,103 @@
+"""Small controlled runs of the pipeline: the same seed again, another batch size, another guidance, another prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_diffusion.adapters.pipelines import call_pipeline, is_text_conditioned, uses_guidance
+from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.prompts import DirectionPair
+from pytest_diffusion.settings import Settings
+
+COUNT = 4
+DIRECTION_SEEDS = 32
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Runs of four samples with one thing changed; the plain run is shared by all comparisons."""
+
+    pipeline: Any
+    prompts: Sequence[str] | None
+    settings: Settings
+
+    def run(self, *, seeds: Sequence[int] | None = None, batch_size: int = COUNT, **changes: Any) -> torch.Tensor:
+        """Images uint8 (N, 3, H, W) of the given seeds (default: four)."""
+        chosen = list(seeds if seeds is not None else self.seeds)
+        batches = []
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            prompts = self._prompts(start, len(batch))
+            batches.append(call_pipeline(self.pipeline, prompts=prompts, seeds=batch, settings=self.settings, **changes))
+        return torch.from_numpy(to_uint8(np.concatenate(batches))[0])
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.settings.seed + index for index in range(COUNT)]
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        """Four samples as the settings ask for them."""
+        return self.run()
+
+    def first_step(self, guidance_scale: float) -> torch.Tensor:
+        """Latents (N, C, h, w), float64, after one inference step at a guidance scale.
+
+        Raises NotApplicable for a pipeline without guidance or without a step callback.
+        """
+        if not uses_guidance(self.pipeline):
+            raise NotApplicable(f"{type(self.pipeline).__name__} takes no guidance_scale.")
+        kept: list[torch.Tensor] = []
+
+        def keep(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if not kept:
+                kept.append(values["latents"].detach().double().cpu())
+                pipeline._interrupt = True
+            return {}
+
+        call_pipeline(
+            self.pipeline,
+            prompts=self._prompts(0, COUNT),
+            seeds=self.seeds,
+            settings=self.settings,
+            guidance_scale=guidance_scale,
+            callback_on_step_end=keep,
+            output_type="latent",
+        )
+        return kept[0]
+
+    def _prompts(self, start: int, count: int) -> list[str] | None:
+        if self.prompts is None or not is_text_conditioned(self.pipeline):
+            return None
+        return [self.prompts[(start + index) % len(self.prompts)] for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Images uint8 (N, 3, H, W) of two prompts at the same seeds."""
+
+    pair: DirectionPair
+    source_images: torch.Tensor
+    target_images: torch.Tensor
+
+
+def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Direction:
+    """Both prompts of a pair at 32 seeds. Raises NotApplicable for a model without prompts."""
+    if not is_text_conditioned(pipeline):
+        raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
+    seeds = [settings.seed + index for index in range(DIRECTION_SEEDS)]
+    batch_size = automatic_batch_size(settings, pipeline)
+
+    def images(prompt: str) -> torch.Tensor:
+        batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+        made = [call_pipeline(pipeline, prompts=[prompt] * len(batch), seeds=batch, settings=settings) for batch in batches]
+        return torch.from_numpy(to_uint8(np.concatenate(made))[0])
+
+    return Direction(pair, images(pair.source), images(pair.target))
