@@ -8,7 +8,7 @@ REPORT := diffusion-report.html
 .PHONY: demo test lint wheel clean
 
 demo: $(STAMP)
-	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(REPORT) examples/demo
+	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
 test: $(STAMP) lint

@@ -145,14 +145,16 @@ def tokenizer_stage(run: Run) -> None:
     """A byte-pair vocabulary in which each word of the captions is one token, in the CLIP file format."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    words = sorted({word for relation in RELATIONS for word in caption_of(0, 1, relation).split()} | {"an"}
-                   | {word for kind in KINDS for word in kind})
+    words = sorted(
+        {word for relation in RELATIONS for word in caption_of(0, 1, relation).split()} | {"an"} | {word for kind in KINDS for word in kind}
+    )
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     # Each word often, and each letter once, so that the base alphabet is complete.
-    model.train_from_iterator(words * 50 + letters, trainers.BpeTrainer(vocab_size=1000, min_frequency=2, end_of_word_suffix="</w>",
-                                                                      show_progress=False))
+    model.train_from_iterator(
+        words * 50 + letters, trainers.BpeTrainer(vocab_size=1000, min_frequency=2, end_of_word_suffix="</w>", show_progress=False)
+    )
     trained = json.loads(model.to_str())["model"]
     base = letters + [letter + "</w>" for letter in letters]
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in trained["merges"]]
@@ -184,15 +186,19 @@ def judge_stage(run: Run) -> None:
         batch = torch.randint(len(images), (64,), generator=generator)
         pixels = augment(images[batch].float() / 255, generator).to(run.device)
         logits = judge(pixels)
-        return sum(F.cross_entropy(logit, target[batch].to(run.device), label_smoothing=0.02)
-                   for logit, target in zip(logits, (layout, first, second), strict=True))
+        return sum(
+            F.cross_entropy(logit, target[batch].to(run.device), label_smoothing=0.02)
+            for logit, target in zip(logits, (layout, first, second), strict=True)
+        )
 
     def report() -> dict[str, float]:
         pixels, held = run.held_out()
         with torch.no_grad():
             noisy = (pixels + 0.05 * torch.randn(pixels.shape, generator=run.generator(0)).to(pixels)).clamp(0, 1)
-            return {"accuracy": read(judge.eval()(pixels), held).order.float().mean().item(),
-                    "accuracy_noisy": read(judge(noisy), held).order.float().mean().item()}
+            return {
+                "accuracy": read(judge.eval()(pixels), held).order.float().mean().item(),
+                "accuracy_noisy": read(judge(noisy), held).order.float().mean().item(),
+            }
 
     train(run, "judge", {"judge": judge}, loss_of, steps=3000, groups=[{"params": judge.parameters(), "lr": 2e-3}], report=report)
 
@@ -248,8 +254,14 @@ def clip_stage(run: Run) -> None:
         loss = loss - (columns / columns.sum(0) * logits[:, : len(batch)].log_softmax(0)).sum(0).mean()
         for embeds in (image_embeds, text_embeds[: len(batch)]):
             readings = reader(embeds * 8).split((len(LAYOUTS), len(KINDS), len(KINDS) + 1), dim=1)
-            loss = loss + sum(F.cross_entropy(reading, target[batch].to(run.device))
-                              for reading, target in zip(readings, (layout, first, second), strict=True)) / 2
+            loss = (
+                loss
+                + sum(
+                    F.cross_entropy(reading, target[batch].to(run.device))
+                    for reading, target in zip(readings, (layout, first, second), strict=True)
+                )
+                / 2
+            )
         return loss
 
     def report() -> dict[str, float]:
@@ -260,11 +272,20 @@ def clip_stage(run: Run) -> None:
             right = (image_embeds * embed_texts(clip, tokenizer, [scene.caption for scene in held])).sum(1)
             pairs = [index for index, scene in enumerate(held) if scene.second is not None]
             wrong = embed_texts(clip, tokenizer, [mirror(held[i]).caption for i in pairs])
-            return {"cosine": right.mean().item(),
-                    "relation_accuracy": (right[pairs] > (image_embeds[pairs] * wrong).sum(1)).float().mean().item()}
+            return {
+                "cosine": right.mean().item(),
+                "relation_accuracy": (right[pairs] > (image_embeds[pairs] * wrong).sum(1)).float().mean().item(),
+            }
 
-    train(run, "clip", {"clip": clip, "reader": reader}, loss_of, steps=3500,
-          groups=[{"params": [*clip.parameters(), *reader.parameters()], "lr": 1.5e-3}], report=report)
+    train(
+        run,
+        "clip",
+        {"clip": clip, "reader": reader},
+        loss_of,
+        steps=3500,
+        groups=[{"params": [*clip.parameters(), *reader.parameters()], "lr": 1.5e-3}],
+        report=report,
+    )
 
 
 def unet_stage(run: Run) -> None:
@@ -309,9 +330,15 @@ def unet_stage(run: Run) -> None:
         visible = (scheduler.alphas_cumprod[timesteps] * ~dropped[:, 0]).to(run.device)
         return loss + GROUNDING_WEIGHT * (visible * grounding_loss(watched.probs, masks[batch], places[batch])).mean()
 
-    train(run, "unet", {"unet": unet, "text_encoder": text_encoder}, loss_of, steps=UNET_STEPS,
-          groups=[{"params": unet.parameters(), "lr": 1.2e-3}, {"params": text_encoder.parameters(), "lr": 4e-4}],
-          ema={"unet": copy.deepcopy(unet), "text_encoder": copy.deepcopy(text_encoder)})
+    train(
+        run,
+        "unet",
+        {"unet": unet, "text_encoder": text_encoder},
+        loss_of,
+        steps=UNET_STEPS,
+        groups=[{"params": unet.parameters(), "lr": 1.2e-3}, {"params": text_encoder.parameters(), "lr": 4e-4}],
+        ema={"unet": copy.deepcopy(unet), "text_encoder": copy.deepcopy(text_encoder)},
+    )
 
 
 def export_stage(run: Run) -> None:
@@ -348,14 +375,20 @@ def evaluate_stage(run: Run) -> None:
     readings = []
     for start in range(0, len(scenes), 50):
         chunk = scenes[start : start + 50]
-        images = pipeline([scene.caption for scene in chunk], num_inference_steps=20, guidance_scale=4.0, output_type="pt",
-                          generator=run.generator(start)).images
+        images = pipeline(
+            [scene.caption for scene in chunk], num_inference_steps=20, guidance_scale=4.0, output_type="pt", generator=run.generator(start)
+        ).images
         with torch.no_grad():
             readings.append(read(judge.eval()(images.float()), chunk))
     single = torch.tensor([scene.second is None for scene in scenes])
     objects, order = (torch.cat([getattr(reading, name) for reading in readings]).float() for name in ("objects", "order"))
-    run.log("evaluate", prompts=len(scenes), one_object=objects[single].mean().item(), two_objects=objects[~single].mean().item(),
-            two_objects_in_order=order[~single].mean().item())
+    run.log(
+        "evaluate",
+        prompts=len(scenes),
+        one_object=objects[single].mean().item(),
+        two_objects=objects[~single].mean().item(),
+        two_objects_in_order=order[~single].mean().item(),
+    )
 
 
 class WatchedAttention:
@@ -363,10 +396,18 @@ class WatchedAttention:
 
     probs: torch.Tensor
 
-    def __call__(self, attn: nn.Module, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
-                 attention_mask: None = None, **_: object) -> torch.Tensor:
-        query, key, value = (attn.head_to_batch_dim(layer(states)) for layer, states in (
-            (attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states)))
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        query, key, value = (
+            attn.head_to_batch_dim(layer(states))
+            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states))
+        )
         probs = attn.get_attention_scores(query, key, attention_mask)
         self.probs = probs.unflatten(0, (-1, attn.heads)).mean(1)
         return attn.to_out[0](attn.batch_to_head_dim(probs @ value))
@@ -408,8 +449,15 @@ def seeded(run: Run, build: Callable[[], nn.Module]) -> nn.Module:
 
 def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=VAE_WIDTHS, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=VAE_WIDTHS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        sample_size=32,
         scaling_factor=SCALING_FACTOR,
     )
 
@@ -422,16 +470,30 @@ def load_vae(run: Run) -> AutoencoderKL:
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=UNET_WIDTHS, norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=64, attention_head_dim=4,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=UNET_WIDTHS,
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=64,
+        attention_head_dim=4,
     )
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     common = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 64}
-    text = {**common, "num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_LENGTH,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    text = {
+        **common,
+        "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
     vision = {**common, "num_hidden_layers": 3, "image_size": 32, "patch_size": 4}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
@@ -447,8 +509,9 @@ def build_text_encoder(run: Run, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                         set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
 
 
 def trained_pipeline(run: Run) -> StableDiffusionPipeline:
@@ -458,8 +521,14 @@ def trained_pipeline(run: Run) -> StableDiffusionPipeline:
     unet.load_state_dict(state["ema.unet"])
     text_encoder.load_state_dict(state["ema.text_encoder"])
     return StableDiffusionPipeline(
-        vae=load_vae(run), text_encoder=text_encoder.to("cpu").eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=load_vae(run),
+        text_encoder=text_encoder.to("cpu").eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

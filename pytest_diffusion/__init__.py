@@ -63,7 +63,7 @@ _PLACES = {
 }
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605 - derived, so that a name is written once
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

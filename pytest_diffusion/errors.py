@@ -22,7 +22,7 @@ class NotApplicable(Exception):  # noqa: N818 - not an error: the check has noth
     """Raised by a check that cannot see what it needs; becomes the verdict `skipped` with this reason."""
 
 
-class QualityFailure(AssertionError):
+class QualityFailure(AssertionError):  # noqa: N818 - named as pytest names its own
     """A measured figure lies outside its limits. Fields: `verdict`."""
 
     def __init__(self, verdict: Verdict) -> None:

@@ -173,7 +173,7 @@ def diffusion_attention(diffusion_settings: Settings, diffusion_pipeline: Any) -
 
 @pytest.fixture(scope="session")
 def diffusion_latents(diffusion_pipeline: Any) -> LatentCodec:
-    """encode and decode between images and scaled latents; skips for a pixel-space model."""
+    """Encode and decode between images and scaled latents; skips for a pixel-space model."""
     from pytest_diffusion.adapters.latents import LatentCodec
 
     with _readable_errors():
@@ -181,7 +181,9 @@ def diffusion_latents(diffusion_pipeline: Any) -> LatentCodec:
 
 
 @pytest.fixture(scope="session")
-def diffusion_trials(request: pytest.FixtureRequest, diffusion_pipeline: Any, diffusion_prompts: list[str], diffusion_settings: Settings) -> Trials:
+def diffusion_trials(
+    request: pytest.FixtureRequest, diffusion_pipeline: Any, diffusion_prompts: list[str], diffusion_settings: Settings
+) -> Trials:
     """Small controlled runs: the same seed again, another batch size, another guidance."""
     from pytest_diffusion.samples.trials import Trials
 

@@ -22,7 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         many = option.name == "thresholds"
         text = option.help.replace("%", "%%")
         group.addoption(option.flag, dest=option.ini, metavar=option.metavar, action="append" if many else "store", default=None, help=text)
-        parser.addini(option.ini, f"the same as {option.flag}", type="args" if many else "string", default=[] if many else "")
+        if many:
+            parser.addini(option.ini, f"the same as {option.flag}", type="args", default=[])
+        else:
+            parser.addini(option.ini, f"the same as {option.flag}", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -98,7 +101,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         if measurement is not None:
             report.user_properties.append((f"diffusion.{verdict['check']}", measurement["value"]))
         report.user_properties.append((f"diffusion.{verdict['check']}.outcome", verdict["outcome"]))
-    report.diffusion = {"verdicts": list(verdicts), "notes": notes, "run": dict(item.config.stash.get(RUN, {}))}
+    # An attribute of its own travels with the report, xdist included.
+    report.diffusion = {"verdicts": list(verdicts), "notes": notes, "run": item.config.stash.get(RUN, None) or {}}  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()
     for key in (NUMBERS, NOTES):
         item.stash[key] = []

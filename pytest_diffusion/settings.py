@@ -229,7 +229,9 @@ def _check_model(model: str) -> None:
         return
     if path.suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth") or path.is_file():
         if path.suffix != ".safetensors":
-            raise SettingsError(f"{flag}: {model} is not a .safetensors file; pickled checkpoints can run code and are refused: convert it first.")
+            raise SettingsError(
+                f"{flag}: {model} is not a .safetensors file; pickled checkpoints can run code and are refused: convert it first."
+            )
         if not path.is_file():
             raise SettingsError(f"{flag}: the file {model} does not exist.")
         return
@@ -243,7 +245,8 @@ def _check_model(model: str) -> None:
         raise SettingsError(f"{flag}: the folder {model} does not exist.")
     if len(path.parts) != 2:
         raise SettingsError(
-            f"{flag} is {model!r}; expected 'demo', a diffusers folder, a .safetensors file, package.module:callable, or a hub id as in owner/name."
+            f"{flag} is {model!r}; expected 'demo', a diffusers folder, a .safetensors file, "
+            "package.module:callable, or a hub id as in owner/name."
         )
 
 
@@ -251,7 +254,9 @@ def _check_model_folder(flag: str, folder: Path) -> None:
     """A diffusers folder whose configurations are JSON objects."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise SettingsError(f"{flag}: {folder} has no model_index.json, so it is not a diffusers pipeline folder (save it with pipeline.save_pretrained).")
+        raise SettingsError(
+            f"{flag}: {folder} has no model_index.json, so it is not a diffusers pipeline folder (save it with pipeline.save_pretrained)."
+        )
     parts = [name for name, value in _read_json(flag, index).items() if isinstance(value, list) and len(value) == 2 and value[0]]
     for name in parts:
         if not (folder / name).is_dir():
@@ -284,7 +289,9 @@ def _check_reference(flag: str, value: str) -> None:
     elif ":" in value and not path.exists():
         _check_callable(flag, value)
     else:
-        raise SettingsError(f"{flag}: {value} does not exist; expected 'demo', an image folder, an .npz file, hf:name[split] or package.module:callable.")
+        raise SettingsError(
+            f"{flag}: {value} does not exist; expected 'demo', an image folder, an .npz file, hf:name[split] or package.module:callable."
+        )
 
 
 def _check_prompts(flag: str, value: str) -> None:
@@ -309,7 +316,9 @@ def _check_features(flag: str, value: str) -> None:
     elif found:
         _check_callable(flag, value)
     elif value != "inception":
-        raise SettingsError(unknown_name(flag, value, ("inception", "demo", "clip:PATH_OR_ID", "dinov2:PATH_OR_ID", "package.module:callable")))
+        raise SettingsError(
+            unknown_name(flag, value, ("inception", "demo", "clip:PATH_OR_ID", "dinov2:PATH_OR_ID", "package.module:callable"))
+        )
 
 
 def _check_clip(flag: str, value: str) -> None:

@@ -98,5 +98,5 @@ def _limits(shown: str, check: str, table: Any, below: Limits | None) -> Limits:
     if below is not None:
         values = {"min_samples": below.min_samples, "min_reference": below.min_reference, **values}
     if not values.get("source"):
-        raise SettingsError(f"{where} has no source: say where the limit comes from, as in source = \"Heusel et al. 2017\".")
+        raise SettingsError(f'{where} has no source: say where the limit comes from, as in source = "Heusel et al. 2017".')
     return Limits(**values, where=where)

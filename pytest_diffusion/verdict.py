@@ -89,9 +89,7 @@ class Verdict:
         return cls(**{**data, "measurement": measurement, "limits": limits})
 
 
-def judge(
-    check: str, measurement: Measurement, limits: Limits | None, *, mode: str = "", title: str = "", strict: bool = True
-) -> Verdict:
+def judge(check: str, measurement: Measurement, limits: Limits | None, *, mode: str = "", title: str = "", strict: bool = True) -> Verdict:
     """The verdict on a measurement.
 
     `pass` needs enough samples and the whole interval within the limits, `fail` the whole interval

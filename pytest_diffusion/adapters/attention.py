@@ -73,14 +73,14 @@ def cross_attention_layers(pipeline: Any) -> list[str]:
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text, so it has no cross-attention.")
     names = [name for name, _ in network.named_modules() if name.endswith(".attn2")]
     if not names:
-        raise NotApplicable(f"{type(network).__name__} has no attn2 modules, so its text attention cannot be told from self-attention here.")
+        raise NotApplicable(
+            f"{type(network).__name__} has no attn2 modules, so its text attention cannot be told from self-attention here."
+        )
     return names
 
 
 @contextmanager
-def record_attention(
-    pipeline: Any, *, layers: Sequence[str] | None = None, steps: Sequence[int] = ()
-) -> Iterator[AttentionRecord]:
+def record_attention(pipeline: Any, *, layers: Sequence[str] | None = None, steps: Sequence[int] = ()) -> Iterator[AttentionRecord]:
     """Record the cross-attention of the pipeline call made inside the `with` block.
 
     `layers` are module names of the denoiser (default: every `attn2`), `steps` the step indices whose
@@ -103,7 +103,9 @@ def record_attention(
     half = num_train_timesteps(pipeline.scheduler) / 2
     handles = [
         network.register_forward_pre_hook(lambda _, args, kwargs: _note_timestep(record, args, kwargs), with_kwargs=True),
-        pipeline.text_encoder.register_forward_pre_hook(lambda _, args, kwargs: _note_tokens(record, pipeline, args, kwargs), with_kwargs=True),
+        pipeline.text_encoder.register_forward_pre_hook(
+            lambda _, args, kwargs: _note_tokens(record, pipeline, args, kwargs), with_kwargs=True
+        ),
     ]
     for name in chosen:
         # The processor is set on the module itself: set_processor would look for LoRA weights to drop.

@@ -252,8 +252,9 @@ def _stored_dtype(model: str, device: str) -> torch.dtype | None:
 
     for file in sorted(path for part in ("unet", "transformer") for path in (folder / part).glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
-                return opened.get_tensor(key).dtype
+            for key in opened.keys():
+                dtype: torch.dtype = opened.get_tensor(key).dtype
+                return dtype
     return None
 
 
@@ -263,7 +264,12 @@ def _load_single_file(path: Path) -> Any:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 
     kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
-    classes = {"xl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline", "sd35": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
+    classes = {
+        "xl": "StableDiffusionXLPipeline",
+        "sd3": "StableDiffusion3Pipeline",
+        "sd35": "StableDiffusion3Pipeline",
+        "flux": "FluxPipeline",
+    }
     name = next((value for prefix, value in classes.items() if kind.startswith(prefix)), "StableDiffusionPipeline")
     config = path.with_suffix(".config")
     local = {"config": str(config), "local_files_only": True} if config.is_dir() else {}

@@ -162,5 +162,7 @@ def _overlays(attention: Any) -> dict[str, Any]:
 def _small(values: torch.Tensor) -> list[list[float]]:
     """A map of at most 32 by 32 rounded numbers."""
     if max(values.shape) > 32:
-        values = torch.nn.functional.adaptive_avg_pool2d(values[None, None].float(), (min(32, values.shape[0]), min(32, values.shape[1])))[0, 0]
+        values = torch.nn.functional.adaptive_avg_pool2d(values[None, None].float(), (min(32, values.shape[0]), min(32, values.shape[1])))[
+            0, 0
+        ]
     return [[round(float(value), 4) for value in row] for row in values]

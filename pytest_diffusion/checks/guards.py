@@ -22,7 +22,9 @@ def finite_images(samples: Any) -> Measurement:
     if wrong:
         first = int((~finite).nonzero()[0])
         hint = f"The first is sample {first}: the denoiser or the decoder overflows or divides by zero (try float32)."
-    return Measurement(wrong, "number of samples with nan or infinity", num_samples=len(images), hint=hint, series=_gallery(samples, images))
+    return Measurement(
+        wrong, "number of samples with nan or infinity", num_samples=len(images), hint=hint, series=_gallery(samples, images)
+    )
 
 
 @check("metrics", "no sample is constant")
@@ -52,7 +54,7 @@ def duplicate_images(samples: Any) -> Measurement:
             repeats.append((index, earlier))
     hint = ""
     if repeats:
-        hint = f"Only {len(first_of)} of {len(images)} samples are different; sample {repeats[0][0]} repeats sample {repeats[0][1]}. Are seeds reused?"
+        hint = f"Only {len(first_of)} of {len(images)} samples are different; sample {repeats[0][0]} repeats sample {repeats[0][1]}."
     return Measurement(len(repeats), "number of repeated samples", num_samples=len(images), hint=hint)
 
 
@@ -67,7 +69,9 @@ def same_resolution(samples: Any, reference: Reference) -> Measurement:
     hint = ""
     if small:
         size, count = max(small.items(), key=lambda item: item[1])
-        hint = f"{count} are {size}, the samples {width}x{height}: generate at the reference's size (--diffusion-height, --diffusion-width)."
+        hint = (
+            f"{count} are {size}, the samples {width}x{height}: generate at the reference's size (--diffusion-height, --diffusion-width)."
+        )
     return Measurement(sum(small.values()), "number of reference images below the samples' resolution", num_samples=len(images), hint=hint)
 
 

@@ -30,7 +30,9 @@ def fid(features: Any, reference_features: Any) -> Measurement:
     shift = float((torch.as_tensor(values).double().mean(0) - statistics.mean).square().sum())
     hint = f"{shift / distance:.0%} of it is a shift of the mean, the rest a difference in spread." if distance > 0 else ""
     name = "FID" if _extractor(features).startswith("inception") else "Fréchet distance"
-    return _with_error(distance, frechet_standard_error(values, reference), features, reference_features, name=name, series=series, hint=hint)
+    return _with_error(
+        distance, frechet_standard_error(values, reference), features, reference_features, name=name, series=series, hint=hint
+    )
 
 
 @check("metrics", "kernel distance of features (KID)")
@@ -56,7 +58,7 @@ def recall(features: Any, reference_features: Any) -> Measurement:
 
 @check("metrics", "Inception score")
 def inception_score(features: Any) -> Measurement:
-    """exp of the mean information of the class given the image. Source: arXiv:1606.03498.
+    """Exp of the mean information of the class given the image. Source: arXiv:1606.03498.
 
     `features`: the fixture's, or class probabilities (N, K).
     """
@@ -85,12 +87,15 @@ def clip_score(samples: Any, clip: Any) -> Measurement:
     images = clip.image_embeds(samples.images)
     texts = clip.text_embeds(prompts)
     scores = clip_scores(images, texts)
-    # Every sample with the prompt of another, as far away in the list as possible.
-    other = clip_scores(images, texts.roll(len(texts) // 2, 0))
+    # Every sample with a prompt of another sample that differs from its own.
+    distinct = list(dict.fromkeys(prompts))
+    foreign_of = {prompt: distinct[(index + len(distinct) // 2) % len(distinct)] for index, prompt in enumerate(distinct)}
+    other = clip_scores(images, clip.text_embeds([foreign_of[prompt] for prompt in prompts]))
     own, foreign, error = float(scores.mean()), float(other.mean()), mean_error(scores - other)
     hint = f"With the prompt of another sample it is {foreign:.1f}."
-    if own - foreign < 3 * error and len(set(prompts)) > 1:
-        hint += " Samples fit their own prompt no better than another's: prompts and images are not aligned (shuffled captions, or a text encoder that is not heard)."
+    if len(distinct) > 1 and own - foreign < 3 * error:
+        hint += " Samples fit their own prompt no better than another's: prompts and images are not aligned"
+        hint += " (shuffled captions, or a text encoder that is not heard)."
     worst = scores.argsort()[:8].tolist()
     series = {
         "scores": [float(score) for score in scores.sort().values[:: max(1, len(scores) // 200)]],
@@ -99,7 +104,13 @@ def clip_score(samples: Any, clip: Any) -> Measurement:
         "captions": [f"{prompts[index]} ({float(scores[index]):.0f})" for index in worst],
     }
     return Measurement.with_error(
-        own, mean_error(scores), name="CLIP score", num_samples=len(scores), series=series, hint=hint, protocol={"extractor": f"CLIP {clip.name}"}
+        own,
+        mean_error(scores),
+        name="CLIP score",
+        num_samples=len(scores),
+        series=series,
+        hint=hint,
+        protocol={"extractor": f"CLIP {clip.name}"},
     )
 
 

@@ -74,9 +74,7 @@ def sigmas_monotonic(scheduler: Any) -> Measurement:
 def log_snr_first(scheduler: Any) -> Measurement:
     """Log-SNR of the first training timestep, in nats: how clean the cleanest input is."""
     curve = schedulers.log_snr(scheduler)
-    return Measurement(
-        float(curve[0]), "log-SNR at the first timestep", "nats", series=_curves(curve), hint=_betas_hint(scheduler)
-    )
+    return Measurement(float(curve[0]), "log-SNR at the first timestep", "nats", series=_curves(curve), hint=_betas_hint(scheduler))
 
 
 @check("schedule", "log-SNR at the noisiest timestep")

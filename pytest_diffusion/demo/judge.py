@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 64, 64)
         blocks = []
-        for index, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             blocks += [
                 nn.Conv2d(width_in, width_out, 3, stride=1 if index == 0 else 2, padding=1),
                 nn.GroupNorm(8, width_out),

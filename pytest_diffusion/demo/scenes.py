@@ -78,8 +78,7 @@ def parse_caption(caption: str) -> Scene:
         if found and head in kinds and tail in kinds:
             return scene_of(kinds[head], kinds[tail], relation)
     raise ValueError(
-        f"The demo's caption language does not contain {caption!r}; "
-        "it says 'a COLOUR SHAPE' or 'a COLOUR SHAPE RELATION a COLOUR SHAPE'."
+        f"The demo's caption language does not contain {caption!r}; it says 'a COLOUR SHAPE' or 'a COLOUR SHAPE RELATION a COLOUR SHAPE'."
     )
 
 
@@ -138,10 +137,11 @@ def _noun_phrase(kind: int) -> str:
 
 def _backgrounds(rng: np.random.Generator, count: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Light greys with a faint linear gradient in a random direction: (N, 3, 32, 32)."""
-    level, slope, angle = rng.uniform(0.86, 0.96, count), rng.uniform(0, 0.08, count), rng.uniform(0, 2 * np.pi, count)
-    level, slope, angle = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (level, slope, angle))
+    draws = rng.uniform(0.86, 0.96, count), rng.uniform(0, 0.08, count), rng.uniform(0, 2 * np.pi, count)
+    level, slope, angle = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in draws)
     ramp = (x / IMAGE_SIZE - 0.5) * angle.cos() + (y / IMAGE_SIZE - 0.5) * angle.sin()
-    return (level + slope * ramp).clamp(0, 1)[:, None].repeat(1, 3, 1, 1)
+    grey: torch.Tensor = (level + slope * ramp).clamp(0, 1)
+    return grey[:, None].repeat(1, 3, 1, 1)
 
 
 def _place(rng: np.random.Generator, layout: str, slot: int) -> tuple[float, float, float]:

@@ -17,7 +17,8 @@ def token_entropy(scores: torch.Tensor) -> torch.Tensor:
     if count < 2:
         raise ValueError(f"An entropy over {count} token says nothing; at least 2 are needed.")
     log_probs = scores.log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1) / math.log(count)
+    entropy: torch.Tensor = -(log_probs.exp() * log_probs).sum(-1) / math.log(count)
+    return entropy
 
 
 def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
@@ -34,7 +35,8 @@ def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
     upper = ordered.gather(-1, index)
     lower = torch.where(index > 0, ordered.gather(-1, (index - 1).clamp(min=0)), torch.zeros_like(upper))
     part = (total / 2 - lower) / (upper - lower).clamp(min=1e-300)
-    return ((index + part) / count).squeeze(-1)
+    share: torch.Tensor = ((index + part) / count).squeeze(-1)
+    return share
 
 
 def map_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

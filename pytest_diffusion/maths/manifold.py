@@ -1,4 +1,4 @@
-"""Improved precision and recall: does each side lie within the k-nearest-neighbour manifold of the other?"""
+"""Improved precision and recall: how much of each side lies within the k-nearest-neighbour manifold of the other."""
 
 from __future__ import annotations
 

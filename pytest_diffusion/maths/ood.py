@@ -35,7 +35,8 @@ class MahalanobisScorer:
         """Mahalanobis distances (N,), float64, of latents (N, D)."""
         matrix = as_matrix(latents, "latents")
         same_width(matrix, self.mean[None])
-        return ((matrix - self.mean) @ self.precision_factor.T).norm(dim=1)
+        distances: torch.Tensor = ((matrix - self.mean) @ self.precision_factor.T).norm(dim=1)
+        return distances
 
     def scores(self, latents: ArrayLike) -> torch.Tensor:
         """How atypical each latent is, (N,): |log distance − typical log distance|.

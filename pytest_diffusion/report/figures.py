@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 
 Series = dict[str, Any]
@@ -29,7 +30,7 @@ _STYLE = {
     "axes.spines.right": False,
     "xtick.color": _INK,
     "ytick.color": _INK,
-    "axes.prop_cycle": mpl.cycler(color=_PALETTE),
+    "axes.prop_cycle": cycler(color=_PALETTE),
     "legend.frameon": False,
     "axes.grid": True,
     "grid.alpha": 0.15,
@@ -64,7 +65,9 @@ def _log_snr(series: Series) -> Figure:
         finite = [(index / (len(values) - 1), _number(value)) for index, value in enumerate(values)]
         shown = [(place, value) for place, value in finite if math.isfinite(value)]
         own = name == "this model"
-        axes.plot(*zip(*shown, strict=True), label=name, linewidth=2.4 if own else 1.1, linestyle="-" if own else "--", zorder=3 if own else 2)
+        axes.plot(
+            *zip(*shown, strict=True), label=name, linewidth=2.4 if own else 1.1, linestyle="-" if own else "--", zorder=3 if own else 2
+        )
     axes.set(xlabel="t / T (clean to noisy)", ylabel="log-SNR in nats", title="Noise schedule beside the textbook ones")
     axes.legend()
     return figure
@@ -73,7 +76,9 @@ def _log_snr(series: Series) -> Figure:
 def _midway(series: Series) -> Figure:
     figure, axes = _axes(4.6, 2.2)
     names = list(series["falls"])
-    axes.barh(names, [series["falls"][name] for name in names], color=[_PALETTE[1] if name == "this model" else _PALETTE[0] for name in names])
+    axes.barh(
+        names, [series["falls"][name] for name in names], color=[_PALETTE[1] if name == "this model" else _PALETTE[0] for name in names]
+    )
     axes.set(xlabel="steepest fall of log-SNR, nats per t/T", title="Mid-way fall: a cosine is the gentlest")
     return figure
 
@@ -99,7 +104,12 @@ def _entropy(series: Series) -> Figure:
     figure, axes = _axes(5.6, 3.2)
     timesteps = series["timesteps"]
     for name, values in series["entropy"].items():
-        axes.plot(timesteps[: len(values)], values, label=name.replace(".transformer_blocks", "").replace(".attn2", ""), linewidth=2 if name.startswith("up") else 1)
+        axes.plot(
+            timesteps[: len(values)],
+            values,
+            label=name.replace(".transformer_blocks", "").replace(".attn2", ""),
+            linewidth=2 if name.startswith("up") else 1,
+        )
     axes.invert_xaxis()
     axes.set(xlabel="timestep (noisy to clean)", ylabel="token entropy (1 = uniform)", title="Attention over the steps, by layer")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

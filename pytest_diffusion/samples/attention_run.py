@@ -59,9 +59,7 @@ class AttentionRun:
         return maps
 
 
-def run_attention(
-    pipeline: Any, phrases: Sequence[Phrase], settings: Settings, *, layers: Sequence[str] | None = None
-) -> AttentionRun:
+def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, *, layers: Sequence[str] | None = None) -> AttentionRun:
     """Generate one image for each phrase and record every cross-attention layer on the way.
 
     Raises NotApplicable for a model without text cross-attention.

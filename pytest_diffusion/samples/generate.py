@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_diffusion.adapters.pipelines import call_pipeline, config_text, denoiser, device_of, fingerprint, image_size, is_text_conditioned
+from pytest_diffusion.adapters.pipelines import (
+    call_pipeline,
+    config_text,
+    denoiser,
+    device_of,
+    fingerprint,
+    image_size,
+    is_text_conditioned,
+)
 from pytest_diffusion.samples.store import Samples, SampleStore, cache_root
 from pytest_diffusion.settings import Settings
 
@@ -48,9 +56,7 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
     }
 
 
-def generate_samples(
-    pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None
-) -> Samples:
+def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None) -> Samples:
     """`settings.num_samples` images from the store, generated first where they are missing.
 
     Sample i has prompt i modulo their number and seed `settings.seed` + i. Another process that wants the

@@ -9,7 +9,24 @@ from typing import NamedTuple
 
 from pytest_diffusion.errors import ModelError
 
-_OBJECTS = ("car", "cat", "dog", "house", "flower", "boat", "bird", "chair", "bicycle", "apple", "horse", "clock", "train", "tree", "cup", "hat")
+_OBJECTS = (
+    "car",
+    "cat",
+    "dog",
+    "house",
+    "flower",
+    "boat",
+    "bird",
+    "chair",
+    "bicycle",
+    "apple",
+    "horse",
+    "clock",
+    "train",
+    "tree",
+    "cup",
+    "hat",
+)
 _COLOURS = ("red", "blue", "green", "yellow")
 _SCENES = ("in a field", "on a table", "by the sea", "in the snow")
 

@@ -1,0 +1,145 @@
+import pytest
+import torch
+
+import pytest_diffusion as pd
+from pytest_diffusion.adapters.images import Reference
+from pytest_diffusion.maths.frechet import FeatureStatistics
+
+
+def noise(count, *, seed=0, size=16):
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def gauss(count, *, seed, shift=0.0):
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_sound_images_pass_every_guard():
+    images = noise(20)
+    for assertion in (pd.assert_finite_images, pd.assert_no_constant_images, pd.assert_no_duplicate_images):
+        assert assertion(images).outcome == "pass"
+    assert pd.assert_same_resolution(images, Reference("r", noise(5), sizes={"16x16": 5})).outcome == "pass"
+
+
+def test_nan_is_counted_and_placed():
+    images = noise(5).float() / 255
+    images[3, 0, 0, 0] = float("nan")
+    with pytest.raises(pd.QualityFailure, match=r"nan or infinity is 1 .*The first is sample 3"):
+        pd.assert_finite_images(images)
+
+
+@pytest.mark.parametrize(("level", "shade"), [(0, "black"), (255, "white"), (128, "flat, at level 128 of 255")])
+def test_constant_images_are_called_by_their_shade(level, shade):
+    images = noise(5)
+    images[2] = level
+    with pytest.raises(pd.QualityFailure, match=f"sample 2, which is {shade}"):
+        pd.assert_no_constant_images(images)
+
+
+def test_repeated_images_are_found():
+    with pytest.raises(pd.QualityFailure, match="Only 4 of 12 samples are different; sample 4 repeats sample 0"):
+        pd.assert_no_duplicate_images(noise(4).repeat(3, 1, 1, 1))
+
+
+def test_a_small_reference_is_refused():
+    reference = Reference("r", noise(5), sizes={"16x16": 3, "8x8": 2})
+    with pytest.raises(pd.QualityFailure, match="2 are 8x8, the samples 16x16"):
+        pd.assert_same_resolution(noise(5), reference)
+
+
+def test_fid_of_like_and_unlike():
+    assert pd.assert_fid_below(gauss(500, seed=0), gauss(500, seed=1), at_most=1.0).outcome == "pass"
+    with pytest.raises(pd.QualityFailure, match=r"Fréchet distance is 7\d.*9\d% of it is a shift of the mean"):
+        pd.assert_fid_below(gauss(500, seed=0, shift=3.0), gauss(500, seed=1), at_most=1.0)
+
+
+def test_fid_near_its_limit_is_inconclusive():
+    with pytest.raises(pd.InconclusiveFailure, match=r"its interval straddles the limit; .*samples would decide"):
+        pd.assert_fid_below(gauss(500, seed=0, shift=0.5), gauss(500, seed=1), at_most=2.05)
+
+
+def test_fid_with_too_few_samples_is_never_a_pass():
+    with pytest.raises(pd.InconclusiveFailure, match="not enough samples: 500 samples, at least 10000 are needed"):
+        pd.assert_fid_below(gauss(500, seed=0), gauss(500, seed=1))
+
+
+def test_statistics_serve_fid_and_refuse_the_rest():
+    statistics = FeatureStatistics.from_features(gauss(500, seed=1))
+    assert pd.assert_fid_below(gauss(500, seed=0), statistics, at_most=1.0).measurement.num_reference == 500
+    with pytest.raises(pd.QualityFailure, match="needs the features of single images"):
+        pd.assert_kid_below(gauss(500, seed=0), statistics, at_most=1.0)
+
+
+def test_kid_precision_recall():
+    real, other = gauss(400, seed=0), gauss(400, seed=1)
+    assert pd.assert_kid_below(other, real, at_most=0.1).outcome == "pass"
+    assert pd.assert_precision_above(other, real, at_least=0.6).outcome == "pass"
+    assert pd.assert_recall_above(other, real, at_least=0.6).outcome == "pass"
+    far = gauss(400, seed=2, shift=4.0)
+    for assertion, limit in (
+        (pd.assert_kid_below, {"at_most": 0.1}),
+        (pd.assert_precision_above, {"at_least": 0.6}),
+        (pd.assert_recall_above, {"at_least": 0.6}),
+    ):
+        with pytest.raises(pd.QualityFailure, match="allowed at"):
+            assertion(far, real, **limit)
+
+
+def test_inception_score():
+    sure = torch.eye(10).repeat(20, 1)
+    assert pd.assert_inception_score_above(sure, at_least=9).outcome == "pass"
+    with pytest.raises(pd.QualityFailure, match="Inception score is 1"):
+        pd.assert_inception_score_above(torch.full((100, 10), 0.1), at_least=9)
+
+
+class Embedder:
+    """A CLIP whose images say which of the prompts they show."""
+
+    name = "test"
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def image_embeds(self, images):
+        return torch.eye(10)[self.shown] + 0.3
+
+    def text_embeds(self, prompts):
+        return torch.eye(10)[[int(prompt) for prompt in prompts]] + 0.3
+
+
+def labelled(order):
+    from pytest_diffusion.samples.store import Samples
+
+    count = len(order)
+    return Samples(noise(count), [str(index) for index in order], list(range(count)), torch.ones(count, dtype=torch.bool))
+
+
+def test_clip_score_names_shuffled_prompts():
+    order = [index % 10 for index in range(200)]
+    # Rolled by half the list the prompts would meet themselves again, so another order is used.
+    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0)).remainder(10).tolist()
+    aligned = pd.assert_clip_score_above(labelled(shuffled), Embedder(shuffled), at_least=90)
+    assert aligned.outcome == "pass"
+    with pytest.raises(pd.QualityFailure, match="prompts and images are not aligned"):
+        pd.assert_clip_score_above(labelled(order), Embedder(shuffled), at_least=90)
+
+
+def test_helpers_show_the_parameters_of_their_checks():
+    import inspect
+
+    signature = inspect.signature(pd.assert_fid_below)
+    assert list(signature.parameters) == ["features", "reference_features", "at_least", "at_most", "min_samples", "thresholds"]
+    assert "Source: arXiv:1706.08500" in pd.assert_fid_below.__doc__
+
+
+def test_every_check_has_a_helper():
+    import pytest_diffusion.assertions as assertions
+    from pytest_diffusion.checks import all_checks
+
+    documented = {
+        inner.__doc__.partition("Judged as the check `")[2].partition("`")[0]
+        for name, inner in vars(assertions).items()
+        if name.startswith("assert_") and inner.__doc__ and "Judged as the check" in inner.__doc__
+    }
+    assert documented == {check.name for check in all_checks()}
+    assert {name for name in vars(assertions) if name.startswith("assert_")} == {name for name in pd.__all__ if name.startswith("assert_")}

@@ -1,0 +1,202 @@
+"""Latent and attention checks: the demo's own parts pass, broken ones are named."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import pytest_diffusion as pd
+from pytest_diffusion.adapters.clip import load_clip
+from pytest_diffusion.adapters.images import Reference
+from pytest_diffusion.adapters.latents import LatentCodec
+from pytest_diffusion.demo import reference_images
+from pytest_diffusion.samples.attention_run import run_attention
+from pytest_diffusion.samples.prompts import DirectionPair, phrases
+from pytest_diffusion.samples.trials import Direction
+
+
+@pytest.fixture(scope="module")
+def codec(demo_pipeline):
+    return LatentCodec.of(demo_pipeline)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Reference("demo", reference_images(300), sizes={"32x32": 300})
+
+
+@pytest.fixture(scope="module")
+def attention(demo_pipeline, demo_settings):
+    return run_attention(demo_pipeline, phrases("demo", 24), replace(demo_settings, steps=10))
+
+
+def test_the_demos_latent_space_passes(codec, reference):
+    for assertion in (
+        pd.assert_vae_psnr_above,
+        pd.assert_latent_std,
+        pd.assert_slerp_smooth,
+        pd.assert_slerp_drift,
+        pd.assert_ood_auroc_above,
+        pd.assert_ood_false_alarms_below,
+    ):
+        assert assertion(codec, reference, thresholds="demo").outcome == "pass", assertion
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(1.0, "scaling factor is missing"), (0.18215**2, "scaling factor was applied twice"), (0.6, "scaling factor is wrong")],
+)
+def test_a_wrong_scaling_factor_is_named(codec, reference, factor, message):
+    with pytest.raises(pd.QualityFailure, match=message):
+        pd.assert_latent_std(replace(codec, scaling_factor=factor), reference)
+
+
+def test_a_vae_that_loses_the_image_is_seen(codec, reference):
+    broken = replace(codec, vae=copy.deepcopy(codec.vae))
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.weight *= 0.3
+    with pytest.raises(pd.QualityFailure, match="round-trip PSNR is"):
+        pd.assert_vae_psnr_above(broken, reference)
+
+
+@dataclass
+class Jumping:
+    """A codec whose decoder shows another image from the middle of every path on."""
+
+    inner: LatentCodec
+
+    def encode(self, images):
+        return self.inner.encode(images)
+
+    def decode(self, latents):
+        frames = self.inner.decode(latents)
+        frames[len(frames) // 2 :] = 1 - frames[len(frames) // 2 :]
+        return frames
+
+
+def test_a_jump_in_the_path_is_found(codec, reference):
+    with pytest.raises(pd.QualityFailure, match="The jump lies between frames 7 and 8"):
+        pd.assert_slerp_smooth(Jumping(codec), reference)
+
+
+def test_a_path_that_runs_back_is_found(codec, reference):
+    class Folding(Jumping):
+        def decode(self, latents):
+            frames = self.inner.decode(latents)
+            return torch.cat([frames[::2], frames[::2].flip(0)[1:]])
+
+    with pytest.raises(pd.QualityFailure, match=r"share of steps that drift away is 0\.5"):
+        pd.assert_slerp_drift(Folding(codec), reference)
+
+
+def test_an_encoder_that_sees_nothing_has_no_auroc(codec, reference):
+    class Blind(Jumping):
+        def encode(self, images):
+            return torch.randn(len(images), 4, 8, 8, generator=torch.Generator().manual_seed(len(images)))
+
+    with pytest.raises(pd.QualityFailure, match="AUROC for"):
+        pd.assert_ood_auroc_above(Blind(codec), reference)
+
+
+def test_references_that_change_half_way_score_as_outliers(codec, reference):
+    drifting = reference.images.clone()
+    drifting[150:][1::2] = 255 - drifting[150:][1::2]
+    with pytest.raises(pd.QualityFailure, match="share of references flagged as outliers"):
+        pd.assert_ood_false_alarms_below(codec, replace(reference, images=drifting))
+
+
+def test_twenty_references_are_not_enough(codec, reference):
+    with pytest.raises(pd.InconclusiveFailure, match="10 reference images, at least 100 are needed"):
+        pd.assert_ood_auroc_above(codec, replace(reference, images=reference.images[:20]))
+
+
+def test_semantic_direction():
+    from pytest_diffusion.demo.scenes import render, scene_of, to_uint8
+
+    clip = load_clip("demo")
+    source = to_uint8(render([scene_of(0)] * 32, seed=1)[0])
+    target = to_uint8(render([scene_of(16)] * 32, seed=1)[0])
+    pair = DirectionPair("a red circle", "a blue circle")
+    assert pd.assert_semantic_direction(Direction(pair, source, target), clip).measurement.value > 0.8
+    scattered = to_uint8(render([scene_of(index % 24) for index in range(32)], seed=2)[0])
+    random = to_uint8(render([scene_of((index * 7 + 5) % 24) for index in range(32)], seed=3)[0])
+    with pytest.raises(pd.QualityFailure, match="moves different samples in different directions"):
+        pd.assert_semantic_direction(Direction(pair, scattered, random), clip, at_least=0.5)
+
+
+def test_the_demos_attention_passes(attention):
+    for assertion in (
+        pd.assert_attention_is_cross,
+        pd.assert_attention_rows_sum,
+        pd.assert_attention_not_uniform,
+        pd.assert_attention_compact,
+        pd.assert_modifier_noun_overlap,
+        pd.assert_attention_tokens_differ,
+        pd.assert_attention_sharpens,
+    ):
+        verdict = assertion(attention, thresholds="demo", min_samples=16)
+        assert verdict.outcome == "pass", verdict.message
+
+
+def test_self_attention_is_refused(demo_pipeline, demo_settings):
+    layers = [name for name, _ in demo_pipeline.unet.named_modules() if name.endswith(".attn1")]
+    recorded = run_attention(demo_pipeline, phrases("demo", 2), replace(demo_settings, steps=2), layers=layers)
+    with pytest.raises(pd.QualityFailure, match=r"attn1\): record attn2 instead"):
+        pd.assert_attention_is_cross(recorded)
+    with pytest.raises(pd.QualityFailure, match="recorded self-attention"):
+        pd.assert_attention_sharpens(recorded)
+
+
+def altered(attention, change):
+    """The same run with every layer's record changed."""
+    run = copy.deepcopy(attention)
+    for record in run.records:
+        for layer in record.layers.values():
+            change(layer)
+    return run
+
+
+def test_uniform_maps_are_refused(attention):
+    def flatten(layer):
+        layer.entropy = [torch.ones_like(entropy) for entropy in layer.entropy]
+        layer.late = torch.full_like(layer.late, 1 / 16)
+
+    run = altered(attention, flatten)
+    with pytest.raises(pd.QualityFailure, match="hardly depend on the token"):
+        pd.assert_attention_not_uniform(run)
+    with pytest.raises(pd.QualityFailure, match=r"share of the picture with half of a noun's attention is 0\.5"):
+        pd.assert_attention_compact(run)
+
+
+def test_attention_that_blurs_is_refused(attention):
+    def reverse(layer):
+        layer.entropy = layer.entropy[::-1]
+
+    with pytest.raises(pd.QualityFailure, match="share of prompts whose token entropy falls"):
+        pd.assert_attention_sharpens(altered(attention, reverse), thresholds="demo", min_samples=16)
+
+
+def test_one_map_for_all_tokens_is_refused(attention):
+    def share(layer):
+        layer.late = layer.late[:, :1].expand_as(layer.late)
+
+    with pytest.raises(pd.QualityFailure, match="correlation between tokens' maps is 1"):
+        pd.assert_attention_tokens_differ(altered(attention, share))
+
+
+def test_unrelated_modifiers_are_seen(attention):
+    def scramble(layer):
+        generator = torch.Generator().manual_seed(0)
+        layer.late = torch.rand(layer.late.shape, generator=generator)
+
+    with pytest.raises(pd.QualityFailure, match="correlation of modifier and noun"):
+        pd.assert_modifier_noun_overlap(altered(attention, scramble), thresholds="demo", min_samples=16)
+
+
+def test_rows_that_do_not_sum_to_one(attention):
+    def spoil(layer):
+        layer.row_error = 0.5
+
+    with pytest.raises(pd.QualityFailure, match="row sum"):
+        pd.assert_attention_rows_sum(altered(attention, spoil))

@@ -1,0 +1,57 @@
+"""Shared subjects: the demo pipeline, a tiny pixel model, and a cache of their own."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+
+pytest_plugins = ["pytester"]
+
+# The suite runs several small models at once; hub look-ups would only wait for time-outs.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def demo_pipeline():
+    """The demo; tests that change it take `demo_copy`."""
+    from pytest_diffusion.adapters.pipelines import load_pipeline
+    from pytest_diffusion.settings import Settings
+
+    return load_pipeline(Settings(model="demo", device="cpu"))
+
+
+@pytest.fixture
+def demo_copy(demo_pipeline):
+    return copy.deepcopy(demo_pipeline)
+
+
+@pytest.fixture(scope="session")
+def demo_settings():
+    from pytest_diffusion.settings import resolve
+
+    return resolve(options={"model": "demo"}, ini={})[0]
+
+
+@pytest.fixture
+def pixel_pipeline():
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    return DDPMPipeline(unet, DDPMScheduler()).to("cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    """One sample cache for the whole session: each sample set is generated once."""
+    return tmp_path_factory.mktemp("cache")
