@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel picture clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -18,6 +18,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The README's picture of the report; needs a Chromium.
+picture: demo
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1 \
+	  --window-size=1100,1500 --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(REPORT)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

@@ -1,4 +1,6 @@
-"""Train the demo model from scratch: tokenizer, judge, VAE, CLIP, UNet; then export and evaluate it.
+"""Train the demo model from scratch: tokenizer, judge, VAE, CLIP, UNet; then export.
+
+`examples/evaluate_demo.py` says how good the result is.
 
     python examples/train_demo.py                      # everything, about an hour and a half on two CPU cores
     python examples/train_demo.py --stages unet export # one stage again
@@ -28,13 +30,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from pytest_diffusion.demo import NAMED_LAYER
 from pytest_diffusion.demo.judge import Judge, read, targets
 from pytest_diffusion.demo.scenes import KINDS, LAYOUTS, RELATIONS, Scene, caption_of, render, sample_scenes, to_uint8
 
 SCALING_FACTOR = 0.18215
 MAX_LENGTH = 16
 POOL_SIZE = 40_000
-STAGES = ("tokenizer", "judge", "vae", "clip", "unet", "export", "evaluate")
+STAGES = ("tokenizer", "judge", "vae", "clip", "unet", "export")
 # Widths are the largest that keep all weights within 8 MB in fp16.
 UNET_WIDTHS = (64, 96)
 VAE_WIDTHS = (16, 32, 48)
@@ -312,7 +315,7 @@ def unet_stage(run: Run) -> None:
     weights = (snr.clamp(max=5) / snr).to(run.device)
     masks, places = run.masks(), word_places(scenes)
     watched = WatchedAttention()
-    unet.get_submodule(GROUNDED_LAYER).processor = watched
+    unet.get_submodule(NAMED_LAYER).processor = watched
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         batch = torch.randint(len(images), (64,), generator=generator)
@@ -363,32 +366,6 @@ def export_stage(run: Run) -> None:
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     run.log("export", megabytes=round(size / 1e6, 2))
-
-
-def evaluate_stage(run: Run) -> None:
-    """How often the judge finds what the prompt asked for, on 600 prompts."""
-    pipeline = trained_pipeline(run)
-    pipeline.set_progress_bar_config(disable=True)
-    judge = Judge()
-    judge.load_state_dict(torch.load(run.work_dir / "judge.pt", weights_only=True)["judge"])
-    scenes = sample_scenes(EVAL_PROMPTS, seed=run.seed + 99)
-    readings = []
-    for start in range(0, len(scenes), 50):
-        chunk = scenes[start : start + 50]
-        images = pipeline(
-            [scene.caption for scene in chunk], num_inference_steps=20, guidance_scale=4.0, output_type="pt", generator=run.generator(start)
-        ).images
-        with torch.no_grad():
-            readings.append(read(judge.eval()(images.float()), chunk))
-    single = torch.tensor([scene.second is None for scene in scenes])
-    objects, order = (torch.cat([getattr(reading, name) for reading in readings]).float() for name in ("objects", "order"))
-    run.log(
-        "evaluate",
-        prompts=len(scenes),
-        one_object=objects[single].mean().item(),
-        two_objects=objects[~single].mean().item(),
-        two_objects_in_order=order[~single].mean().item(),
-    )
 
 
 class WatchedAttention:
@@ -588,9 +565,7 @@ def embed_texts(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> 
 
 
 UNET_STEPS = 5_000
-GROUNDED_LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
 GROUNDING_WEIGHT = 0.03
-EVAL_PROMPTS = 600
 
 
 def main() -> None:

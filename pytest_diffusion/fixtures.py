@@ -69,7 +69,7 @@ def diffusion_scheduler(request: pytest.FixtureRequest, diffusion_settings: Sett
 
     from pytest_diffusion.adapters.pipelines import load_scheduler
 
-    scheduler = None
+    scheduler: Any = None
     if not _is_overridden(request, "diffusion_pipeline"):
         with _readable_errors():
             scheduler = load_scheduler(diffusion_settings)
@@ -266,11 +266,11 @@ def _describe(pipeline: Any) -> dict[str, Any]:
 def _family(request: pytest.FixtureRequest, settings: Settings) -> str:
     from pytest_diffusion.adapters import pipelines
 
-    folder = pipelines.local_folder(settings.model)
-    if folder is not None and not _is_overridden(request, "diffusion_pipeline"):
-        scheduler = pipelines.load_scheduler(settings)
-        if scheduler is not None:
-            return pipelines.family_of_folder(folder, scheduler)
+    if not _is_overridden(request, "diffusion_pipeline"):
+        with _readable_errors():
+            scheduler = pipelines.load_scheduler(settings)
+            if scheduler is not None:
+                return pipelines.family_of_index(settings.model, scheduler)
     return pipelines.family(request.getfixturevalue("diffusion_pipeline"))
 
 

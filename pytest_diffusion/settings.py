@@ -36,6 +36,7 @@ class Settings:
     batch_size: int | None = None
     features: str = "inception"
     clip_model: str = "openai/clip-vit-large-patch14"
+    attention_layers: tuple[str, ...] | None = None
     thresholds: tuple[str, ...] = ()
     report: str = "diffusion-report.html"
     cache_dir: str | None = None
@@ -98,6 +99,13 @@ def _modes(text: str) -> tuple[str, ...]:
     return modes
 
 
+def _layers(text: str) -> tuple[str, ...]:
+    layers = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not layers:
+        raise ValueError("expected names or prefixes of layers, separated by commas")
+    return layers
+
+
 def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise ValueError(unknown_name("the dtype", text, DTYPES))
@@ -134,6 +142,12 @@ OPTIONS = (
     Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
     Option("features", str, "NAME", "feature extractor: inception, demo, clip:PATH_OR_ID, dinov2:PATH_OR_ID or package.module:callable"),
     Option("clip_model", str, "NAME", "CLIP for the CLIP score: 'demo', a folder or a hub id (default: openai/clip-vit-large-patch14)"),
+    Option(
+        "attention_layers",
+        _layers,
+        "LAYERS",
+        "layers whose attention is judged, by name or prefix, comma-separated (default: up_blocks, else all)",
+    ),
     Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)"),
     Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it"),
     Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)"),
@@ -180,9 +194,10 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
     for name, value in changes.items():
         option = _option(name, "@pytest.mark.diffusion")
-        if name in ("thresholds", "modes") and not isinstance(value, str):
-            value = tuple(value)
-            values[name] = _parse(option, ",".join(value), "@pytest.mark.diffusion(modes)") if name == "modes" else value
+        if name == "thresholds" and not isinstance(value, str):
+            values[name] = tuple(value)
+        elif name in ("modes", "attention_layers") and value is not None and not isinstance(value, str):
+            values[name] = _parse(option, ",".join(value), f"@pytest.mark.diffusion({name})")
         elif name == "thresholds":
             values[name] = (value,)
         else:

@@ -14,6 +14,12 @@ pytest_plugins = ["pytester"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    # Tests here make verdicts fail on purpose; a summary of them would only confuse.
+    config.pluginmanager.unregister(name="diffusion-reporter")
+
+
 @pytest.fixture(scope="session")
 def demo_pipeline():
     """The demo; tests that change it take `demo_copy`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def load_pipeline(settings: Settings) -> Any:
         raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {type(error).__name__}: {error}") from error
     if settings.scheduler is not None:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler)
-    dtype = getattr(torch, settings.dtype) if settings.dtype else _stored_dtype(settings.model, device)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(settings.model, pipeline, device)
     if hasattr(pipeline, "to"):
         pipeline.to(device, dtype) if dtype is not None else pipeline.to(device)
     for part in modules(pipeline).values():
@@ -42,23 +41,25 @@ def load_pipeline(settings: Settings) -> Any:
     return pipeline
 
 
-def load_scheduler(settings: Settings) -> Any:
-    """The model's own scheduler, without its weights where a local folder allows it."""
+def load_scheduler(settings: Settings) -> Any | None:
+    """The model's own scheduler without its weights; None where only the whole pipeline can tell.
+
+    Raises ModelError when its configuration cannot be loaded.
+    """
     import diffusers
 
-    folder = local_folder(settings.model)
-    scheduler = None
-    if folder is not None and (folder / "scheduler" / "scheduler_config.json").is_file():
-        entry = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("scheduler", [None, None])
-        scheduler_class = getattr(diffusers, entry[1] or "", None)
-        if scheduler_class is not None:
-            try:
-                scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-            except (OSError, ValueError, TypeError) as error:
-                raise ModelError(f"--diffusion-model: {folder / 'scheduler'} cannot be loaded: {error}") from error
-    if scheduler is None:
+    source = _index_source(settings.model)
+    if source is None:
         return None
-    return build_scheduler(settings.scheduler, scheduler) if settings.scheduler else scheduler
+    try:
+        entry = diffusers.DiffusionPipeline.load_config(source).get("scheduler", [None, None])
+        scheduler_class = getattr(diffusers, entry[1] or "", None)
+        scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler") if scheduler_class is not None else None
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if scheduler is None or settings.scheduler is None:
+        return scheduler
+    return build_scheduler(settings.scheduler, scheduler)
 
 
 def local_folder(model: str | None) -> Path | None:
@@ -118,10 +119,12 @@ def family(pipeline: Any) -> str:
     return _family(parts, flow=is_flow(pipeline.scheduler))
 
 
-def family_of_folder(folder: Path, scheduler: Any) -> str:
-    """`family` of a diffusers folder, read from its index without loading any weights."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = {name for name in _FAMILY_PARTS if isinstance(index.get(name), list) and index[name][0]}
+def family_of_index(model: str | None, scheduler: Any) -> str:
+    """`family` of a diffusers folder or hub id, read from its index without loading any weights."""
+    import diffusers
+
+    index = diffusers.DiffusionPipeline.load_config(_index_source(model))
+    parts = {name for name in _FAMILY_PARTS if isinstance(index.get(name), list | tuple) and index[name][0]}
     return _family(parts, flow=is_flow(scheduler))
 
 
@@ -216,6 +219,14 @@ def prompt_embeds(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor | None:
 _FAMILY_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
 
 
+def _index_source(model: str | None) -> str | None:
+    """The folder or hub id whose model_index.json can be read, None for other kinds of model."""
+    folder = local_folder(model)
+    if folder is not None:
+        return str(folder)
+    return model if model is not None and ":" not in model and model.count("/") == 1 and not model.endswith(".safetensors") else None
+
+
 def _family(parts: set[str], *, flow: bool) -> str:
     if flow:
         return "flow"
@@ -225,7 +236,6 @@ def _family(parts: set[str], *, flow: bool) -> str:
 
 
 def _load(model: str) -> Any:
-    """The pipeline in float32, which is what diffusers gives when no dtype is asked for."""
     import diffusers
 
     folder = local_folder(model)
@@ -243,19 +253,24 @@ def _load(model: str) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(model, use_safetensors=True)
 
 
-def _stored_dtype(model: str, device: str) -> torch.dtype | None:
-    """The dtype that a local checkpoint's denoiser is stored in; None on the CPU, where float32 is both safer and faster."""
-    folder = local_folder(model)
-    if torch.device(device).type == "cpu" or folder is None:
+def _own_dtype(model: str, pipeline: Any, device: str) -> torch.dtype | None:
+    """One dtype for all parts of a loaded checkpoint: float32 on the CPU, else the one its denoiser is stored in.
+
+    Loaders of diffusers and of transformers differ in their default, so that parts could meet in two dtypes.
+    A pipeline that the user built is left as it is (None).
+    """
+    if ":" in model and local_folder(model) is None:
         return None
+    if torch.device(device).type == "cpu":
+        return torch.float32
     from safetensors import safe_open
 
-    for file in sorted(path for part in ("unet", "transformer") for path in (folder / part).glob("*.safetensors")):
+    folder, part = local_folder(model), denoiser(pipeline)
+    for file in sorted(path for name in ("unet", "transformer") for path in (folder or Path()).glob(f"{name}/*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():
-                dtype: torch.dtype = opened.get_tensor(key).dtype
-                return dtype
-    return None
+            stored: torch.dtype = opened.get_tensor(next(iter(opened.keys()))).dtype
+            return stored
+    return next(part.parameters()).dtype if part is not None else None
 
 
 def _load_single_file(path: Path) -> Any:

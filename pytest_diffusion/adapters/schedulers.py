@@ -51,6 +51,12 @@ def revisits_timesteps(scheduler: Any) -> bool:
     )
 
 
+def fewest_steps(scheduler: Any) -> int:
+    """Fewest inference steps a scheduler is made for: PNDM's Runge-Kutta warm-up takes its whole order."""
+    warms_up = hasattr(scheduler, "prk_timesteps") and not config_value(scheduler, "skip_prk_steps")
+    return int(getattr(scheduler, "pndm_order", 1)) if warms_up else 1
+
+
 def with_timesteps(scheduler: Any, num_inference_steps: int) -> Any:
     """A copy of the scheduler after `set_timesteps`; the caller's object is left alone."""
     fresh = copy.deepcopy(scheduler)

@@ -139,6 +139,8 @@ def _require_cross(attention: Any) -> None:
 
 
 def _named(attention: Any) -> str:
+    if len(attention.named) == 1:
+        return str(attention.named[0].removesuffix(".attn2").removesuffix(".transformer_blocks.0"))
     prefixes = list(dict.fromkeys(name.split(".")[0] for name in attention.named))
     return f"{', '.join(prefixes)}: {len(attention.named)} layers"
 

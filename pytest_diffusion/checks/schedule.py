@@ -91,8 +91,9 @@ def log_snr_last(scheduler: Any) -> Measurement:
 @check("schedule", "log-SNR falls gently mid-way")
 def log_snr_midway(scheduler: Any) -> Measurement:
     """Steepest fall of log-SNR over a tenth of the schedule between T/4 and 3T/4, in nats per unit of t/T."""
-    curve = schedulers.log_snr(scheduler)
-    own = midway_fall(curve)
+    if schedulers.has_own_sigma_range(scheduler):
+        raise NotApplicable(f"{type(scheduler).__name__} spaces its sigmas for inference; there is no training schedule to fall.")
+    own = midway_fall(schedulers.log_snr(scheduler))
     series = {"falls": {name: midway_fall(values) for name, values in textbook_log_snr(1000).items()} | {"this model": own}}
     return Measurement(own, "steepest mid-way fall of log-SNR", "nats per t/T", series=series)
 
@@ -101,7 +102,8 @@ def log_snr_midway(scheduler: Any) -> Measurement:
 def timesteps_well_formed(scheduler: Any) -> Measurement:
     """Violations of count, order and range of `timesteps` over 1, 2, 3, 7, 10, 20 and 50 inference steps."""
     violations = []
-    for count in STEP_COUNTS:
+    counts = [count for count in STEP_COUNTS if count >= schedulers.fewest_steps(scheduler)]
+    for count in counts:
         try:
             planned = schedulers.with_timesteps(scheduler, count)
             timesteps = torch.as_tensor(planned.timesteps).to("cpu", torch.float64)
@@ -111,7 +113,7 @@ def timesteps_well_formed(scheduler: Any) -> Measurement:
         violations += [f"set_timesteps({count}): {problem}" for problem in _timestep_problems(scheduler, timesteps, count)]
     hint = f"First: {violations[0].rstrip('.')}." if violations else ""
     return Measurement(
-        len(violations), "number of violations", hint=hint, series={"violations": violations}, protocol={"step counts": list(STEP_COUNTS)}
+        len(violations), "number of violations", hint=hint, series={"violations": violations}, protocol={"step counts": counts}
     )
 
 

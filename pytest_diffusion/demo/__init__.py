@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 REFERENCE_SEED = 20_001
 PROMPT_SEED = 20_002
+NAMED_LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+"""The layer whose noun maps were grounded in the objects' masks in training."""
 
 
 def weights_folder() -> Path:

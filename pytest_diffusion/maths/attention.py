@@ -44,7 +44,8 @@ def map_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     first, second = (maps.double().flatten(-2) for maps in (left, right))
     first, second = first - first.mean(-1, keepdim=True), second - second.mean(-1, keepdim=True)
     scale = first.norm(dim=-1) * second.norm(dim=-1)
-    return (first * second).sum(-1) / scale.clamp(min=1e-300)
+    correlation: torch.Tensor = (first * second).sum(-1) / scale.clamp(min=1e-300)
+    return correlation
 
 
 def area_matched_iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

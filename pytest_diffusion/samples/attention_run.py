@@ -11,6 +11,7 @@ import torch
 
 from pytest_diffusion.adapters.attention import AttentionRecord, LayerRecord, cross_attention_layers, record_attention
 from pytest_diffusion.adapters.pipelines import call_pipeline
+from pytest_diffusion.errors import ModelError
 from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
 from pytest_diffusion.samples.prompts import Phrase
 from pytest_diffusion.settings import Settings
@@ -20,20 +21,12 @@ MAP_STEPS = 4
 
 @dataclass(frozen=True)
 class AttentionRun:
-    """Records of batches of prompts, and the images uint8 (N, 3, H, W) they gave.
-
-    `named` are the layers whose figures are judged: the decoder's (up blocks), where attention follows the
-    picture that is being drawn. The bottleneck's does not, and averaging over all would dilute it.
-    """
+    """Records of batches of prompts, the images uint8 (N, 3, H, W) they gave, and the layers that are judged."""
 
     phrases: list[Phrase]
     records: list[AttentionRecord]
     images: torch.Tensor
-
-    @property
-    def named(self) -> list[str]:
-        layers = list(self.records[0].layers)
-        return [name for name in layers if name.startswith("up_blocks")] or layers
+    named: list[str]
 
     def entropies(self, layer: str) -> torch.Tensor:
         """Normalised token entropy (steps, prompts) of a layer."""
@@ -60,11 +53,14 @@ class AttentionRun:
 
 
 def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, *, layers: Sequence[str] | None = None) -> AttentionRun:
-    """Generate one image for each phrase and record every cross-attention layer on the way.
+    """Generate one image for each phrase and record every cross-attention layer (or `layers`) on the way.
 
-    Raises NotApplicable for a model without text cross-attention.
+    Figures are judged on `settings.attention_layers`, by default the decoder's (up blocks), where attention
+    follows the picture that is being drawn; the bottleneck's does not, and a mean over all would dilute it.
+    Raises NotApplicable for a model without text cross-attention, ModelError for layers that match nothing.
     """
     chosen = list(layers) if layers is not None else cross_attention_layers(pipeline)
+    named = _named(chosen, settings)
     batch_size = automatic_batch_size(settings, pipeline)
     steps = sorted({round(index * (settings.steps - 1) / (MAP_STEPS - 1)) for index in range(MAP_STEPS)})
     records, images = [], []
@@ -80,7 +76,16 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
                 )
             )
         records.append(record)
-    return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]))
+    return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]), named)
+
+
+def _named(layers: Sequence[str], settings: Settings) -> list[str]:
+    if settings.attention_layers is None:
+        return [name for name in layers if name.startswith("up_blocks")] or list(layers)
+    named = [name for name in layers if name.startswith(settings.attention_layers)]
+    if not named:
+        raise ModelError(f"--diffusion-attention-layers={','.join(settings.attention_layers)} matches none of: {', '.join(layers)}.")
+    return named
 
 
 def _late(layer: LayerRecord) -> torch.Tensor:

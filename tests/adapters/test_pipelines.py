@@ -23,7 +23,7 @@ def test_the_demo_is_a_genuine_stable_diffusion(demo_pipeline):
 
 def test_families_by_capability(demo_pipeline, pixel_pipeline):
     assert pipelines.family(demo_pipeline) == "sd15"
-    assert pipelines.family_of_folder(weights_folder(), demo_pipeline.scheduler) == "sd15"
+    assert pipelines.family_of_index("demo", demo_pipeline.scheduler) == "sd15"
     assert pipelines.family(pixel_pipeline) == "ddpm"
     flow = copy.copy(demo_pipeline)
     flow.scheduler = FlowMatchEulerDiscreteScheduler()

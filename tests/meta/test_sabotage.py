@@ -1,0 +1,152 @@
+"""The gate bites: each planted fault fails the check that should see it, with a message that names it.
+
+Every subject is the demo with one thing broken, run through the real plugin by a conftest.py that overrides a
+fixture, at 256 samples with limits calibrated for that many (tests/data/demo-256.toml).
+"""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+THRESHOLDS = Path(__file__).parents[1] / "data" / "demo-256.toml"
+HEAD = """
+    import pytest, torch
+    @pytest.fixture(scope="session")
+    def diffusion_pipeline(diffusion_settings):
+        from pytest_diffusion.adapters.pipelines import load_pipeline
+        pipeline = load_pipeline(diffusion_settings)
+"""
+FAULTS = {
+    "scaling factor 1": "pipeline.vae.register_to_config(scaling_factor=1.0)",
+    "shuffled captions": """
+        own = pipeline.encode_prompt
+        def shuffled(prompt, *args, **kwargs):
+            order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0)).tolist()
+            return own([prompt[index] for index in order], *args, **kwargs)
+        pipeline.encode_prompt = shuffled
+    """,
+    "40 % noise in the UNet": """
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in pipeline.unet.parameters():
+                scale = parameter.std() if parameter.numel() > 1 else parameter.abs()
+                parameter += 0.4 * scale * torch.randn(parameter.shape, generator=generator)
+    """,
+    "eight images repeated": """
+        own = pipeline.prepare_latents
+        def repeated(batch, channels, height, width, dtype, device, generator, latents=None):
+            generators = [torch.Generator().manual_seed(one.initial_seed() % 8) for one in generator]
+            return own(batch, channels, height, width, dtype, device, generators, latents)
+        pipeline.prepare_latents = repeated
+        encode = pipeline.encode_prompt
+        pipeline.encode_prompt = lambda prompt, *args, **kwargs: encode(["a red circle"] * len(prompt), *args, **kwargs)
+    """,
+    "black images": """
+        own = pipeline.vae.decode
+        def black(latents, *args, **kwargs):
+            output = own(latents, *args, **kwargs)
+            return (torch.full_like(output[0], -1.0),)
+        pipeline.vae.decode = black
+    """,
+    "nan from the UNet": """
+        pipeline.unet.register_forward_hook(lambda module, args, output: (output[0] * float("nan"),))
+    """,
+}
+
+
+def gate(pytester, cache, *, body="", extra=(), select):
+    """Run the named checks on the demo, with `body` added to its loading."""
+    if body:
+        text = textwrap.dedent(HEAD) + textwrap.indent(textwrap.dedent(body).strip(), "    ") + "\n    return pipeline\n"
+        (pytester.path / "conftest.py").write_text(text)
+    return pytester.runpytest(
+        "--diffusion-model=demo",
+        "--diffusion-num-samples=256",
+        "--diffusion-thresholds=demo",
+        f"--diffusion-thresholds={THRESHOLDS}",
+        f"--diffusion-cache-dir={cache}",
+        "-k",
+        select,
+        *extra,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "message"),
+    [
+        ("scaling factor 1", "latent_std", "*It looks as if the VAE's scaling factor is missing.*"),
+        ("scaling factor 1", "fid", "*Fréchet distance is * allowed at most *"),
+        ("shuffled captions", "clip_score", "*prompts and images are not aligned*"),
+        ("40 % noise in the UNet", "fid", "*Fréchet distance is * allowed at most *"),
+        ("eight images repeated", "duplicate_images", "*Only 8 of 256 samples are different*"),
+        ("black images", "constant_images", "*number of constant samples is 256 *The first is sample 0, which is black.*"),
+        ("nan from the UNet", "finite_images", "*with nan or infinity is 256 *The first is sample 0*"),
+    ],
+)
+def test_a_broken_pipeline_fails_the_right_check(pytester, shared_cache, fault, check, message):
+    result = gate(pytester, shared_cache, body=FAULTS[fault], select=check)
+    result.stdout.fnmatch_lines([f"fail *{check} {message}"])
+    assert result.ret == 1
+
+
+def test_two_steps_are_too_few(pytester, shared_cache):
+    result = gate(pytester, shared_cache, extra=["--diffusion-steps=2"], select="fid or clip_score")
+    result.stdout.fnmatch_lines(["fail *fid *Fréchet distance is * allowed at most *"])
+    assert result.ret == 1
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ("scheduler.betas.flip(0)", "*betas fall from * to *: they look reversed.*"),
+        ("torch.full((1000,), 0.01)", "*The betas are constant (0.01)*"),
+    ],
+)
+def test_a_broken_schedule_is_named(pytester, shared_cache, betas, message):
+    body = f"""
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, trained_betas=({betas}).numpy())
+    """
+    result = gate(pytester, shared_cache, body=body, extra=["--diffusion-modes=schedule"], select="betas or log_snr")
+    result.stdout.fnmatch_lines([f"fail *betas_in_range {message}", f"fail *log_snr_first {message}"])
+    assert result.ret == 1
+
+
+def test_attention_recorded_from_attn1_is_refused(pytester, shared_cache):
+    (pytester.path / "conftest.py").write_text(
+        textwrap.dedent(
+            """
+            import pytest
+            @pytest.fixture(scope="session")
+            def diffusion_attention(diffusion_pipeline, diffusion_settings):
+                from pytest_diffusion.samples.attention_run import run_attention
+                from pytest_diffusion.samples.prompts import phrases
+                layers = [name for name, _ in diffusion_pipeline.unet.named_modules() if name.endswith("attn1")]
+                return run_attention(diffusion_pipeline, phrases("demo", 4), diffusion_settings, layers=layers)
+            """
+        )
+    )
+    result = gate(pytester, shared_cache, select="attention")
+    result.stdout.fnmatch_lines(["fail *attention_is_cross *self-attention, attn1): record attn2 instead.*"])
+    assert result.ret == 1
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        (),
+        ("--diffusion-seed=100000",),
+        ("--diffusion-dtype=float16",),
+        ("--diffusion-scheduler=DPMSolverMultistepScheduler", "--diffusion-steps=15"),
+    ],
+    ids=["as it is", "another seed", "float16", "DPM-Solver++ in 15 steps"],
+)
+def test_sound_variants_raise_no_alarm(pytester, shared_cache, variant):
+    """The whole checklist, every figure judged: nothing fails and nothing is inconclusive."""
+    result = gate(pytester, shared_cache, extra=variant, select="diffusion")
+    outcomes = result.parseoutcomes()
+    assert outcomes.get("failed", 0) == 0, "\n".join(line for line in result.outlines if line.startswith(("fail", "inconclusive")))
+    assert outcomes["passed"] >= 34
+    assert result.ret == 0
