@@ -65,8 +65,8 @@ class CheckItem(pytest.Function):
             return error.verdict.message
         return super().repr_failure(excinfo)
 
-    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
-        return self.path, None, f"{self.check.mode}: {self.check.name}"
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int, str]:
+        return self.path, 0, f"{self.check.mode}: {self.check.name}"
 
 
 def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pytest.Collector], settings: Settings) -> Checklist:
@@ -103,7 +103,8 @@ def _body(check: Check) -> Any:
         if verdict.outcome in ("skipped", "inconclusive"):
             pytest.skip(verdict.message)
 
-    names = dict.fromkeys([*fixtures.values(), "diffusion_thresholds"])
+    # References first: where none is given, that is the reason to skip, before anything is generated for nothing.
+    names = dict.fromkeys(["diffusion_thresholds", *sorted(fixtures.values(), key=lambda name: "reference" not in name)])
     parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     body.__name__, body.__doc__ = check.name, check.function.__doc__

@@ -96,11 +96,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     notes = {"numbers": item.stash.get(NUMBERS, []), "figures": item.stash.get(NOTES, [])}
     if not verdicts and not any(notes.values()):
         return report
+    # On the item, because JUnit reads the properties of the last report.
     for verdict in verdicts:
         measurement: dict[str, Any] | None = verdict["measurement"]
         if measurement is not None:
-            report.user_properties.append((f"diffusion.{verdict['check']}", measurement["value"]))
-        report.user_properties.append((f"diffusion.{verdict['check']}.outcome", verdict["outcome"]))
+            item.user_properties.append((f"diffusion.{verdict['check']}", measurement["value"]))
+        item.user_properties.append((f"diffusion.{verdict['check']}.outcome", verdict["outcome"]))
     # An attribute of its own travels with the report, xdist included.
     report.diffusion = {"verdicts": list(verdicts), "notes": notes, "run": item.config.stash.get(RUN, None) or {}}  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()

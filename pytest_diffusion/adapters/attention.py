@@ -54,16 +54,19 @@ class AttentionRecord:
 
     def token_index(self, row: int, word: str) -> int:
         """Place of the last sub-word token of `word` in prompt `row`. Raises ValueError when it is not there."""
-        spelled = ""
-        for place, token in enumerate(self.tokens[row]):
-            spelled += token.replace("</w>", "")
-            if not token.endswith("</w>"):
-                spelled = "" if token.startswith("<|") else spelled
-                continue
+        return word_place(self.tokens[row], word)
+
+
+def word_place(tokens: Sequence[str], word: str) -> int:
+    """Index of the last of the CLIP tokens that spell `word`. Raises ValueError when it is not there, or cut off."""
+    spelled = ""
+    for place, token in enumerate(tokens):
+        spelled = "" if token.startswith("<|") else spelled + token.removesuffix("</w>")
+        if token.endswith("</w>"):
             if spelled == word:
                 return place
             spelled = ""
-        raise ValueError(f"The word {word!r} is not among the tokens {self.tokens[row]}.")
+    raise ValueError(f"The word {word!r} is not among the tokens {list(tokens)}.")
 
 
 def cross_attention_layers(pipeline: Any) -> list[str]:

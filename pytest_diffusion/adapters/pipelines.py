@@ -35,9 +35,11 @@ def load_pipeline(settings: Settings) -> Any:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(settings.model, pipeline, device)
     if hasattr(pipeline, "to"):
-        pipeline.to(device, dtype) if dtype is not None else pipeline.to(device)
+        pipeline.to(device)
     for part in modules(pipeline).values():
         part.eval()
+        if dtype is not None and any(parameter.dtype != dtype for parameter in part.parameters()):
+            part.to(dtype)
     return pipeline
 
 

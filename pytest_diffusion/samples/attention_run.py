@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytest_diffusion.adapters.attention import AttentionRecord, LayerRecord, cross_attention_layers, record_attention
+from pytest_diffusion.adapters.attention import AttentionRecord, LayerRecord, cross_attention_layers, record_attention, word_place
 from pytest_diffusion.adapters.pipelines import call_pipeline
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.errors import ModelError, NotApplicable
 from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
 from pytest_diffusion.samples.prompts import Phrase
 from pytest_diffusion.settings import Settings
@@ -61,6 +61,7 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
     """
     chosen = list(layers) if layers is not None else cross_attention_layers(pipeline)
     named = _named(chosen, settings)
+    phrases = _readable(pipeline, phrases)
     batch_size = automatic_batch_size(settings, pipeline)
     steps = sorted({round(index * (settings.steps - 1) / (MAP_STEPS - 1)) for index in range(MAP_STEPS)})
     records, images = [], []
@@ -77,6 +78,23 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
             )
         records.append(record)
     return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]), named)
+
+
+def _readable(pipeline: Any, phrases: Sequence[Phrase]) -> list[Phrase]:
+    """The phrases whose words the tokenizer keeps whole; a short context may cut a word off."""
+    kept = []
+    for phrase in phrases:
+        tokenizer = pipeline.tokenizer
+        ids = tokenizer(phrase.prompt, max_length=tokenizer.model_max_length, truncation=True).input_ids
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        try:
+            word_place(tokens, phrase.noun), word_place(tokens, phrase.modifier)
+        except ValueError:
+            continue
+        kept.append(phrase)
+    if not kept:
+        raise NotApplicable(f"the tokenizer ({type(pipeline.tokenizer).__name__}) keeps no noun of the attention prompts as a word.")
+    return kept
 
 
 def _named(layers: Sequence[str], settings: Settings) -> list[str]:

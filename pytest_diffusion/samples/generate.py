@@ -52,7 +52,7 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
         "batch_size": automatic_batch_size(settings, pipeline),
         "dtype": str(next(part.parameters()).dtype) if part is not None else "",
         "device": device_of(pipeline).type,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "pytest-diffusion")},
     }
 
 

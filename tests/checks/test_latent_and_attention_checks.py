@@ -23,12 +23,12 @@ def codec(demo_pipeline):
 
 @pytest.fixture(scope="module")
 def reference():
-    return Reference("demo", reference_images(300), sizes={"32x32": 300})
+    return Reference("demo", reference_images(800), sizes={"32x32": 800})
 
 
 @pytest.fixture(scope="module")
 def attention(demo_pipeline, demo_settings):
-    return run_attention(demo_pipeline, phrases("demo", 24), replace(demo_settings, steps=10))
+    return run_attention(demo_pipeline, phrases("demo", 64), replace(demo_settings, steps=10))
 
 
 def test_the_demos_latent_space_passes(codec, reference):
@@ -101,7 +101,7 @@ def test_an_encoder_that_sees_nothing_has_no_auroc(codec, reference):
 
 def test_references_that_change_half_way_score_as_outliers(codec, reference):
     drifting = reference.images.clone()
-    drifting[150:][1::2] = 255 - drifting[150:][1::2]
+    drifting[400:][1::2] = 255 - drifting[400:][1::2]
     with pytest.raises(pd.QualityFailure, match="share of references flagged as outliers"):
         pd.assert_ood_false_alarms_below(codec, replace(reference, images=drifting))
 

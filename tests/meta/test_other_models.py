@@ -66,7 +66,7 @@ def test_random_weights_run_to_the_end_and_fail_what_they_must(pytester, shared_
     images.mkdir()
     for index, image in enumerate(reference_images(220)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 64)).save(images / f"{index:04d}.png")
-    (pytester.path / "my_features.py").write_text(
+    (pytester.path / "narrow_sd15_features.py").write_text(
         "import torch\ndef pooled(images):\n    return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)\n"
     )
     (pytester.path / "small.toml").write_text(
@@ -78,7 +78,7 @@ def test_random_weights_run_to_the_end_and_fail_what_they_must(pytester, shared_
         f"--diffusion-model={narrow_sd15}",
         f"--diffusion-reference={images}",
         "--diffusion-prompts=prompts.txt",
-        "--diffusion-features=my_features:pooled",
+        "--diffusion-features=narrow_sd15_features:pooled",
         "--diffusion-clip-model=demo",
         "--diffusion-num-samples=24",
         "--diffusion-steps=3",
@@ -127,4 +127,25 @@ def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel
     assert "not conditioned on text" in verdicts["attention_sharpens"]["message"]
     assert "has no VAE" in verdicts["latent_std"]["message"] or "no reference" in verdicts["latent_std"]["message"]
     assert "no reference images are given" in verdicts["fid"]["message"]
+    assert "torch-fidelity" in verdicts["inception_score"]["message"]
     assert result.ret == 0
+
+
+def test_an_extractor_that_is_missing_leaves_no_gap(pytester, shared_cache, pixel_pipeline, tmp_path):
+    """With a reference the FID was asked for: without its extractor the gate stays closed."""
+    from PIL import Image
+
+    pixel_pipeline.save_pretrained(pytester.path / "pixels")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "a.png")
+    result = pytester.runpytest(
+        "--diffusion-model=./pixels",
+        "--diffusion-num-samples=8",
+        "--diffusion-steps=3",
+        f"--diffusion-reference={tmp_path / 'images'}",
+        f"--diffusion-cache-dir={shared_cache}",
+        "-k",
+        "fid",
+    )
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["inconclusive*fid*could not be measured*pip install 'pytest-diffusion?inception?'*"])

@@ -31,8 +31,7 @@ FAULTS = {
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in pipeline.unet.parameters():
-                scale = parameter.std() if parameter.numel() > 1 else parameter.abs()
-                parameter += 0.4 * scale * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.4 * parameter.square().mean().sqrt() * torch.randn(parameter.shape, generator=generator)
     """,
     "eight images repeated": """
         own = pipeline.prepare_latents
@@ -148,5 +147,5 @@ def test_sound_variants_raise_no_alarm(pytester, shared_cache, variant):
     result = gate(pytester, shared_cache, extra=variant, select="diffusion")
     outcomes = result.parseoutcomes()
     assert outcomes.get("failed", 0) == 0, "\n".join(line for line in result.outlines if line.startswith(("fail", "inconclusive")))
-    assert outcomes["passed"] >= 34
+    assert outcomes["passed"] >= 35
     assert result.ret == 0
