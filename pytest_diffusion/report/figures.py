@@ -124,20 +124,22 @@ def _maps(series: Series) -> Figure | None:
         return None
     image = imread(io.BytesIO(base64.b64decode(series["image"].partition(",")[2])))
     height, width = image.shape[:2]
-    figure = Figure(figsize=(1.35 * len(tokens) + 0.8, 1.4 * len(maps) + 0.5))
-    grid = figure.subplots(len(maps), len(tokens), squeeze=False)
+    figure = Figure(figsize=(1.35 * (len(tokens) + 1) + 0.4, 1.4 * len(maps) + 0.3))
+    grid = figure.subplots(len(maps), len(tokens) + 1, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    grid[0][0].imshow(image, interpolation="nearest")
+    grid[0][0].set_title("generated", fontsize=9)
     for row, (timestep, by_token) in enumerate(zip(series["map_timesteps"], maps, strict=True)):
-        for column, (token, values) in enumerate(zip(tokens, by_token, strict=True)):
-            axes = grid[row][column]
-            axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
-            axes.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.62, interpolation="bilinear")
-            axes.set(xticks=[], yticks=[])
-            axes.grid(visible=False)
-            if row == 0:
-                axes.set_title(token, fontsize=10)
-            if column == 0:
-                axes.set_ylabel(f"t = {timestep:.0f}", fontsize=8)
-    figure.suptitle(f"“{series['prompt']}”, {series['map_layer'].removesuffix('.attn2')}", fontsize=9, y=1.0)
+        for axes, token, values in zip(grid[row][1:], tokens, by_token, strict=True):
+            # The picture in grey below, so that colour is attention alone.
+            axes.imshow(image[..., :3].mean(-1), extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.6, interpolation="bilinear")
+            axes.set_title(token if row == 0 else "", fontsize=10)
+        grid[row][1].text(
+            -0.08, 0.5, f"t = {timestep:.0f}", fontsize=8, rotation=90, va="center", ha="right", transform=grid[row][1].transAxes
+        )
+    figure.suptitle(f"Attention by word, “{series['prompt']}”, {series['map_layer'].removesuffix('.attn2')}", fontsize=9)
     return figure
 
 

@@ -1,6 +1,7 @@
 """The same command on other models: real SD 1.5 configurations at reduced width, and a text-free pixel model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_the_preset_is_chosen_by_capability(pytester, narrow_sd15):
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/sd15.toml"]
 
 
-def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel_pipeline):
+def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel_pipeline, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     pixel_pipeline.save_pretrained(pytester.path / "pixels")
     result = pytester.runpytest(
         "--diffusion-model=./pixels", "--diffusion-num-samples=8", "--diffusion-steps=3", f"--diffusion-cache-dir={shared_cache}"
@@ -131,10 +133,11 @@ def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel
     assert result.ret == 0
 
 
-def test_an_extractor_that_is_missing_leaves_no_gap(pytester, shared_cache, pixel_pipeline, tmp_path):
+def test_an_extractor_that_is_missing_leaves_no_gap(pytester, shared_cache, pixel_pipeline, tmp_path, monkeypatch):
     """With a reference the FID was asked for: without its extractor the gate stays closed."""
     from PIL import Image
 
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     pixel_pipeline.save_pretrained(pytester.path / "pixels")
     (tmp_path / "images").mkdir()
     Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "a.png")
