@@ -133,7 +133,7 @@ def _maps(series: Series) -> Figure | None:
     for row, (timestep, by_token) in enumerate(zip(series["map_timesteps"], maps, strict=True)):
         for axes, token, values in zip(grid[row][1:], tokens, by_token, strict=True):
             # The picture in grey below, so that colour is attention alone.
-            axes.imshow(image[..., :3].mean(-1), extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(image[..., :3].mean(-1), extent=(0, width, height, 0), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
             axes.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.6, interpolation="bilinear")
             axes.set_title(token if row == 0 else "", fontsize=10)
         grid[row][1].text(
