@@ -2,13 +2,14 @@
 
 `examples/evaluate_demo.py` says how good the result is.
 
-    python examples/train_demo.py                      # everything, about an hour and a half on two CPU cores
+    python examples/train_demo.py                      # everything, about an hour on two CPU cores
     python examples/train_demo.py --stages unet export # one stage again
     python examples/train_demo.py --device cuda
 
 Every stage writes checkpoints to --work-dir and goes on from the newest one, so that a killed run loses
 at most a minute of work. The batch of step n depends on the seed and n alone, so a resumed run sees
 what an undisturbed one would have. Figures go to WORK_DIR/log.jsonl, one JSON object a line.
+The result lies in WORK_DIR/export; copy it over pytest_diffusion/demo/weights to ship it.
 """
 
 from __future__ import annotations
