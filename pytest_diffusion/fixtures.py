@@ -51,7 +51,7 @@ def diffusion_thresholds(request: pytest.FixtureRequest, diffusion_settings: Set
     if not names:
         names = ["demo"] if diffusion_settings.model == "demo" else [_family(request, diffusion_settings)]
     thresholds = load_thresholds(names)
-    _note(request, thresholds=list(thresholds.files), inconclusive="fail" if thresholds.inconclusive_fails else "warn")
+    _note(request, diffusion_settings, thresholds=list(thresholds.files), inconclusive="fail" if thresholds.inconclusive_fails else "warn")
     return thresholds
 
 
@@ -116,8 +116,8 @@ def diffusion_samples(
         settings = replace(settings, cache_dir=str(_session_folder(request)))
     with _readable_errors():
         samples = generate_samples(diffusion_pipeline, diffusion_prompts, settings, progress=_progress(request.config))
-    _note(request, **_describe(diffusion_pipeline))
-    _note(request, samples=len(samples.images), generated=samples.generated, store=str(samples.folder))
+    _note(request, diffusion_settings, **_describe(diffusion_pipeline))
+    _note(request, diffusion_settings, samples=len(samples.images), generated=samples.generated, store=str(samples.folder))
     return samples
 
 
@@ -198,7 +198,7 @@ def diffusion_trials(
     """Small controlled runs: the same seed again, another batch size, another guidance."""
     from pytest_diffusion.samples.trials import Trials
 
-    _note(request, **_describe(diffusion_pipeline))
+    _note(request, diffusion_settings, **_describe(diffusion_pipeline))
     return Trials(diffusion_pipeline, diffusion_prompts, diffusion_settings)
 
 
@@ -256,9 +256,13 @@ def _readable_errors() -> Iterator[None]:
         pytest.fail(str(error), pytrace=False)
 
 
-def _note(request: pytest.FixtureRequest, **facts: Any) -> None:
-    """Facts of this run for the report; they travel with the next test report."""
-    request.config.stash.setdefault(RUN, {}).update(facts)
+def _note(request: pytest.FixtureRequest, settings: Settings, **facts: Any) -> None:
+    """Facts of this run for the report; they travel with the next test report.
+
+    A test with a marker of its own runs under other settings, which are not those of the run.
+    """
+    if "marker" not in settings.sources.values():
+        request.config.stash.setdefault(RUN, {}).update(facts)
 
 
 def _describe(pipeline: Any) -> dict[str, Any]:

@@ -14,11 +14,11 @@ _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped":
 
 def summarise(terminal: pytest.TerminalReporter, verdicts: Sequence[dict[str, Any]], written: Sequence[str]) -> None:
     """Write the section; one line for each verdict."""
+    terminal.ensure_newline()
     terminal.section("diffusion quality")
     width = max(len(verdict["check"]) for verdict in verdicts)
     for verdict in worst_first(verdicts):
         outcome = verdict["outcome"]
-        terminal.ensure_newline()
         terminal.write(f"{outcome:<12} ", **{_COLOURS[outcome]: True, "bold": outcome == "fail"})
         terminal.write(f"{verdict['check']:<{width}}  {_message(verdict)}\n")
     terminal.write_line("")
