@@ -15,8 +15,8 @@ from pytest_diffusion.thresholds import Thresholds, load_thresholds
 from pytest_diffusion.verdict import Limits, Measurement, Verdict, judge, skipped
 
 
-def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds) -> Verdict:
-    """Measure and judge one check and record its verdict."""
+def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
+    """Measure and judge one check and record its verdict; with `must_judge`, `skipped` gates too."""
     try:
         measurement = one.function(**arguments)
     except NotApplicable as reason:
@@ -30,6 +30,8 @@ def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds) -> 
             title=one.title,
             strict=thresholds.inconclusive_fails,
         )
+    if must_judge and verdict.outcome == "skipped":
+        verdict = replace(verdict, gates=True)
     record(verdict)
     return verdict
 
@@ -64,11 +66,8 @@ def _helper(function: Callable[..., Measurement]) -> Callable[..., Verdict]:
             limits = replace(limits, min_samples=min_samples, min_reference=min(limits.min_reference, min_samples))
         own = replace(table, limits={**table.limits, one.name: limits})
         arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-        verdict = run_check(one, dict(arguments), own)
-        if verdict.outcome == "skipped":
-            # An assertion that saw nothing, or has no limit, must not look like one that held.
-            verdict = replace(verdict, gates=True)
-        return enforce(verdict)
+        # An assertion that saw nothing, or has no limit, must not look like one that held.
+        return enforce(run_check(one, dict(arguments), own, must_judge=True))
 
     keywords = ("at_least", "at_most", "min_samples", "thresholds")
     own = [parameter for name, parameter in inspect.signature(helper).parameters.items() if name in keywords]

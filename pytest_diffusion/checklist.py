@@ -47,6 +47,9 @@ class CheckItem(pytest.Function):
         except pytest.fail.Exception as error:
             record(_unmeasured(self.check, str(error.msg)))
             raise
+        except Exception as error:
+            record(_unmeasured(self.check, f"{type(error).__name__}: {error}"))
+            raise
 
     def runtest(self) -> None:
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
-from pytest_diffusion.settings import OPTIONS
+from pytest_diffusion.settings import OPTIONS, Settings
 from pytest_diffusion.stash import active_settings
 
 
@@ -28,12 +29,14 @@ class Reporter:
             return
         self.run.update(carried["run"])
         for verdict in carried["verdicts"]:
-            self.verdicts.append({**verdict, "nodeid": report.nodeid, "seconds": round(report.duration, 2)})
+            # A test that expects a failure and passes keeps the gate open: pytest's outcome has the last word.
+            gates = verdict["gates"] and report.failed
+            self.verdicts.append({**verdict, "gates": gates, "nodeid": report.nodeid, "seconds": round(report.duration, 2)})
         if any(carried["notes"].values()):
             self.notes.append({"nodeid": report.nodeid, **carried["notes"]})
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not self.verdicts and not self.notes:
             return
         from pytest_diffusion.report.write import write_reports
@@ -43,7 +46,13 @@ class Reporter:
         if settings.model is None and not chosen:
             return
         self.written = write_reports(
-            settings, self.verdicts, self.notes, self.run, command=self._command(), folder=self.config.invocation_params.dir
+            settings,
+            self.verdicts,
+            self.notes,
+            self.run,
+            command=_command(settings),
+            folder=self.config.invocation_params.dir,
+            exit_status=int(exitstatus),
         )
 
     @pytest.hookimpl
@@ -54,11 +63,14 @@ class Reporter:
 
         summarise(terminalreporter, self.verdicts, self.written)
 
-    def _command(self) -> str:
-        """The command that reproduces the run, with only our own options: no token can slip in."""
-        parts = ["pytest"]
-        for option in OPTIONS:
-            value = self.config.getoption(option.ini)
-            for text in value if isinstance(value, list) else [value] if value else []:
-                parts.append(f"{option.flag}={text}" if " " not in text else f"{option.flag}='{text}'")
-        return " ".join(parts)
+
+def _command(settings: Settings) -> str:
+    """The command that reproduces the run, from our own options alone: no token can slip in."""
+    parts = ["pytest"]
+    for option in OPTIONS:
+        value = getattr(settings, option.name)
+        if settings.sources.get(option.name) not in ("option", "ini"):
+            continue
+        texts = value if option.name == "thresholds" else [",".join(value) if isinstance(value, tuple) else str(value)]
+        parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
+    return " ".join(parts)

@@ -304,10 +304,11 @@ def _session_folder(request: pytest.FixtureRequest) -> Path:
 def _is_overridden(request: pytest.FixtureRequest, name: str) -> bool:
     """Whether a conftest or module redefines a fixture of ours for this test.
 
-    pytest has no public question for it; getfixturedefs has kept its name and meaning since pytest 3.
+    pytest has no public question for it; getfixturedefs has kept its name since pytest 3.
     """
-    manager = request.session._fixturemanager
-    return len(manager.getfixturedefs(name, request.node) or ()) > 1
+    # The test that asked first: in a session-scoped fixture request.node is the session, which sees no conftest.py.
+    manager, item = request.session._fixturemanager, request._pyfuncitem
+    return len(manager.getfixturedefs(name, item) or ()) > 1
 
 
 def _progress(config: pytest.Config) -> Callable[[Iterable[range], int], Any] | None:

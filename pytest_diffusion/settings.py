@@ -203,6 +203,12 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         else:
             values[name] = _parse(option, str(value), f"@pytest.mark.diffusion({name})") if value is not None else None
     values["sources"] = {**settings.sources, **dict.fromkeys(changes, "marker")}
+    if "thresholds" in changes or changes.get("model") == "demo":
+        values["thresholds"] = tuple(values["thresholds"]) or ("demo",)
+        for name, value in load_thresholds(values["thresholds"]).settings.items():
+            if values["sources"].get(name) not in ("marker", "option", "ini"):
+                values[name] = _parse(_option(name, "[settings]"), str(value), f"[settings] {name}")
+                values["sources"][name] = "marker"
     changed = Settings(**values)
     validate(changed)
     return changed

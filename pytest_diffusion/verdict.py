@@ -120,7 +120,8 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
         ("reference images", measurement.num_reference, limits.min_reference),
     ):
         if needed and (seen is None or seen < needed):
-            return "inconclusive", f"not enough samples: {seen or 0} {what}, at least {needed} are needed; {allowed}"
+            count = "an unknown number of" if seen is None else str(seen)
+            return "inconclusive", f"not enough samples: {count} {what}, at least {needed} are needed; {allowed}"
     low, high = measurement.interval or (measurement.value, measurement.value)
     if math.isnan(low) or math.isnan(high):
         return "inconclusive", f"its uncertainty could not be measured; {allowed}"

@@ -82,6 +82,53 @@ def test_an_overridden_pipeline_is_the_one_that_is_checked(pytester, place):
     assert result.ret == 1
 
 
+@pytest.mark.parametrize("place", [".", "tests"])
+def test_samples_of_code_that_may_change_are_never_reused(pytester, shared_cache, place):
+    """The same weights, another code: black in the second run, whatever the cache holds."""
+    folder = pytester.path / place
+    folder.mkdir(exist_ok=True)
+    (folder / "test_mine.py").write_text("def test_mine():\n    pass\n")
+    arguments = ("--diffusion-model=demo", "--diffusion-num-samples=4", "--diffusion-steps=1", f"--diffusion-cache-dir={shared_cache}")
+    for level, outcome in ((0.5, "pass"), (0.0, "fail")):
+        (folder / "conftest.py").write_text(
+            f"""
+import pytest
+@pytest.fixture(scope="session")
+def diffusion_pipeline(diffusion_settings):
+    from pytest_diffusion.adapters.pipelines import load_pipeline
+    pipeline = load_pipeline(diffusion_settings)
+    decode = pipeline.vae.decode
+    pipeline.vae.decode = lambda *args, **kwargs: (decode(*args, **kwargs)[0] * {level} - (1 - {level}),)
+    return pipeline
+"""
+        )
+        result = pytester.runpytest(*arguments, place, "-k", "constant_images")
+        result.stdout.fnmatch_lines([f"{outcome} *constant_images*"])
+
+
+def test_the_gate_of_the_report_is_pytests(pytester):
+    """An error before anything was measured closes the gate, and a failure that a test expects does not."""
+    result = pytester.runpytest("--diffusion-model=demo", "--diffusion-device=xpu", "-k", "same_seed")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["inconclusive*same_seed*--diffusion-device: demo cannot be moved to xpu*"])
+    assert json.loads((pytester.path / "diffusion-report.json").read_text())["gate"] == "closed"
+    pytester.makepyfile(
+        """
+        import diffusers, pytest
+        from pytest_diffusion import QualityFailure, assert_log_snr_first
+        def test_expected():
+            with pytest.raises(QualityFailure):
+                assert_log_snr_first(diffusers.DDPMScheduler(beta_start=0.01))
+        """
+    )
+    assert pytester.runpytest(*SCHEDULE, "-k", "expected or log_snr_last").ret == 0
+    data = json.loads((pytester.path / "diffusion-report.json").read_text())
+    assert (data["gate"], data["counts"]) == ("open", {"fail": 1, "pass": 1})
+    pytester.makepyfile("def test_broken():\n    assert False\n")
+    assert pytester.runpytest(*SCHEDULE, "-k", "broken or log_snr_last").ret == 1
+    assert json.loads((pytester.path / "diffusion-report.json").read_text())["gate"] == "closed"
+
+
 def test_an_override_deeper_than_the_collected_folder_is_not_ours_to_use(pytester):
     import textwrap
 

@@ -95,6 +95,13 @@ def test_empty_and_binary_prompt_files(tmp_path):
         resolve(options={"prompts": str(path)}, ini={})
 
 
+def test_a_marker_brings_the_settings_of_its_thresholds():
+    changed = override(Settings(steps=50, sources={"seed": "option"}), {"model": "demo", "num_samples": 7})
+    assert (changed.thresholds, changed.features, changed.num_samples, changed.steps) == (("demo",), "demo", 7, 20)
+    with pytest.raises(SettingsError, match="nosuch"):
+        override(Settings(), {"thresholds": "nosuch"})
+
+
 def test_marker_with_unknown_argument():
     with pytest.raises(SettingsError, match=r"@pytest.mark.diffusion: setting is 'nsamples'"):
         override(Settings(), {"nsamples": 3})

@@ -149,7 +149,8 @@ class _Recorder:
         conditional = slice(len(hidden_states) - batch * repeats, None)
         content = record.content.repeat_interleave(repeats, 0)
         probs, entropy = _probabilities(attn, hidden_states[conditional], states[conditional], content)
-        layer.row_error = max(layer.row_error, float((probs.sum(-1) - 1).abs().max()))
+        # torch.maximum keeps nan, which max() would lose.
+        layer.row_error = float(torch.maximum((probs.sum(-1) - 1).abs().max().cpu(), torch.tensor(layer.row_error)))
         layer.entropy.append(entropy)
         maps = _as_maps(probs)
         step = len(layer.entropy) - 1

@@ -31,6 +31,8 @@ class Extractor:
 
     name: str
     run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+    is_own_code: bool = False
+    """Whether it is a user's function, which may change while its name stays."""
 
     def __call__(self, images: torch.Tensor, *, batch_size: int = 64) -> Features:
         """Features of uint8 images (N, 3, H, W), in batches."""
@@ -59,7 +61,7 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     if kind == "dinov2":
         return _dinov2(rest, device)
     function = load_object(name, "--diffusion-features")
-    return Extractor(name, lambda images: _checked(name, function(images.to(device)), len(images)))
+    return Extractor(name, lambda images: _checked(name, function(images.to(device)), len(images)), is_own_code=True)
 
 
 def module_hash(module: torch.nn.Module) -> str:

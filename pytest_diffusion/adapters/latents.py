@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +14,26 @@ from pytest_diffusion.errors import NotApplicable
 
 @dataclass(frozen=True)
 class LatentCodec:
-    """Encoder and decoder of a VAE with its `scaling_factor` and `shift_factor`."""
+    """Encoder and decoder of a VAE with its `scaling_factor`, and its shift and spread per channel."""
 
     vae: Any
     scaling_factor: float
-    shift_factor: float
+    shift: torch.Tensor
+    spread: torch.Tensor
 
     @classmethod
     def of(cls, pipeline: Any) -> LatentCodec:
-        """The codec of a pipeline's VAE. Raises NotApplicable for a pixel-space model."""
+        """The codec of a pipeline's VAE; in float32 where the VAE asks for it. Raises NotApplicable for a pixel-space model."""
         if not has_vae(pipeline):
             raise NotApplicable(f"{type(pipeline).__name__} has no VAE: it works on pixels.")
-        config = pipeline.vae.config
-        scaling = getattr(config, "scaling_factor", None)
-        return cls(pipeline.vae, 1.0 if scaling is None else float(scaling), float(getattr(config, "shift_factor", None) or 0.0))
+        vae, config = pipeline.vae, pipeline.vae.config
+        if config.get("force_upcast") and next(vae.parameters()).dtype == torch.float16:
+            vae = copy.deepcopy(vae).float()
+        scaling = config.get("scaling_factor")
+        shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+        spread = config.get("latents_std") or [1.0]
+        shift_of, spread_of = (torch.tensor(values).float().reshape(1, -1, 1, 1) for values in (shift, spread))
+        return cls(vae, 1.0 if scaling is None else float(scaling), shift_of, spread_of)
 
     def encode(self, images: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
         """Scaled latents (N, C, h, w), float32, the mean of the posterior, of uint8 images (N, 3, H, W)."""
@@ -37,7 +44,7 @@ class LatentCodec:
                 pixels = (batch.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
                 posterior = self.vae.encode(pixels)
                 mean = posterior.latent_dist.mode() if hasattr(posterior, "latent_dist") else posterior.latents
-                latents.append(((mean.float() - self.shift_factor) * self.scaling_factor).cpu())
+                latents.append((mean.float().cpu() - self.shift) * self.scaling_factor / self.spread)
         return torch.cat(latents)
 
     def decode(self, latents: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
@@ -46,6 +53,6 @@ class LatentCodec:
         images = []
         with torch.no_grad():
             for batch in latents.split(batch_size):
-                raw = (batch / self.scaling_factor + self.shift_factor).to(parameter.device, parameter.dtype)
+                raw = (batch * self.spread / self.scaling_factor + self.shift).to(parameter.device, parameter.dtype)
                 images.append((self.vae.decode(raw).sample.float() / 2 + 0.5).clamp(0, 1).cpu())
         return torch.cat(images)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.adapters.objects import load_object
-from pytest_diffusion.adapters.schedulers import build_scheduler, is_flow
+from pytest_diffusion.adapters.schedulers import build_scheduler, has_own_sigma_range, is_flow
 from pytest_diffusion.errors import ModelError, SettingsError
 from pytest_diffusion.settings import Settings
 
@@ -34,8 +34,14 @@ def load_pipeline(settings: Settings) -> Any:
     if settings.scheduler is not None:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(settings.model, pipeline, device)
-    if hasattr(pipeline, "to"):
-        pipeline.to(device)
+    try:
+        if hasattr(pipeline, "to"):
+            pipeline.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ModelError(f"--diffusion-device: {settings.model} cannot be moved to {device}: {str(error).splitlines()[0]}") from error
+    if ":" not in settings.model and getattr(pipeline, "safety_checker", None) is not None:
+        # It paints a false alarm black, and a black frame is not what the model gave.
+        pipeline.register_modules(safety_checker=None)
     for part in modules(pipeline).values():
         part.eval()
         if dtype is not None and any(parameter.dtype != dtype for parameter in part.parameters()):
@@ -111,14 +117,21 @@ def has_vae(pipeline: Any) -> bool:
 
 
 def uses_guidance(pipeline: Any) -> bool:
-    """Whether the pipeline takes a `guidance_scale`."""
-    return "guidance_scale" in _parameters(pipeline)
+    """Whether `guidance_scale` weighs two predictions, and is not an input of a distilled model (LCM, Flux) or ignored by it."""
+    config = getattr(denoiser(pipeline), "config", None) or {}
+    distilled = config.get("guidance_embeds") is not None or config.get("time_cond_proj_dim") is not None
+    return "guidance_scale" in _parameters(pipeline) and not distilled
+
+
+def takes_step_callback(pipeline: Any) -> bool:
+    """Whether the pipeline hands out its latents after each step."""
+    return "callback_on_step_end" in _parameters(pipeline)
 
 
 def family(pipeline: Any) -> str:
     """The thresholds preset that fits: flow, sdxl, sd15 or ddpm by capabilities, else default."""
     parts = {name for name in _FAMILY_PARTS if getattr(pipeline, name, None) is not None}
-    return _family(parts, flow=is_flow(pipeline.scheduler))
+    return _family(parts, pipeline.scheduler)
 
 
 def family_of_index(model: str | None, scheduler: Any) -> str:
@@ -127,19 +140,20 @@ def family_of_index(model: str | None, scheduler: Any) -> str:
 
     index = diffusers.DiffusionPipeline.load_config(_index_source(model))
     parts = {name for name in _FAMILY_PARTS if isinstance(index.get(name), list | tuple) and index[name][0]}
-    return _family(parts, flow=is_flow(scheduler))
+    return _family(parts, scheduler)
 
 
 def image_size(pipeline: Any, settings: Settings) -> tuple[int, int]:
     """Height and width in pixels of the samples: the settings', else the pipeline's own."""
-    size = getattr(getattr(denoiser(pipeline), "config", None), "sample_size", None) or 64
+    own = getattr(getattr(denoiser(pipeline), "config", None), "sample_size", None)
+    size = getattr(pipeline, "default_sample_size", None) or own or 64
     sides = (size, size) if isinstance(size, int) else tuple(size)
     scale = int(getattr(pipeline, "vae_scale_factor", 1)) if has_vae(pipeline) else 1
     return settings.height or sides[0] * scale, settings.width or sides[1] * scale
 
 
 def fingerprint(pipeline: Any) -> str:
-    """Hash of the weights and configurations of all parts, scheduler apart: 16 hex digits."""
+    """Hash of the weights, configurations and vocabularies of all parts, scheduler apart: 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(type(pipeline).__name__.encode())
     for name, part in sorted(modules(pipeline).items()):
@@ -148,6 +162,11 @@ def fingerprint(pipeline: Any) -> str:
         for key, tensor in sorted(part.state_dict().items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    settings = {key: value for key, value in dict(getattr(pipeline, "config", {})).items() if isinstance(value, str | int | float | bool)}
+    digest.update(config_text(settings).encode())
+    for name, part in sorted((getattr(pipeline, "components", None) or {}).items()):
+        if hasattr(part, "get_vocab"):
+            digest.update(f"{name}:{part.model_max_length}:{sorted(part.get_vocab().items())}".encode())
     return digest.hexdigest()
 
 
@@ -201,9 +220,9 @@ def call_pipeline(
     finally:
         if hasattr(pipeline, "set_progress_bar_config"):
             pipeline._progress_bar_config = bar or {}
-    if isinstance(images, torch.Tensor):
-        images = images.float().cpu().numpy()
-    return np.asarray(images)
+    if output_type == "latent":
+        return np.asarray(images.float().cpu() if isinstance(images, torch.Tensor) else images)
+    return _as_unit_images(images, len(seeds), type(pipeline).__name__)
 
 
 def prompt_embeds(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor | None:
@@ -218,7 +237,24 @@ def prompt_embeds(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor | None:
     return states
 
 
-_FAMILY_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
+def _as_unit_images(images: Any, count: int, name: str) -> NDArray[np.floating[Any]]:
+    """What a pipeline returned as floats in [0, 1], (N, H, W, C). Raises ModelError where that would be a guess."""
+    if isinstance(images, torch.Tensor):
+        images = (images if images.dtype == torch.uint8 else images.float()).cpu().numpy()
+    array = np.stack([np.asarray(image) for image in images]) if isinstance(images, list) else np.asarray(images)
+    if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or len(array) != count:
+        raise ModelError(f"{name} returned images of shape {array.shape} for {count} seeds; expected ({count}, H, W, 3).")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    finite = array[np.isfinite(array)]
+    if finite.size and (finite.min() < -1e-3 or finite.max() > 1 + 1e-3):
+        raise ModelError(f"{name} returned floats between {finite.min():.3g} and {finite.max():.3g}; expected images in [0, 1] or uint8.")
+    return array
+
+
+_FAMILY_PARTS = ("text_encoder", "text_encoder_2", "vae", "vqvae", "unet", "transformer")
 
 
 def _index_source(model: str | None) -> str | None:
@@ -229,12 +265,14 @@ def _index_source(model: str | None) -> str | None:
     return model if model is not None and ":" not in model and model.count("/") == 1 and not model.endswith(".safetensors") else None
 
 
-def _family(parts: set[str], *, flow: bool) -> str:
-    if flow:
+def _family(parts: set[str], scheduler: Any) -> str:
+    if is_flow(scheduler):
         return "flow"
+    if has_own_sigma_range(scheduler):
+        return "default"  # an EDM schedule, whatever the parts: the presets of VP schedules do not fit it
     if {"text_encoder", "vae", "unet"} <= parts:
         return "sdxl" if "text_encoder_2" in parts else "sd15"
-    return "ddpm" if not {"text_encoder", "vae"} & parts else "default"
+    return "ddpm" if not {"text_encoder", "vae", "vqvae"} & parts else "default"
 
 
 def _load(model: str) -> Any:
@@ -268,7 +306,9 @@ def _own_dtype(model: str, pipeline: Any, device: str) -> torch.dtype | None:
     from safetensors import safe_open
 
     folder, part = local_folder(model), denoiser(pipeline)
-    for file in sorted(path for name in ("unet", "transformer") for path in (folder or Path()).glob(f"{name}/*.safetensors")):
+    files = [path for name in ("unet", "transformer") for path in folder.glob(f"{name}/*.safetensors")] if folder is not None else []
+    # A variant such as model.fp16.safetensors lies beside the file that is loaded.
+    for file in sorted(path for path in files if path.stem.count(".") == 0):
         with safe_open(file, framework="pt") as opened:
             stored: torch.dtype = opened.get_tensor(next(iter(opened.keys()))).dtype
             return stored

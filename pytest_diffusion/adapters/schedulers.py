@@ -73,15 +73,15 @@ def alphas_cumprod(scheduler: Any) -> torch.Tensor:
     values = getattr(scheduler, "alphas_cumprod", None)
     if values is None:
         raise NotApplicable(f"{type(scheduler).__name__} has no alphas_cumprod: its schedule is given by sigmas.")
-    if has_own_sigma_range(scheduler):
-        raise NotApplicable(f"{type(scheduler).__name__} takes its sigmas from sigma_min and sigma_max; alphas_cumprod is not in use.")
+    if has_own_sigma_range(scheduler) or is_flow(scheduler):
+        raise NotApplicable(f"{type(scheduler).__name__} steps by sigmas of its own; its alphas_cumprod is not in use.")
     return torch.as_tensor(values).to("cpu", torch.float64)
 
 
 def betas(scheduler: Any) -> torch.Tensor:
     """Betas at each training timestep, float64 (T,). Raises NotApplicable where there are none."""
     values = getattr(scheduler, "betas", None)
-    if values is None or has_own_sigma_range(scheduler):
+    if values is None or has_own_sigma_range(scheduler) or is_flow(scheduler):
         raise NotApplicable(f"{type(scheduler).__name__} has no betas: its schedule is given by sigmas.")
     return torch.as_tensor(values).to("cpu", torch.float64)
 
@@ -126,7 +126,8 @@ def build_scheduler(name: str, base: Any) -> Any:
 def _training_sigmas(scheduler: Any) -> torch.Tensor:
     """Positive sigmas over the training schedule, ascending, float64 (T,)."""
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or has_own_sigma_range(scheduler) or len(sigmas) < num_train_timesteps(scheduler) // 2:
+    planned = has_own_sigma_range(scheduler) or config_value(scheduler, "use_flow_sigmas")
+    if sigmas is None or planned or len(sigmas) < num_train_timesteps(scheduler) // 2:
         if not hasattr(scheduler, "set_timesteps"):
             raise NotApplicable(f"{type(scheduler).__name__} has neither alphas_cumprod nor sigmas.")
         sigmas = getattr(with_timesteps(scheduler, num_train_timesteps(scheduler)), "sigmas", None)

@@ -29,8 +29,8 @@ def attention_is_cross(attention: Any) -> Measurement:
 def attention_rows_sum(attention: Any) -> Measurement:
     """Largest deviation of a row of attention probabilities from a sum of one."""
     _require_cross(attention)
-    worst = max(record.row_error for one in attention.records for record in one.layers.values())
-    return Measurement(worst, "largest |row sum - 1|", num_samples=len(attention.phrases))
+    worst = torch.tensor([record.row_error for one in attention.records for record in one.layers.values()]).max()  # keeps nan
+    return Measurement(float(worst), "largest |row sum - 1|", num_samples=len(attention.phrases))
 
 
 @check("attention", "attention is not uniform over tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -46,10 +47,10 @@ def constant_images(samples: Any) -> Measurement:
 def duplicate_images(samples: Any) -> Measurement:
     """Samples that equal an earlier one to the last bit, though their seeds differ."""
     images, _ = _images(samples)
-    first_of: dict[bytes, int] = {}
+    first_of: dict[bytes, int] = {}  # by digest: ten thousand images would not fit in memory
     repeats = []
     for index, image in enumerate(images):
-        earlier = first_of.setdefault(image.numpy().tobytes(), index)
+        earlier = first_of.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), index)
         if earlier != index:
             repeats.append((index, earlier))
     hint = ""
@@ -65,6 +66,10 @@ def same_resolution(samples: Any, reference: Reference) -> Measurement:
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics, which does not record a resolution.")
     height, width = images.shape[-2:]
+    if reference.images.shape[-2:] != images.shape[-2:]:
+        seen = f"{reference.images.shape[-1]}x{reference.images.shape[-2]}"
+        hint = f"The reference was resized to {seen}, the samples are {width}x{height}: give --diffusion-height and --diffusion-width."
+        return Measurement(len(reference.images), "number of reference images of another resolution", num_samples=len(images), hint=hint)
     small = {size: count for size, count in reference.sizes.items() if int(size.split("x")[0]) < width or int(size.split("x")[1]) < height}
     hint = ""
     if small:

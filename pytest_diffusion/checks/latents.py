@@ -20,6 +20,7 @@ from pytest_diffusion.verdict import Measurement
 ROUND_TRIP_IMAGES = 200
 PATHS, FRAMES = 8, 17
 OOD_REFERENCES = 400
+MAX_DIMENSIONS = 2048
 
 
 @check("latent", "the VAE gives images back")
@@ -123,12 +124,12 @@ def semantic_direction(direction: Any, clip: Any) -> Measurement:
 def ood_auroc(latents: Any, reference: Reference) -> Measurement:
     """AUROC of the Mahalanobis score for noise, shuffled patches and inversion against held-out references; the lowest."""
     fit, held_out = _split(reference)
-    scorer = MahalanobisScorer.fit(latents.encode(fit).flatten(1))
-    inliers = scorer.scores(latents.encode(held_out).flatten(1))
+    scorer = MahalanobisScorer.fit(_flat(latents.encode(fit)))
+    inliers = scorer.scores(_flat(latents.encode(held_out)))
     generator = torch.Generator().manual_seed(0)
     values, scores = {}, {"held-out references": inliers}
     for name, make in OUTLIERS.items():
-        scores[name] = scorer.scores(latents.encode(make(held_out, generator)).flatten(1))
+        scores[name] = scorer.scores(_flat(latents.encode(make(held_out, generator))))
         values[name] = auroc(inliers, scores[name])
     lowest = min(values, key=lambda name: values[name])
     error = auroc_error(values[lowest], len(inliers), len(inliers))
@@ -148,8 +149,8 @@ def ood_auroc(latents: Any, reference: Reference) -> Measurement:
 def ood_false_alarms(latents: Any, reference: Reference) -> Measurement:
     """Share of held-out references above the 95 % quantile of other held-out references; 0.05 is nominal."""
     fit, held_out = _split(reference)
-    scorer = MahalanobisScorer.fit(latents.encode(fit).flatten(1))
-    scores = scorer.scores(latents.encode(held_out).flatten(1))
+    scorer = MahalanobisScorer.fit(_flat(latents.encode(fit)))
+    scores = scorer.scores(_flat(latents.encode(held_out)))
     calibration, tested = scores[::2].sort().values, scores[1::2]
     # Conformal rank: with n calibration scores, at most 5 % of exchangeable ones lie above the k-th.
     rank = min(math.ceil(0.95 * (len(calibration) + 1)), len(calibration)) - 1
@@ -192,6 +193,13 @@ def _images(reference: Reference) -> torch.Tensor:
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics and holds no images.")
     return reference.images
+
+
+def _flat(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (N, C, h, w) as (N, D), averaged over squares until D is at most 2048: a covariance has D² entries."""
+    while latents[0].numel() > MAX_DIMENSIONS and min(latents.shape[-2:]) > 1:
+        latents = torch.nn.functional.avg_pool2d(latents, 2)
+    return latents.flatten(1)
 
 
 def _split(reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,10 +79,11 @@ def inception_score(features: Any) -> Measurement:
 
 
 @check("metrics", "CLIP score of samples with their prompts")
-def clip_score(samples: Any, clip: Any) -> Measurement:
+def clip_score(samples: Any, clip: Any, pipeline: Any = None) -> Measurement:
     """Mean of 100·max(cos, 0) between each sample and its prompt. Source: arXiv:2104.08718.
 
-    `samples` has `images`, uint8 (N, 3, H, W), and `prompts`; `clip` embeds both.
+    `samples` has `images`, uint8 (N, 3, H, W), and `prompts`; `clip` embeds both. With `pipeline`, the
+    protocol says whether the CLIP is the one that the pipeline was trained with.
     """
     prompts: Sequence[str] | None = samples.prompts
     if prompts is None:
@@ -113,8 +114,18 @@ def clip_score(samples: Any, clip: Any) -> Measurement:
         num_samples=len(scores),
         series=series,
         hint=hint,
-        protocol={"extractor": f"CLIP {clip.name}"},
+        protocol={"extractor": f"CLIP {clip.name}{_kinship(clip, pipeline)}"},
     )
+
+
+def _kinship(clip: Any, pipeline: Any) -> str:
+    """Whether the CLIP that scores is the one that the pipeline listens to, which would flatter it."""
+    encoder = getattr(pipeline, "text_encoder", None)
+    if encoder is None or not hasattr(clip, "model"):
+        return ""
+    own, scoring = encoder.get_input_embeddings().weight, clip.model.text_model.get_input_embeddings().weight
+    same = own.shape == scoring.shape and torch.allclose(own.float().cpu(), scoring.float().cpu(), atol=1e-3)
+    return ", the pipeline's own" if same else ", not the pipeline's own"
 
 
 def _with_error(value: float, error: float, features: Any, reference: Any, **rest: Any) -> Measurement:

@@ -44,7 +44,7 @@ def draw(check: str, series: Series) -> str:
     if plot is None or not series:
         return ""
     with mpl.rc_context(_STYLE):
-        figure = plot(series)
+        figure = plot(_with_numbers(series))
         if figure is None:
             return ""
         figure.patch.set_alpha(0)
@@ -62,7 +62,7 @@ def draw(check: str, series: Series) -> str:
 def _log_snr(series: Series) -> Figure:
     figure, axes = _axes(4.6, 3.0)
     for name, values in series["log_snr"].items():
-        finite = [(index / (len(values) - 1), _number(value)) for index, value in enumerate(values)]
+        finite = [(index / (len(values) - 1), value) for index, value in enumerate(values)]
         shown = [(place, value) for place, value in finite if math.isfinite(value)]
         own = name == "this model"
         axes.plot(
@@ -157,9 +157,12 @@ def _slerp(series: Series) -> Figure:
     return figure
 
 
-def _ood(series: Series) -> Figure:
+def _ood(series: Series) -> Figure | None:
     figure, axes = _axes(5.6, 3.0)
-    values = {name: [math.log10(max(_number(score), 1e-4)) for score in scores] for name, scores in series["scores"].items()}
+    values = {name: [math.log10(max(score, 1e-4)) for score in scores if math.isfinite(score)] for name, scores in series["scores"].items()}
+    values = {name: scores for name, scores in values.items() if scores}
+    if not values:
+        return None
     low, high = min(min(scores) for scores in values.values()), max(max(scores) for scores in values.values())
     edges = [low + (high - low) * index / 40 for index in range(41)]
     for name, scores in values.items():
@@ -174,9 +177,13 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _number(value: float | str) -> float:
-    """A number of a verdict's JSON, in which infinities are strings."""
-    return float(value)
+def _with_numbers(value: Any) -> Any:
+    """The series with "nan", "inf" and "-inf", which JSON holds as strings, as numbers again."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 _PLOTS: dict[str, Callable[[Series], Figure | None]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.resources import data_folder
 
@@ -21,7 +23,6 @@ LENSES = {
 def render(data: dict[str, Any]) -> str:
     """The page as text; everything that comes from outside is escaped."""
     from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
 
     environment = Environment(loader=FileSystemLoader(data_folder("templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = _figure
@@ -32,10 +33,18 @@ def render(data: dict[str, Any]) -> str:
         chosen = [verdict for verdict in data["verdicts"] if verdict["mode"] == mode]
         if chosen:
             own = {verdict["check"]: verdict for verdict in _checklist_last(chosen)}
-            plots = {check: Markup(draw(check, _series(verdict))) for check, verdict in own.items()}  # noqa: S704 - our own SVG
+            plots = {check: Markup(_drawn(check, verdict)) for check, verdict in own.items()}  # noqa: S704 - our own SVG
             lenses.append({"mode": mode or "own", "title": title, "verdicts": chosen, "plots": plots})
     series = {verdict["check"]: _series(verdict) for verdict in _checklist_last(data["verdicts"])}
     return environment.get_template("report.html.j2").render(data=data, lenses=lenses, series=series)
+
+
+def _drawn(check: str, verdict: dict[str, Any]) -> str:
+    """The check's plot; figures that cannot be drawn (all nan, say) must not take the page with them."""
+    try:
+        return draw(check, _series(verdict))
+    except (ValueError, TypeError, IndexError) as error:
+        return str(escape(f"The plot of {check} could not be drawn: {error}"))
 
 
 def _checklist_last(verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ def counts(verdicts: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {outcome: found[outcome] for outcome in OUTCOMES if found[outcome]}
 
 
-def gate(verdicts: Sequence[dict[str, Any]]) -> str:
-    """`closed` when a verdict gates, `empty` when nothing passed, else `open`."""
-    if any(verdict["gates"] for verdict in verdicts):
+def gate(verdicts: Sequence[dict[str, Any]], *, exit_status: int) -> str:
+    """`closed` when a verdict gates or pytest failed or was stopped, `empty` when nothing passed, else `open`."""
+    if exit_status or any(verdict["gates"] for verdict in verdicts):
         return "closed"
     return "open" if any(verdict["outcome"] == "pass" for verdict in verdicts) else "empty"

@@ -25,12 +25,13 @@ def write_reports(
     *,
     command: str,
     folder: Path,
+    exit_status: int,
 ) -> list[str]:
     """Write `report.json` and `report.html`, and append to `$GITHUB_STEP_SUMMARY`; the paths that were written.
 
     A report that cannot be written becomes a line that says why: it must not hide the verdicts.
     """
-    data = report_data(settings, verdicts, notes, run, command=command)
+    data = report_data(settings, verdicts, notes, run, command=command, exit_status=exit_status)
     html_path = folder / settings.report
     written = []
     for path, make in ((html_path, _html), (html_path.with_suffix(".json"), _json)):
@@ -40,8 +41,9 @@ def write_reports(
             part.write_text(make(data), encoding="utf-8")
             part.replace(path)
             written.append(str(path))
-        except OSError as error:
-            written.append(f"{path} could not be written: {error}")
+        except Exception as error:
+            # Whatever goes wrong with a report, the verdicts in the terminal and the exit code stay.
+            written.append(f"{path} could not be written: {type(error).__name__}: {error}")
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         try:
@@ -53,14 +55,21 @@ def write_reports(
 
 
 def report_data(
-    settings: Settings, verdicts: Sequence[dict[str, Any]], notes: Sequence[dict[str, Any]], run: dict[str, Any], *, command: str
+    settings: Settings,
+    verdicts: Sequence[dict[str, Any]],
+    notes: Sequence[dict[str, Any]],
+    run: dict[str, Any],
+    *,
+    command: str,
+    exit_status: int,
 ) -> dict[str, Any]:
     """Everything that the report says, as plain JSON."""
     shown = {item.name: getattr(settings, item.name) for item in fields(settings) if item.name != "sources"}
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "gate": gate(verdicts),
+        "gate": gate(verdicts, exit_status=exit_status),
+        "exit_status": exit_status,
         "counts": counts(verdicts),
         "command": command,
         "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()},

@@ -16,8 +16,7 @@ from pytest_diffusion.samples.store import Samples
 def stored_features(samples: Samples, extractor: Callable[[torch.Tensor], Features]) -> Features:
     """Features of the samples, read from the store or extracted and written there."""
     name = getattr(extractor, "name", None)
-    # An extractor without a hash of its weights (the user's own) cannot be trusted to be the same again.
-    if samples.folder is None or name is None or ":" in name:
+    if samples.folder is None or name is None or getattr(extractor, "is_own_code", True):
         return extractor(samples.images)
     path = samples.folder / f"features-{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}.safetensors"
     if path.is_file():

@@ -73,7 +73,8 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
         show = progress or (lambda ranges, total: nullcontext(ranges))
         with show(missing, count) as ranges:
             for indices in ranges:
-                images, finite = _generate_shard(pipeline, indices, texts, seeds, settings)
+                chunk = texts[indices.start : indices.stop] if texts else None
+                images, finite = to_uint8(generate_images(pipeline, chunk, seeds[indices.start : indices.stop], settings))
                 store.write_shard(indices, images, finite)
         if not store.is_complete():
             store.finish(count, SHARD_SIZE)
@@ -88,24 +89,26 @@ def to_uint8(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDAr
     return np.ascontiguousarray(pixels if pixels.shape[1] == 3 else pixels.repeat(3, axis=1)), finite
 
 
-def _generate_shard(
-    pipeline: Any, indices: range, texts: list[str] | None, seeds: list[int], settings: Settings
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def generate_images(
+    pipeline: Any, prompts: Sequence[str] | None, seeds: Sequence[int], settings: Settings, *, batch_size: int | None = None, **changes: Any
+) -> NDArray[np.floating[Any]]:
+    """Images in [0, 1], float (N, H, W, C), in batches that are halved when memory runs out."""
     from accelerate.utils import find_executable_batch_size
 
-    def run(batch_size: int) -> list[NDArray[np.floating[Any]]]:
+    def run(size: int) -> list[NDArray[np.floating[Any]]]:
         return [
             call_pipeline(
                 pipeline,
-                prompts=texts[start : min(start + batch_size, indices.stop)] if texts else None,
-                seeds=seeds[start : min(start + batch_size, indices.stop)],
+                prompts=prompts[start : start + size] if prompts else None,
+                seeds=seeds[start : start + size],
                 settings=settings,
+                **changes,
             )
-            for start in range(indices.start, indices.stop, batch_size)
+            for start in range(0, len(seeds), size)
         ]
 
-    batches = find_executable_batch_size(run, starting_batch_size=automatic_batch_size(settings, pipeline))()
-    return to_uint8(np.concatenate(batches))
+    start_with = batch_size or automatic_batch_size(settings, pipeline)
+    return np.concatenate(find_executable_batch_size(run, starting_batch_size=start_with)())
 
 
 def _tensors_text(scheduler: Any) -> str:

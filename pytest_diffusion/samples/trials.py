@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
-from pytest_diffusion.adapters.pipelines import call_pipeline, is_text_conditioned, uses_guidance
+from pytest_diffusion.adapters.pipelines import call_pipeline, is_text_conditioned, takes_step_callback, uses_guidance
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.generate import generate_images, to_uint8
 from pytest_diffusion.samples.prompts import DirectionPair
 from pytest_diffusion.settings import Settings
 
@@ -31,12 +30,9 @@ class Trials:
     def run(self, *, seeds: Sequence[int] | None = None, batch_size: int = COUNT, **changes: Any) -> torch.Tensor:
         """Images uint8 (N, 3, H, W) of the given seeds (default: four)."""
         chosen = list(seeds if seeds is not None else self.seeds)
-        batches = []
-        for start in range(0, len(chosen), batch_size):
-            batch = chosen[start : start + batch_size]
-            prompts = self._prompts(start, len(batch))
-            batches.append(call_pipeline(self.pipeline, prompts=prompts, seeds=batch, settings=self.settings, **changes))
-        return torch.from_numpy(to_uint8(np.concatenate(batches))[0])
+        prompts = self._prompts(0, len(chosen))
+        images = generate_images(self.pipeline, prompts, chosen, self.settings, batch_size=batch_size, **changes)
+        return torch.from_numpy(to_uint8(images)[0])
 
     @property
     def seeds(self) -> list[int]:
@@ -50,15 +46,18 @@ class Trials:
     def first_step(self, guidance_scale: float) -> torch.Tensor:
         """Latents (N, C, h, w), float64, after one inference step at a guidance scale.
 
-        Raises NotApplicable for a pipeline without guidance or without a step callback.
+        Raises NotApplicable for a pipeline without classifier-free guidance or without a step callback.
         """
+        name = type(self.pipeline).__name__
         if not uses_guidance(self.pipeline):
-            raise NotApplicable(f"{type(self.pipeline).__name__} takes no guidance_scale.")
+            raise NotApplicable(f"{name} takes no guidance_scale, or is distilled and does not weigh two predictions by it.")
+        if not takes_step_callback(self.pipeline):
+            raise NotApplicable(f"{name} has no callback_on_step_end, so its first step cannot be seen.")
         kept: list[torch.Tensor] = []
 
         def keep(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             if not kept:
-                kept.append(values["latents"].detach().double().cpu())
+                kept.append(values["latents"].detach().cpu().double())
                 pipeline._interrupt = True
             return {}
 
@@ -93,11 +92,8 @@ def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Dir
     if not is_text_conditioned(pipeline):
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
     seeds = [settings.seed + index for index in range(DIRECTION_SEEDS)]
-    batch_size = automatic_batch_size(settings, pipeline)
 
     def images(prompt: str) -> torch.Tensor:
-        batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-        made = [call_pipeline(pipeline, prompts=[prompt] * len(batch), seeds=batch, settings=settings) for batch in batches]
-        return torch.from_numpy(to_uint8(np.concatenate(made))[0])
+        return torch.from_numpy(to_uint8(generate_images(pipeline, [prompt] * len(seeds), seeds, settings))[0])
 
     return Direction(pair, images(pair.source), images(pair.target))

@@ -194,9 +194,17 @@ def test_unrelated_modifiers_are_seen(attention):
         pd.assert_modifier_noun_overlap(altered(attention, scramble), thresholds="demo", min_samples=16)
 
 
-def test_rows_that_do_not_sum_to_one(attention):
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_rows_that_do_not_sum_to_one(attention, error):
     def spoil(layer):
-        layer.row_error = 0.5
+        layer.row_error = error
 
     with pytest.raises(pd.QualityFailure, match="row sum"):
         pd.assert_attention_rows_sum(altered(attention, spoil))
+
+
+def test_large_latents_are_pooled_before_their_covariance_is_formed():
+    from pytest_diffusion.checks.latents import _flat
+
+    assert _flat(torch.zeros(2, 16, 128, 128)).shape == (2, 1024)
+    assert _flat(torch.zeros(2, 4, 8, 8)).shape == (2, 256)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.adapters.schedulers import is_flow
 
 ZOO = Path(__file__).parents[1] / "data" / "zoo"
 PRESETS = {
@@ -30,6 +31,9 @@ SOUND = [
     diffusers.KDPM2DiscreteScheduler(),
     diffusers.LMSDiscreteScheduler(),
     diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True),
+    diffusers.DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True),
+    diffusers.UniPCMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True),
+    diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
     diffusers.DPMSolverSinglestepScheduler(),
     diffusers.UniPCMultistepScheduler(),
     diffusers.DEISMultistepScheduler(),
@@ -70,7 +74,7 @@ def test_released_configurations_pass_their_presets(name):
 
 @pytest.mark.parametrize("scheduler", SOUND, ids=lambda scheduler: type(scheduler).__name__)
 def test_sound_schedulers_raise_no_alarm(scheduler):
-    thresholds = "flow" if hasattr(scheduler, "scale_noise") and not hasattr(scheduler, "alphas_cumprod") else "default"
+    thresholds = "flow" if is_flow(scheduler) else "default"
     verdicts = outcomes(scheduler, thresholds)
     assert {name: verdict.message for name, verdict in verdicts.items() if verdict.outcome != "pass"} == {}
     assert len(verdicts) >= 4

@@ -25,14 +25,17 @@ def verdicts():
 
 
 def data(**settings):
-    return report_data(Settings(model="<img src=x>", **settings), verdicts(), [], {}, command="pytest --diffusion-model='<img src=x>'")
+    return report_data(
+        Settings(model="<img src=x>", **settings), verdicts(), [], {}, command="pytest --diffusion-model='<img src=x>'", exit_status=1
+    )
 
 
 def test_worst_first():
     assert [verdict["check"] for verdict in worst_first(verdicts())] == ["fid", "kid", "vae_psnr", "precision"]
-    assert gate(verdicts()) == "closed"
-    assert gate(verdicts()[:1]) == "open"
-    assert gate(verdicts()[2:3]) == "empty"
+    assert gate(verdicts(), exit_status=0) == "closed"
+    assert gate(verdicts()[:1], exit_status=0) == "open"
+    assert gate(verdicts()[:1], exit_status=2) == "closed"
+    assert gate(verdicts()[2:3], exit_status=0) == "empty"
 
 
 class Links(HTMLParser):
@@ -72,7 +75,7 @@ def test_markdown_escapes_pipes_and_tags():
 
 
 def test_written_beside_each_other(tmp_path):
-    written = write_reports(Settings(report="deep/r.html"), verdicts(), [], {}, command="pytest", folder=tmp_path)
+    written = write_reports(Settings(report="deep/r.html"), verdicts(), [], {}, command="pytest", folder=tmp_path, exit_status=1)
     assert written == [str(tmp_path / "deep" / "r.html"), str(tmp_path / "deep" / "r.json")]
 
 
@@ -94,6 +97,15 @@ def test_plots_follow_the_page(check):
     assert "currentColor" in svg
     assert "<metadata" not in svg
     assert all(name.startswith(f"{check}-") for name in re.findall(r'id="([^"]+)"', svg))
+
+
+def test_nan_in_a_series_takes_nothing_with_it():
+    nan = ["nan", "nan"]
+    assert draw("attention_not_uniform", {"entropy": {"up_blocks.0": nan}, "timesteps": [951.0, 51.0]}).startswith("<svg")
+    assert draw("ood_auroc", {"scores": {"noise": nan}}) == ""
+    broken = [{**verdicts()[0], "check": "fid", "measurement": {**verdicts()[0]["measurement"], "series": {"sizes": [1], "distances": []}}}]
+    page = render(report_data(Settings(), broken, [], {}, command="pytest", exit_status=0))
+    assert "The plot of fid could not be drawn" in page
 
 
 def test_a_check_without_a_plot_has_none():

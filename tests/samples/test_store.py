@@ -50,15 +50,15 @@ def test_the_schedule_itself_is_part_of_the_address(demo_copy, small):
 
 def test_an_interrupted_run_goes_on(demo_pipeline, small, monkeypatch):
     whole = generate.generate_samples(demo_pipeline, PROMPTS, replace(small, cache_dir=small.cache_dir + "/whole"))
-    own, calls = generate._generate_shard, []
+    own, calls = generate.generate_images, []
 
     def interrupted(*args):
-        calls.append(args[1])
+        calls.append(args[2])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return own(*args)
 
-    monkeypatch.setattr(generate, "_generate_shard", interrupted)
+    monkeypatch.setattr(generate, "generate_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate.generate_samples(demo_pipeline, PROMPTS, small)
     resumed = generate.generate_samples(demo_pipeline, PROMPTS, small)
