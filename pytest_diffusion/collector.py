@@ -27,7 +27,9 @@ class Reporter:
         carried = getattr(report, "diffusion", None)
         if carried is None:
             return
-        self.run.update(carried["run"])
+        # Of several workers one generates and the others find its samples.
+        generated = max(facts.get("generated", 0) for facts in (self.run, carried["run"]))
+        self.run.update({**carried["run"], "generated": generated} if generated else carried["run"])
         for verdict in carried["verdicts"]:
             # A test that expects a failure and passes keeps the gate open: pytest's outcome has the last word.
             gates = verdict["gates"] and report.failed

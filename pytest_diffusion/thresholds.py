@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_KEYS = {"at_least": float, "at_most": float, "min_samples": int, "min_reference": int, "source": str}
+_KEYS = {"at_least": float, "at_most": float, "min_samples": int, "min_reference": int, "extractor": str, "source": str}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _limits(shown: str, check: str, table: Any, below: Limits | None) -> Limits:
         values[key] = _KEYS[key](value)
     if below is not None and not {"at_least", "at_most"} & set(values):
         # A table that only changes sample counts keeps the limit, and the limit keeps its source.
-        values = {"at_least": below.at_least, "at_most": below.at_most, "source": below.source, **values}
+        values = {"at_least": below.at_least, "at_most": below.at_most, "extractor": below.extractor, "source": below.source, **values}
     if below is not None:
         values = {"min_samples": below.min_samples, "min_reference": below.min_reference, **values}
     if not values.get("source"):

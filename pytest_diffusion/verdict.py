@@ -35,12 +35,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed, and who says so. `min_samples` counts samples, `min_reference` the reference side."""
+    """What is allowed, and who says so. `min_samples` counts samples, `min_reference` the reference side.
+
+    With `extractor`, the limit holds only for features whose extractor's name starts so: no distance has a
+    scale of its own.
+    """
 
     at_least: float | None = None
     at_most: float | None = None
     min_samples: int = 0
     min_reference: int = 0
+    extractor: str = ""
     source: str = ""
     where: str = ""
     """File and table, such as `thresholds/default.toml [fid]`."""
@@ -112,6 +117,12 @@ def skipped(check: str, reason: str, *, mode: str = "", title: str = "") -> Verd
 def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, str]:
     if limits is None or (limits.at_least is None and limits.at_most is None):
         return "skipped", "no limit is set for it in the thresholds, so it is reported and not judged."
+    seen_with = str(measurement.protocol.get("extractor", "an extractor without a name"))
+    if not seen_with.startswith(limits.extractor):
+        return "skipped", (
+            f"the limit ({limits.text}, {limits.where}) is for the extractor {limits.extractor}, "
+            f"not for {seen_with}: reported and not judged."
+        )
     allowed = f"allowed {limits.text} ({limits.where or 'given by the caller'})."
     if math.isnan(measurement.value):
         return "fail", f"not a number; {allowed}"

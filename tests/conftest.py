@@ -7,11 +7,18 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 pytest_plugins = ["pytester"]
 
 # The suite runs several small models at once; hub look-ups would only wait for time-outs.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+# In CI the same examples every time; HYPOTHESIS_PROFILE=thorough for a night.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.hookimpl(trylast=True)

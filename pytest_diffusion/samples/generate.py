@@ -23,7 +23,8 @@ from pytest_diffusion.adapters.pipelines import (
 from pytest_diffusion.samples.store import Samples, SampleStore, cache_root
 from pytest_diffusion.settings import Settings
 
-SHARD_SIZE = 256
+SHARD_SIZE = 64
+"""Samples in a shard, or a whole batch where that is more: what a killed run loses at most."""
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
 
 
@@ -68,8 +69,9 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
     texts = [prompts[index % len(prompts)] for index in range(count)] if prompts and is_text_conditioned(pipeline) else None
     seeds = [settings.seed + index for index in range(count)]
     store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, texts, settings, count))
+    shard_size = max(SHARD_SIZE, automatic_batch_size(settings, pipeline))
     with FileLock(store.lock_path):
-        missing = [] if store.is_complete() else store.missing(count, SHARD_SIZE)
+        missing = [] if store.is_complete() else store.missing(count, shard_size)
         show = progress or (lambda ranges, total: nullcontext(ranges))
         with show(missing, count) as ranges:
             for indices in ranges:
@@ -77,7 +79,7 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
                 images, finite = to_uint8(generate_images(pipeline, chunk, seeds[indices.start : indices.stop], settings))
                 store.write_shard(indices, images, finite)
         if not store.is_complete():
-            store.finish(count, SHARD_SIZE)
+            store.finish(count, shard_size)
     return store.read(texts, seeds, sum(len(indices) for indices in missing))
 
 

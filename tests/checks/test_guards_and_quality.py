@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.adapters.features import Features
 from pytest_diffusion.adapters.images import Reference
 from pytest_diffusion.maths.frechet import FeatureStatistics
 
@@ -59,8 +60,16 @@ def test_fid_near_its_limit_is_inconclusive():
 
 
 def test_fid_with_too_few_samples_is_never_a_pass():
+    features = [Features(gauss(500, seed=seed), None, "inception-v3-compat-0") for seed in (0, 1)]
     with pytest.raises(pd.InconclusiveFailure, match="not enough samples: 500 samples, at least 10000 are needed"):
-        pd.assert_fid_below(gauss(500, seed=0), gauss(500, seed=1))
+        pd.assert_fid_below(*features)
+
+
+def test_the_limit_of_fid_is_not_used_for_another_extractor():
+    features = [Features(gauss(500, seed=seed), None, "dinov2:x-0") for seed in (0, 1)]
+    with pytest.raises(pd.QualityFailure, match=r"is for the extractor inception, not for dinov2:x-0: reported and not judged"):
+        pd.assert_fid_below(*features)
+    assert pd.assert_fid_below(*features, at_most=1.0).outcome == "pass"
 
 
 def test_statistics_serve_fid_and_refuse_the_rest():

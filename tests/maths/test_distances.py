@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffusion.maths.kernel import kernel_distance, kernel_estimate
@@ -70,7 +70,6 @@ def brute_force_precision(left, right, k):
     return float((torch.cdist(left, right) <= radii).any(1).double().mean())
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1, 3, 5]))
 def test_precision_by_definition(seed, k):
     left, right = features(40, 3, seed=seed, scale=1.4), features(50, 3, seed=seed + 1)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffusion.maths.interpolation import path_figures, slerp
@@ -18,7 +18,6 @@ def test_half_way_between_axes():
     assert middle.tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000), st.floats(0, 1))
 def test_ends_are_exact_and_the_turn_is_steady(seed, weight):
     start, end = vectors(seed)
