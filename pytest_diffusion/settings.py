@@ -138,7 +138,7 @@ OPTIONS = (
     Option("seed", _seed, "N", "sample i is drawn from seed N + i (default: 0)"),
     Option("scheduler", str, "CLASS", "diffusers class name or package.module:Class, built from the model's scheduler config"),
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
-    Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: the checkpoint's; float32 on cpu)"),
+    Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
     Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
     Option("features", str, "NAME", "feature extractor: inception, demo, clip:PATH_OR_ID, dinov2:PATH_OR_ID or package.module:callable"),
     Option("clip_model", str, "NAME", "CLIP for the CLIP score: 'demo', a folder or a hub id (default: openai/clip-vit-large-patch14)"),
