@@ -60,6 +60,7 @@ def diffusion_pipeline(request: pytest.FixtureRequest, diffusion_settings: Setti
     """The pipeline under test, on its device, in evaluation mode."""
     from pytest_diffusion.adapters.pipelines import load_pipeline
 
+    _share_cores(request.config)
     with _readable_errors():
         return load_pipeline(diffusion_settings)
 
@@ -267,6 +268,15 @@ def _note(request: pytest.FixtureRequest, settings: Settings, **facts: Any) -> N
         request.config.stash.setdefault(RUN, {}).update(facts)
 
 
+def _share_cores(config: pytest.Config) -> None:
+    """Divide torch's threads among xdist workers: more threads than cores are many times slower than one each."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 def _describe(pipeline: Any) -> dict[str, Any]:
     from pytest_diffusion.adapters import pipelines
 
@@ -318,8 +328,11 @@ def _progress(config: pytest.Config) -> Callable[[Iterable[range], int], Any] | 
     import sys
 
     capture = config.pluginmanager.getplugin("capturemanager")
-    if hasattr(config, "workerinput") or not sys.__stderr__ or not sys.__stderr__.isatty():
+    if hasattr(config, "workerinput") or capture is None:
         return None
+    with capture.global_and_fixture_disabled():
+        if not sys.stderr.isatty():  # asked here, because what is captured is never a terminal
+            return None
 
     @contextmanager
     def show(ranges: Iterable[range], total: int) -> Iterator[Iterable[range]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -222,8 +223,19 @@ def validate(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value != "demo":
             _CHECKS[name](_option(name, "").flag, value)
-    if settings.scheduler is not None and ":" in settings.scheduler:
-        _check_callable("--diffusion-scheduler", settings.scheduler)
+    if settings.scheduler is not None:
+        if ":" in settings.scheduler:
+            _check_callable("--diffusion-scheduler", settings.scheduler)
+        elif settings.scheduler not in (known := _scheduler_classes()):
+            raise SettingsError(unknown_name("--diffusion-scheduler", settings.scheduler, known))
+
+
+def _scheduler_classes() -> list[str]:
+    """Scheduler classes of the installed diffusers, read from its files: importing it would import torch."""
+    spec = importlib.util.find_spec("diffusers")
+    folder = Path((spec.origin if spec is not None else None) or "").parent / "schedulers"
+    files = [path.read_text(encoding="utf-8") for path in folder.glob("scheduling_*.py")]
+    return sorted(set(re.findall(r"^class (\w+Scheduler)\(", "\n".join(files), flags=re.MULTILINE)))
 
 
 def _option(name: str, shown: str) -> Option:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import os
 
+import accelerate.utils  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline  # noqa: F401
 from hypothesis import settings
 
 pytest_plugins = ["pytester"]
+# The heavy packages are imported above once for all: pytester drops what a test was the first to import,
+# and torch cannot be imported twice.
 
 # The suite runs several small models at once; hub look-ups would only wait for time-outs.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

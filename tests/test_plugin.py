@@ -369,3 +369,26 @@ def test_help_lists_every_option(pytester):
     for option in OPTIONS:
         assert f"{option.flag}=" in text
         assert f"{option.ini} (" in text
+
+
+def test_generation_shows_its_progress_on_a_terminal(pytester, tmp_path):
+    """A real terminal, made by pty; pytest's capture must not swallow the bar."""
+    import fcntl
+    import os
+    import pty
+    import struct
+    import subprocess
+    import sys
+    import termios
+
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-m", "pytest", "--diffusion-model=demo", "--diffusion-num-samples=80", "--diffusion-steps=1"]
+    command += [f"--diffusion-cache-dir={tmp_path}", "-k", "finite_images"]
+    done = subprocess.run(command, cwd=pytester.path, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal, check=False)
+    shown = os.read(main, 100_000).decode(errors="replace")
+    os.close(terminal)
+    os.close(main)
+    assert done.returncode == 0
+    assert "generating" in shown
+    assert "/80" in shown

@@ -56,6 +56,7 @@ def test_another_model_does_not():
         ("features", "clip:", "expected clip:PATH_OR_ID"),
         ("clip_model", "/no/such/clip", "the folder /no/such/clip does not exist"),
         ("scheduler", "no_such_package:Euler", "no module named"),
+        ("scheduler", "DDIMSchedular", "Did you mean 'DDIMScheduler'"),
     ],
 )
 def test_wrong_values_are_one_line(option, text, message):
