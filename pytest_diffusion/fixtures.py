@@ -91,9 +91,9 @@ def diffusion_prompts(diffusion_settings: Settings) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def diffusion_reference(diffusion_settings: Settings, diffusion_pipeline: Any) -> Reference:
+def diffusion_reference(request: pytest.FixtureRequest, diffusion_settings: Settings, diffusion_pipeline: Any) -> Reference:
     """Real images uint8 (M, 3, H, W) at the samples' size, or statistics; skips where none is given."""
-    from pytest_diffusion.adapters.images import load_reference
+    from pytest_diffusion.adapters.images import RESIZE_PROTOCOL, load_reference
     from pytest_diffusion.adapters.pipelines import image_size
 
     if diffusion_settings.reference is None:
@@ -102,6 +102,7 @@ def diffusion_reference(diffusion_settings: Settings, diffusion_pipeline: Any) -
     with _readable_errors():
         # The demo renders what is asked for; a folder is read up to the size that FID is quoted at.
         limit = max(diffusion_settings.num_samples, 1000 if diffusion_settings.reference == "demo" else 10_000)
+        _note(request, diffusion_settings, resize=RESIZE_PROTOCOL)
         return load_reference(diffusion_settings.reference, height=height, width=width, limit=limit)
 
 

@@ -50,7 +50,6 @@ class AttentionRecord:
     tokens: list[list[str]] = field(default_factory=list)
     content: torch.Tensor | None = None
     """bool (B, tokens): neither start, end nor padding."""
-    input_ids: torch.Tensor | None = None
 
     def token_index(self, row: int, word: str) -> int:
         """Place of the last sub-word token of `word` in prompt `row`. Raises ValueError when it is not there."""
@@ -214,5 +213,4 @@ def _note_tokens(record: AttentionRecord, pipeline: Any, args: tuple[Any, ...], 
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     ended = (ids == tokenizer.eos_token_id).cumsum(1) > 0
     record.content = ~ended & ~torch.isin(ids, torch.tensor([value for value in special if value is not None]))
-    record.input_ids = ids
     record.tokens = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]

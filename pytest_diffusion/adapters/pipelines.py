@@ -225,18 +225,6 @@ def call_pipeline(
     return _as_unit_images(images, len(seeds), type(pipeline).__name__)
 
 
-def prompt_embeds(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor | None:
-    """Text embeddings of prompts for a direct call of a UNet with one text encoder; None where more is needed."""
-    if not is_text_conditioned(pipeline) or getattr(pipeline, "text_encoder_2", None) is not None or not hasattr(pipeline, "unet"):
-        return None
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    limit = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", tokenizer.model_max_length))
-    ids = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        states: torch.Tensor = encoder(ids.to(encoder.device))[0]
-    return states
-
-
 def _as_unit_images(images: Any, count: int, name: str) -> NDArray[np.floating[Any]]:
     """What a pipeline returned as floats in [0, 1], (N, H, W, C). Raises ModelError where that would be a guess."""
     if isinstance(images, torch.Tensor):

@@ -43,12 +43,7 @@ def evaluations_per_step(scheduler: Any) -> int:
 
 def revisits_timesteps(scheduler: Any) -> bool:
     """Whether `timesteps` goes back by design: Runge-Kutta warm-up (PNDM) or resampling (RePaint)."""
-    return (
-        hasattr(scheduler, "prk_timesteps")
-        or hasattr(scheduler, "plms_timesteps")
-        or config_value(scheduler, "solver_type") == "repaint"
-        or hasattr(scheduler, "undo_step")
-    )
+    return hasattr(scheduler, "prk_timesteps") or hasattr(scheduler, "plms_timesteps") or hasattr(scheduler, "undo_step")
 
 
 def fewest_steps(scheduler: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from pytest_diffusion.adapters.images import Reference
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri, grid_uri
+from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.verdict import Measurement
 
@@ -98,7 +98,6 @@ def _gallery(samples: Any, images: torch.Tensor) -> dict[str, Any]:
     count = min(len(images), 24)
     prompts = getattr(samples, "prompts", None)
     return {
-        "grid": grid_uri(images[:count], columns=8),
         "images": [data_uri(image) for image in images[:count]],
         "captions": list(prompts[:count]) if prompts else [f"seed {seed}" for seed in getattr(samples, "seeds", range(count))[:count]],
     }

@@ -64,24 +64,6 @@ def scene_of(first: int, second: int | None = None, relation: str | None = None)
     return Scene(layout, first, second, caption)
 
 
-def parse_caption(caption: str) -> Scene:
-    """The scene that a caption of the demo's language describes.
-
-    Raises ValueError for any other text.
-    """
-    kinds = {caption_of(index): index for index in range(len(KINDS))}
-    text = " ".join(caption.lower().split())
-    if text in kinds:
-        return scene_of(kinds[text])
-    for relation in RELATIONS:
-        head, found, tail = text.partition(f" {relation} ")
-        if found and head in kinds and tail in kinds:
-            return scene_of(kinds[head], kinds[tail], relation)
-    raise ValueError(
-        f"The demo's caption language does not contain {caption!r}; it says 'a COLOUR SHAPE' or 'a COLOUR SHAPE RELATION a COLOUR SHAPE'."
-    )
-
-
 def sample_scenes(num_scenes: int, *, seed: int, single_fraction: float = 0.4) -> list[Scene]:
     """Scenes drawn independently: one object with probability `single_fraction`, else two different ones."""
     rng = np.random.default_rng(seed)

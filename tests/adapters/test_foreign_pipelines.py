@@ -134,11 +134,21 @@ def test_a_vae_that_asks_for_float32_gets_it(demo_copy):
     assert next(demo_copy.vae.parameters()).dtype == torch.float16
 
 
-def test_the_safety_checker_paints_nothing_black(tmp_path, demo_copy):
-    """A checker that flags everything is switched off for a model loaded by name."""
-    demo_copy.save_pretrained(tmp_path / "model")
-    loaded = pipelines.load_pipeline(Settings(model=str(tmp_path / "model"), device="cpu"))
+def test_the_safety_checker_paints_nothing_black(monkeypatch, demo_copy):
+    """A checker that flags everything is switched off in a model loaded by name."""
+
+    class FlagsEverything(torch.nn.Module):
+        dtype, device = torch.float32, torch.device("cpu")
+
+        def forward(self, images, clip_input):
+            return np.zeros_like(images), [True] * len(images)
+
+    demo_copy.register_modules(safety_checker=FlagsEverything())
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: demo_copy)
+    loaded = pipelines.load_pipeline(Settings(model="demo", device="cpu"))
     assert loaded.safety_checker is None
+    made = pipelines.call_pipeline(loaded, prompts=["a red circle"], seeds=[0], settings=Settings(steps=2))
+    assert made.max() > 0.5
 
 
 def test_a_device_that_is_not_there_is_one_line():

@@ -10,7 +10,7 @@ from pytest_diffusion.adapters import schedulers
 from pytest_diffusion.errors import NotApplicable, SettingsError
 
 ZOO = Path(__file__).parents[1] / "data" / "zoo"
-# First and last log-SNR of what people really run, by hand from the configurations (see docs).
+# First and last log-SNR of what people really run, as in the closed forms of their configurations.
 EXPECTED = {
     "stable-diffusion-v1-5": (7.07, -5.36),
     "stable-diffusion-xl-base-1.0": (7.07, -5.36),

@@ -152,3 +152,8 @@ def test_every_check_has_a_helper():
     }
     assert documented == {check.name for check in all_checks()}
     assert {name for name in vars(assertions) if name.startswith("assert_")} == {name for name in pd.__all__ if name.startswith("assert_")}
+
+
+def test_a_reference_of_another_shape_is_refused():
+    with pytest.raises(pd.QualityFailure, match="The reference was resized to 8x8, the samples are 16x16"):
+        pd.assert_same_resolution(noise(5), Reference("r", noise(5, size=8), sizes={"64x64": 5}))

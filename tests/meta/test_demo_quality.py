@@ -1,4 +1,4 @@
-"""The demo is as good as its model card says: measured by its judge on 500 prompts the tests of training never saw."""
+"""The demo is good enough to be a sound subject: measured by its judge on 500 prompts drawn with a seed of their own."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_the_model_card_is_true(demo_settings, monkeypatch):
+def test_the_demo_reaches_its_targets(demo_settings, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     from evaluate_demo import evaluate
 
