@@ -206,7 +206,9 @@ def test_the_law_is_saved_and_loaded(tmp_path):
     model = create_model("wiener", images())
     model.save(tmp_path / "w.safetensors")
     again = create_model("wiener").load(tmp_path / "w.safetensors")
-    assert torch.equal(again.denoise(noisy(), 300), model.denoise(noisy(), 300))
+    assert all(torch.equal(kept, model.state_dict()[name]) for name, kept in again.state_dict().items())
+    # The loaded law lies in memory in another order, and a matrix product's last bits hang on that.
+    assert torch.allclose(again.denoise(noisy(), 300), model.denoise(noisy(), 300), rtol=0, atol=1e-12)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
     with pytest.raises(ModelError, match=r"lost\.safetensors cannot be read"):
         create_model("wiener").load(tmp_path / "lost.safetensors")
