@@ -11,7 +11,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "pytest_diffusion.errors": ("InconclusiveFailure", "ModelError", "NotApplicable", "QualityFailure", "SettingsError", "SetupError"),
+    "pytest_diffusion.conformance": ("check_scheduler", "parametrize_with_scheduler_checks", "scheduler_checks"),
+    "pytest_diffusion.errors": (
+        "ConformanceFailure",
+        "InconclusiveFailure",
+        "ModelError",
+        "NotApplicable",
+        "QualityFailure",
+        "SettingsError",
+        "SetupError",
+    ),
     "pytest_diffusion.verdict": ("Limits", "Measurement", "Verdict", "judge"),
     "pytest_diffusion.thresholds": ("Thresholds", "load_thresholds"),
     "pytest_diffusion.maths.diversity": ("vendi_score",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,16 @@ class QualityFailure(AssertionError):  # noqa: N818 - named as pytest names its 
 
 class InconclusiveFailure(QualityFailure):
     """A figure that cannot be told from its limit, or that rests on too few samples."""
+
+
+class ConformanceFailure(AssertionError):  # noqa: N818 - named as pytest names its own
+    """A scheduler breaks laws of the conformance suite. Fields: `verdicts`, one for each."""
+
+    def __init__(self, name: str, verdicts: Sequence[Verdict]) -> None:
+        names = ", ".join(verdict.check for verdict in verdicts)
+        texts = "\n\n".join(verdict.message for verdict in verdicts)
+        super().__init__(f"{name} breaks {len(verdicts)} of the scheduler checks: {names}.\n\n{texts}")
+        self.verdicts = list(verdicts)
 
 
 def unknown_name(what: str, seen: str, choices: Iterable[str]) -> str:

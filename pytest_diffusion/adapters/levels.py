@@ -82,8 +82,8 @@ def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tenso
         # c_in = 1/√(σ² + σ_data²) is what the scheduler did to the sample; it tells which of its σ is meant.
         largest = sample.abs().flatten().argmax()
         scale = (model_input.flatten()[largest].double() / sample.flatten()[largest].double()).cpu()
-        lists = [getattr(scheduler, attribute, None) for attribute in ("sigmas", "sigmas_interpol")]
-        known = torch.cat([torch.as_tensor(values).to("cpu", torch.float64) for values in lists if values is not None])
+        lists = [getattr(scheduler, attribute, None) for attribute in ("sigmas", "sigmas_interpol", "mid_point_sigma")]
+        known = torch.cat([torch.as_tensor(values).to("cpu", torch.float64).reshape(-1) for values in lists if values is not None])
         known = known[known.isfinite()]  # KDPM2 has no interpolated sigma before its first
         scales = (known.square() + data**2).rsqrt()
         sigma = known[(scales - scale).abs().argmin()]

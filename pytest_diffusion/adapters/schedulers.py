@@ -21,14 +21,28 @@ def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
 
 def num_train_timesteps(scheduler: Any) -> int:
     """Length of the training schedule, 1000 where the scheduler does not say."""
-    return int(config_value(scheduler, "num_train_timesteps") or 1000)
+    own = config_value(scheduler, "num_train_timesteps") or getattr(scheduler, "num_train_timesteps", None)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    return int(own or (len(alphas) if alphas is not None else 1000))
 
 
 def is_flow(scheduler: Any) -> bool:
     """Whether samples are (1−σ)·x₀ + σ·noise: a flow-matching schedule."""
     if config_value(scheduler, "use_flow_sigmas") or config_value(scheduler, "prediction_type") == "flow_prediction":
         return True
-    return hasattr(scheduler, "scale_noise") and not hasattr(scheduler, "alphas_cumprod")
+    if hasattr(scheduler, "alphas_cumprod"):
+        return False
+    return hasattr(scheduler, "scale_noise") or _steps_in_shares(scheduler)
+
+
+def _steps_in_shares(scheduler: Any) -> bool:
+    """Whether the planned sigmas are shares of noise from at most 1 on, and the timesteps are those shares of the training schedule."""
+    sigmas, timesteps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
+    if sigmas is None or timesteps is None or not len(timesteps) or len(sigmas) not in (len(timesteps), len(timesteps) + 1):
+        return False
+    shares = torch.as_tensor(sigmas).to("cpu", torch.float64)[: len(timesteps)]
+    told = torch.as_tensor(timesteps).to("cpu", torch.float64) / num_train_timesteps(scheduler)
+    return bool(((shares > 0) & (shares <= 1)).all()) and float((shares - told).abs().max()) < 2e-3
 
 
 def has_own_sigma_range(scheduler: Any) -> bool:

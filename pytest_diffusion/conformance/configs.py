@@ -1,0 +1,199 @@
+"""Laws of configuration: it survives a round trip and an exchange, refuses what it does not know, and takes what it documents."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_diffusion.adapters.schedulers import config_value
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.subject import Crash, Subject, calling, quiet
+from pytest_diffusion.errors import NotApplicable
+
+_CHOICES = (
+    "prediction_type",
+    "beta_schedule",
+    "timestep_spacing",
+    "algorithm_type",
+    "solver_type",
+    "variance_type",
+    "final_sigmas_type",
+    "interpolation_type",
+    "sigma_schedule",
+    "time_shift_type",
+)
+_UNKNOWN = "no-such-choice"
+
+
+@law("a saved configuration is loaded as it was", source="diffusers' ConfigMixin: save_config and from_config", counts=(4,))
+def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
+    """A scheduler that is saved and loaded has the same configuration and gives the same samples."""
+    if not hasattr(subject.scheduler, "save_config") or not hasattr(subject.scheduler_class, "from_config"):
+        raise NotApplicable(f"{subject.name} has no save_config and from_config.")
+    with tempfile.TemporaryDirectory() as folder:
+        with calling("save_config(folder)"):
+            subject.scheduler.save_config(folder)
+        with calling("from_config(load_config(folder))"):
+            loaded = Subject(subject.scheduler_class.from_config(subject.scheduler_class.load_config(folder)))
+    changed = [key for key in {*subject.config, *loaded.config} if not _alike(subject.config.get(key), loaded.config.get(key))]
+    if changed:
+        key = min(changed)
+        raise Broken("the same configuration", f"{key} was {subject.config.get(key)!r} and is {loaded.config.get(key)!r}")
+    loops.require_drivable(subject)
+    for count in subject.counts(*counts):
+        sample = loops.normal(1, 3, 4, 4)
+        before, after = (loops.states(one, count, sample, replace=torch.zeros_like)[-1] for one in (subject, loaded))
+        if not torch.equal(before, after):
+            seen = f"samples that differ by {float((before - after).abs().max()):.4g}"
+            raise Broken("the same samples from the loaded scheduler", seen, count=count)
+
+
+@law("compatible schedulers exchange their configurations", source="diffusers: scheduler.compatibles share a configuration", counts=(4,))
+def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
+    """`from_config` with the configuration of a compatible scheduler gives one that runs, as pipelines do to swap their scheduler."""
+    others = [one for one in getattr(subject.scheduler, "compatibles", []) if one is not subject.scheduler_class]
+    if not others:
+        raise NotApplicable(f"{subject.name} names no compatible schedulers.")
+    subject.require_kind()
+    tried = 0
+    for other in others:
+        for changes in (
+            dict[str, Any](),
+            *({name: value} for name, value in _FOREIGN if name in inspect.signature(other.__init__).parameters),
+        ):
+            try:
+                with quiet():
+                    foreign = other(**changes)
+            except Exception:  # noqa: S112 - another's own troubles: a missing package, a combination that it refuses
+                continue
+            shown = f"{other.__name__}({', '.join(f'{key}={value!r}' for key, value in changes.items())})"
+            if foreign.config.get("prediction_type") not in (None, "epsilon") or any(
+                "inverse" in name.lower() for name in (other.__name__,)
+            ):
+                continue
+            try:
+                with calling(f"from_config({shown}.config)"):
+                    received = Subject(subject.scheduler_class.from_config(foreign.config))
+            except Crash as crash:
+                if changes and isinstance(crash.error, ValueError | NotImplementedError):
+                    continue  # it says which choice it does not have
+                raise Broken("the default configuration of a compatible scheduler to be taken", str(crash)) from crash
+            tried += 1
+            for count in received.counts(*counts):
+                _require_finite(received, count, f"from_config({shown}.config)")
+    if not tried:
+        raise NotApplicable(f"none of the schedulers that {subject.name} is compatible with can be made here.")
+
+
+@law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(3,))
+def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
+    """A misspelt choice raises an error that names it, at the latest in `step`: it never runs as something else."""
+    choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str)]
+    if not choices:
+        raise NotApplicable(f"{subject.name} has no configuration with named choices.")
+    loops.require_drivable(subject)
+    for name in choices:
+        try:
+            with quiet(), torch.no_grad():
+                other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
+                if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
+                    for count in subject.counts(*counts, subject.some_count):
+                        loops.states(other, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
+                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs as if nothing were wrong", count=subject.some_count)
+        except Broken:
+            raise
+        except Exception as error:
+            text = str(error)
+            if _UNKNOWN not in text and name not in text:
+                raise Broken(
+                    f"an error that names {name}={_UNKNOWN!r}", f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+                ) from error
+
+
+@law("documented argument types are taken", source="diffusers' scheduler interface: set_timesteps(timesteps=..., sigmas=...)", counts=(4,))
+def argument_types(subject: Subject, counts: Sequence[int]) -> None:
+    """`set_timesteps` takes its own timesteps and sigmas back as lists, and gives the plan that they describe; a device may be a string."""
+    parameters = inspect.signature(subject.scheduler.set_timesteps).parameters
+    loops.require_levels(subject)
+    for count in subject.counts(*counts):
+        if "device" in parameters:
+            with calling(f"set_timesteps({count}, device='cpu')"):
+                subject.fresh().set_timesteps(count, device="cpu", **_shift(subject))
+        with calling(f"set_timesteps({count}) with a whole number of numpy"):
+            subject.plan(subject.fresh(), np.int64(count))  # type: ignore[arg-type]
+        for name in ("sigmas", "timesteps"):
+            if name in parameters and not (name == "timesteps" and subject.kind in ("edm", "flow")):
+                _require_list(subject, count, name)
+        if not {"device", "sigmas", "timesteps"} & set(parameters):
+            raise NotApplicable(f"{subject.name}.set_timesteps takes a number of steps alone.")
+
+
+_FOREIGN = (
+    ("algorithm_type", "deis"),
+    ("algorithm_type", "dpmsolver++"),
+    ("solver_type", "logrho"),
+    ("solver_type", "bh2"),
+    ("solver_type", "midpoint"),
+    ("final_sigmas_type", "zero"),
+    ("variance_type", "fixed_small"),
+    ("timestep_spacing", "trailing"),
+    ("solver_order", 3),
+)
+"""Choices that one solver family has and another has not: what `from_config` must translate."""
+
+
+def _require_list(subject: Subject, count: int, name: str) -> None:
+    """A plan of descending whole timesteps (or of sigmas between the planned ones), given as a list."""
+    planned = subject.planned(count)
+    given = [float(value) for value in torch.as_tensor(getattr(planned, name))]
+    given = given[: len(planned.timesteps)]
+    if name == "timesteps":
+        given = [int(value) for value in given]
+        if len(set(given)) < len(given):
+            return
+    scheduler = subject.fresh()
+    call = f"set_timesteps({name}=[...])"
+    arguments = {name: given, **_shift(subject)}
+    try:
+        with calling(call):
+            scheduler.set_timesteps(**arguments)
+    except Crash as crash:
+        text = str(crash.error)
+        if isinstance(crash.error, ValueError) and name in text:
+            return  # it says which configuration does not go with them
+        raise Broken(f"a list of {name} to be taken", str(crash), count=count) from crash
+    # Some count the sigma of the end among those that they are given.
+    seen = len(torch.as_tensor(scheduler.timesteps))
+    if seen not in (len(given), len(given) - (name == "sigmas")):
+        raise Broken(f"{len(given)} timesteps from {len(given)} {name}", f"{seen}", count=count)
+
+
+def _shift(subject: Subject) -> dict[str, float]:
+    if config_value(subject.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters:
+        return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15)}
+    return {}
+
+
+def _require_finite(subject: Subject, count: int, what: str) -> None:
+    try:
+        subject.require_plain_step()
+        states = loops.states(subject, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
+    except Crash as crash:
+        raise Broken(f"{what} to run", str(crash), count=count) from crash
+    if not all(bool(torch.isfinite(state).all()) for state in states):
+        raise Broken(f"finite samples from {what}", "samples that are not finite", count=count)
+
+
+def _alike(one: object, other: object) -> bool:
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return list(one) == list(other)
+    try:
+        return bool(one == other) or (one != one and other != other)
+    except (ValueError, RuntimeError):
+        return bool(np.array_equal(np.asarray(one), np.asarray(other)))

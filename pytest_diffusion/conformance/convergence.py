@@ -1,0 +1,189 @@
+"""Laws of accuracy: on Gaussian data, whose ODE and marginals are known, the error falls with the order that is declared.
+
+All known solvers are affine in the sample and in the noise when the denoiser is. One loop whose rows start at the mean, one
+deviation from it, and get one draw of noise each, therefore gives the mean and the variance of all samples without chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_diffusion.adapters.levels import NoiseLevel
+from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, Series, law
+from pytest_diffusion.conformance.point_mass import arrivals
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.errors import NotApplicable
+
+MEAN = 0.2
+VARIANCES = torch.tensor([0.6, 0.36, 0.2], dtype=torch.float64)
+"""Small enough for x̂₀ to stay within [−1, 1], where clipping and thresholding do nothing."""
+_LEAST_RATIO = 0.3
+"""σ/α down to which errors count: below it the last steps of integer timesteps span too much to show an order."""
+_SLACK = 0.5
+_FLOOR = 2e-5
+
+
+class Moments(NamedTuple):
+    """Error of mean and deviation at one state, in units of the true deviation, at a noise level σ/α."""
+
+    ratio: float
+    error: float
+
+
+@law(
+    "the error falls with the declared order",
+    source="exact probability-flow ODE of Gaussian data, docs/oracle.md, section 2",
+    counts=(20, 40, 80),
+    rests_on=("runs", "sigmas_fall", "point_mass_preserved"),
+)
+def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
+    """Twice the steps divide a deterministic solver's error by 2 to the power of its order.
+
+    An update with a wrong coefficient is consistent still, and loses its order.
+    """
+    if _noise_per_step(subject, {}):
+        raise NotApplicable(f"{subject.name} is stochastic: see `weak_convergence`.")
+    return _require_order(subject, counts, "error of the sample", {})
+
+
+@law(
+    "mean and variance converge to those of the data",
+    source="Kloeden & Platen 1992, chapter 14 (weak convergence); arXiv:2211.01095, appendix on SDE solvers",
+    counts=(20, 40, 80),
+    rests_on=("runs", "sigmas_fall", "point_mass_preserved", "noise_amount"),
+)
+def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
+    """The law of a stochastic solver's samples approaches the marginal with the declared order.
+
+    It is computed without chance, from the response to each draw.
+    """
+    draws = _noise_per_step(subject, subject.noisy)
+    if not draws:
+        raise NotApplicable(f"{subject.name} draws no noise: see `convergence_order`.")
+    if draws > 4:
+        raise NotApplicable(f"{subject.name} draws a Brownian path of {draws} values a step; its marginals are checked by chance alone.")
+    if _is_consistency_sampler(subject):
+        raise NotApplicable(f"{subject.name} renews its noise at every step, as consistency models need: it approaches no ODE or SDE.")
+    return _require_order(subject, counts, "error of mean and deviation", subject.noisy)
+
+
+def declared_order(subject: Subject) -> tuple[int, str]:
+    """Order that a solver promises, and where it says so.
+
+    `solver_order` of multistep and single-step solvers counts up to 2: the third-order updates in use start with lower ones, and
+    are of second order in every known implementation. `order` (evaluations of the model in a step) counts as it is.
+    """
+    for name in ("solver_order", "predictor_order"):
+        value = config_value(subject.scheduler, name) or getattr(subject.scheduler, name, None)
+        if value:
+            return min(int(value), 2), f"{name}={value}"
+    parameter = subject.step_parameters.get("order")
+    if parameter is not None and isinstance(parameter.default, int):
+        return min(parameter.default, 2), f"step(order={parameter.default})"
+    order = evaluations_per_step(subject.scheduler)
+    return order, f"order={order}"
+
+
+def errors(subject: Subject, count: int, extras: Mapping[str, Any]) -> float:
+    """Largest error of mean and deviation over the states of a loop that are noisier than σ/α = 0.3, in units of the deviation."""
+    draws = _noise_per_step(subject, extras)
+    rows = 2 + draws * evaluations_per_step(subject.scheduler) * count
+    found = [one.error for one in _moments(subject, count, rows if draws else 2, extras) if one.ratio >= _LEAST_RATIO]
+    if not found:
+        raise NotApplicable(f"{subject.name} has no state of σ/α above {_LEAST_RATIO} after its first in {count} steps.")
+    return max(found)
+
+
+def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: Mapping[str, Any]) -> Series:
+    order, source = declared_order(subject)
+    grid, shown = _smooth_grid(subject)
+    tried = grid.counts(*counts)
+    if len(tried) < 2:
+        raise NotApplicable(f"{subject.name} takes too few inference steps to see an order.")
+    found = [errors(grid, count, extras) for count in tried]
+    slopes = [
+        math.log2(one / two) / math.log2(after / before)
+        for (one, two), (before, after) in zip(pairwise(found), pairwise(tried), strict=True)
+    ]
+    series = {"steps": tried, "errors": found, "declared": order, "seen": max(slopes[-2:]), "what": what}
+    if found[-1] > _FLOOR and not max(slopes[-2:]) >= order - _SLACK:
+        listed = ", ".join(f"{value:.3g}" for value in found)
+        seen = f"errors {listed} at {', '.join(map(str, tried))} steps{shown}: order {max(slopes[-2:]):.2f}"
+        raise Broken(f"an {what} of order {order} ({source})", seen, series=series)
+    return series
+
+
+def _moments(subject: Subject, count: int, rows: int, extras: Mapping[str, Any]) -> list[Moments]:
+    drawn = 0
+
+    def start(level: NoiseLevel) -> torch.Tensor:
+        sample = (level.alpha * MEAN) * torch.ones(rows, 1, 1, len(VARIANCES), dtype=torch.float64)
+        sample[1] += _deviation(level)
+        return sample.float()
+
+    def replace(values: torch.Tensor) -> torch.Tensor:
+        nonlocal drawn
+        ones = torch.zeros_like(values)
+        if drawn + 2 < len(ones):
+            ones[drawn + 2] = 1
+        drawn += 1
+        return ones
+
+    found = loops.run(subject, count, posterior_mean, start, replace=replace, generator=torch.Generator().manual_seed(0), **extras)
+    moments = []
+    for step, level in list(zip(found.steps, found.levels[1:], strict=True))[:-1]:
+        states = step.after.double()
+        mean, deviation = states[0], (states[1:] - states[0]).square().sum(0).sqrt()
+        true = _deviation(level)
+        error = torch.maximum((deviation / true - 1).abs(), (mean - level.alpha * MEAN).abs() / true)
+        ratio = float(level.sigma / level.alpha) if float(level.alpha) > 0 else math.inf
+        moments.append(Moments(ratio, float(error.max()) if bool(error.isfinite().all()) else math.inf))
+    return moments
+
+
+def posterior_mean(sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+    """E[x₀ | sample] for independent normal data of mean 0.2 whose last dimension has the three `VARIANCES`."""
+    gain = level.alpha * VARIANCES / (level.alpha.square() * VARIANCES + level.sigma.square())
+    return MEAN + gain * (sample.double() - level.alpha * MEAN)
+
+
+def _deviation(level: NoiseLevel) -> torch.Tensor:
+    return (level.alpha.square() * VARIANCES + level.sigma.square()).sqrt()
+
+
+def _noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
+    """Most draws in any step of a short loop."""
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
+    found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
+    return max(len(one.draws) for one in found.steps)
+
+
+def _is_consistency_sampler(subject: Subject) -> bool:
+    """Whether the share of new noise in a step does not fall with the number of steps, as it does in ancestral sampling."""
+    shares = []
+    for count in subject.counts(8, 32):
+        parts = [one for one in arrivals(subject, count)[:-1] if one.step.goes_on and float(one.target.sigma) > 0]
+        shares.append(sorted((one.fresh / float(one.target.sigma)) ** 2 for one in parts)[len(parts) // 2])
+    return len(shares) == 2 and shares[1] > 0.2 and shares[1] > 0.6 * shares[0]
+
+
+def _smooth_grid(subject: Subject) -> tuple[Subject, str]:
+    """The scheduler with sigmas evenly spaced in log σ where it offers them: an order is best seen there."""
+    if not config_value(subject.scheduler, "use_flow_sigmas"):
+        others = {name: False for name in ("use_karras_sigmas", "use_beta_sigmas", "use_lu_lambdas") if name in subject.config}
+        try:
+            grid = subject.with_config(use_exponential_sigmas=True, **others)
+            grid.require_kind()
+            if grid.kind == subject.kind and grid.kind != "flow":
+                return grid, " with exponential sigmas"
+        except NotApplicable:
+            pass
+    return subject, ""

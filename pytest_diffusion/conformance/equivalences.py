@@ -1,0 +1,192 @@
+"""Laws between configurations: parameterisations say the same, thresholding has a closed form, zero terminal SNR is a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.levels import PREDICTION_TYPES, NoiseLevel
+from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.convergence import posterior_mean
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.point_mass import arrivals
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.errors import NotApplicable
+
+_SHAPE = (2, 4, 4, 3)
+
+
+@law(
+    "every prediction type gives the same samples",
+    source="Progressive Distillation, arXiv:2202.00512, section 4 and appendix D",
+    counts=(5, 20),
+)
+def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
+    """Noise, clean image and velocity are the same statement about a state.
+
+    Whatever the model predicts, the samples are the same up to rounding.
+    """
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+    if config_value(subject.scheduler, "timestep_type") == "continuous":
+        raise NotApplicable(f"{subject.name} tells the model ln(σ)/4, which it does for one prediction type only.")
+    others = []
+    for name in PREDICTION_TYPES if subject.kind != "edm" else ("epsilon", "v_prediction"):
+        try:
+            other = subject if name == subject.prediction_type else subject.with_config(prediction_type=name)
+            if other.kind == subject.kind:
+                _trajectory(other, subject.some_count)
+                others.append((name, other))
+        except NotApplicable:
+            continue
+        except Crash as crash:
+            if isinstance(crash.error, ValueError | NotImplementedError):
+                continue  # it says that it does not take this type
+            raise Broken(
+                f"prediction_type={name!r} to be taken, or refused by a ValueError", str(crash), count=subject.some_count
+            ) from crash
+    if len(others) < 2:
+        raise NotApplicable(f"{subject.name} takes one prediction type only.")
+    for count in subject.counts(*counts):
+        runs = [(name, _trajectory(other, count)) for name, other in others]
+        if evaluations_per_step(subject.scheduler) > 1 and float(runs[0][1].steps[0].level.sigma) > 1e3:
+            raise NotApplicable("float32 leaves nothing of a second evaluation after a σ above 1,000.")
+        if float(runs[0][1].steps[0].level.alpha) < 1e-6:
+            # The noise alone says nothing about the image there.
+            runs = [(name, found) for name, found in runs if name != "epsilon"]
+        (first, reference), *rest = runs
+        for name, found in rest:
+            for index, (one, another) in enumerate(zip(reference.steps, found.steps, strict=True)):
+                level = reference.levels[index + 1]
+                scale = max(float(level.alpha), float(level.sigma))
+                gap = float((one.after - another.after).double().abs().max())
+                noisiest = float(reference.steps[0].level.sigma / reference.steps[0].level.alpha.clamp(min=1e-30))
+                if not gap <= 5e-3 * scale + 2.0**-20 * min(noisiest, 1e4):
+                    seen = f"after step {index} (timestep {one.timestep:g}) samples from {name} and {first} differ by {gap:.4g}"
+                    raise Broken("the same samples from equivalent predictions", seen, count=count)
+
+
+@law(
+    "clipping and thresholding have their closed form",
+    source="Imagen, arXiv:2205.11487, section 2.3; DDPM, arXiv:2006.11239, section 3.4",
+    rests_on=("runs", "terminal_step"),
+)
+def thresholding(subject: Subject, counts: Sequence[int]) -> None:
+    """`thresholding` clamps x̂₀ of each image to ±s and divides by s; `clip_sample` clamps to ±`clip_sample_range`.
+
+    s is the quantile of |x̂₀| of the image, no less than 1 and no more than `sample_max_value`.
+    """
+    del counts
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and bounds no image.")
+    tried = []
+    choices: tuple[dict[str, Any], ...] = (
+        {"thresholding": True, "sample_max_value": 3.0},
+        {"thresholding": True, "sample_max_value": 1.0},
+        {"clip_sample": True},
+    )
+    for changes in choices:
+        if next(iter(changes)) not in subject.config:
+            continue
+        try:
+            own = {"thresholding": False} if "clip_sample" in changes and "thresholding" in subject.config else {}
+            other = subject.with_config(**changes, **own)
+        except NotApplicable:
+            continue
+        tried.append(changes)
+        _require_bounded(other, changes)
+    if not tried:
+        raise NotApplicable(f"{subject.name} has neither thresholding nor clip_sample.")
+
+
+@law(
+    "zero terminal SNR is finite and lands on the image",
+    source="Common Diffusion Noise Schedules, arXiv:2305.08891, algorithm 1",
+    counts=(2, 5, 20),
+    rests_on=("runs", "point_mass_preserved", "terminal_step"),
+)
+def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
+    """With `rescale_betas_zero_snr` the first state is noise alone.
+
+    Velocity and image predictions lead from it to the image without a division by zero.
+    """
+    if "rescale_betas_zero_snr" not in subject.config:
+        raise NotApplicable(f"{subject.name} has no rescale_betas_zero_snr.")
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    predictions = [name for name in ("v_prediction", "sample") if _takes(subject, name)]
+    if not predictions:
+        raise NotApplicable(f"{subject.name} predicts noise only, which says nothing about the image at zero SNR.")
+    known = {key: value for key, value in changes.items() if key in subject.config}
+    other = subject.with_config(**known, prediction_type=predictions[0])
+    last = getattr(other.scheduler, "alphas_cumprod", None)
+    if last is not None and not float(last[-1]) < 1e-6:
+        raise Broken("ᾱ of 0 (or nearly so) at the last timestep", f"rescale_betas_zero_snr leaves {float(last[-1]):.4g}")
+    for count in other.counts(*counts):
+        try:
+            parts = arrivals(other, count)
+        except Crash as crash:
+            raise Broken("a loop from zero SNR that runs", str(crash), count=count) from crash
+        end = parts[-1]
+        if not bool(torch.isfinite(end.step.after).all()) or not abs(end.clean - float(end.target.alpha)) < 0.01:
+            seen = f"{end.clean:.4g}·image after the last step"
+            raise Broken(f"{float(end.target.alpha):.4g}·image", seen, count=count)
+
+
+def _trajectory(subject: Subject, count: int) -> loops.Run:
+    noise = loops.normal(*_SHAPE, dtype=torch.float64)
+
+    def start(level: NoiseLevel) -> torch.Tensor:
+        return (level.alpha * 0.2 + level.sigma * noise).float()
+
+    def denoiser(sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        return posterior_mean(sample, level).clamp(-0.9, 0.9)
+
+    return loops.run(subject, count, denoiser, start, replace=torch.zeros_like)
+
+
+def _takes(subject: Subject, prediction_type: str) -> bool:
+    try:
+        _trajectory(subject.with_config(prediction_type=prediction_type), subject.some_count)
+    except (Crash, NotApplicable):
+        return False
+    return True
+
+
+def _require_bounded(subject: Subject, changes: dict[str, Any]) -> None:
+    """One inference step from a state whose x̂₀ is known and large: what arrives is the bounded x̂₀."""
+    image = loops.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
+    count = subject.counts(1, 2, 4)[0]
+    found = loops.run(
+        subject,
+        count,
+        lambda sample, level: image,
+        lambda level: (level.alpha * image + level.sigma * 0.3).float(),
+        replace=torch.zeros_like,
+        mask=torch.zeros(image.shape),
+    )
+    end = found.steps[-1]
+    if float(found.end.sigma) > 0.05 or end.after.shape != image.shape:
+        return
+    if "thresholding" in changes:
+        ratio, most = (
+            float(config_value(subject.scheduler, "dynamic_thresholding_ratio")),
+            float(config_value(subject.scheduler, "sample_max_value")),
+        )
+        limits = image.flatten(1).abs().quantile(ratio, dim=1).clamp(1, most).view(-1, 1, 1, 1)
+        expected = image.clamp(-limits, limits) / limits
+        text = f"x̂₀ clamped to ±s and divided by s = {', '.join(f'{float(value):.3g}' for value in limits.flatten())}"
+    else:
+        bound = float(config_value(subject.scheduler, "clip_sample_range") or 1.0)
+        expected, text = image.clamp(-bound, bound), f"x̂₀ clamped to ±{bound:g}"
+    # A state at a noise level above zero keeps a share of its noise, which the bound does not touch.
+    wanted = float(found.end.alpha) * expected
+    slack = 2e-3 + 3 * float(found.end.sigma) * (1 + float(image.abs().max()) / max(float(end.level.sigma), 1e-6) * float(end.level.alpha))
+    gap = float((end.after.double() - wanted).abs().max())
+    if not gap <= slack:
+        largest = float(end.after.abs().max()) if math.isfinite(gap) else math.nan
+        shown = ", ".join(f"{key}={value!r}" for key, value in changes.items())
+        raise Broken(f"{text} with {shown}", f"samples up to {largest:.4g} that differ from it by {gap:.4g}", count=count)

@@ -1,0 +1,208 @@
+"""Laws of the forward process: noising has the schedule's marginals, is a pure function, and agrees with the velocity."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.levels import NoiseLevel, level_of_timestep
+from pytest_diffusion.adapters.schedulers import evaluations_per_step
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.randomness import Draws
+from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.errors import NotApplicable
+
+_SHAPE = (2, 3, 4, 4)
+
+
+@law(
+    "noising has the schedule's mean and variance",
+    source="arXiv:2006.11239, equation 4; arXiv:2206.00364, table 1; arXiv:2210.02747, equation 20",
+    counts=(3, 7, 20),
+)
+def forward_process(subject: Subject, counts: Sequence[int]) -> None:
+    """`add_noise` (`scale_noise` of a flow) is α·x₀ + σ·noise, with the noise that it is given.
+
+    The level is that of the sampling loop at the same timestep.
+    """
+    method = _method(subject)
+    image, noise = _image(), loops.normal(*_SHAPE)
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        for timestep, level in _levels(subject, scheduler):
+            with Draws() as seen:
+                got = noised(copy.deepcopy(scheduler), method, image, noise, timestep.reshape(1))
+            if seen.draws:
+                raise Broken(
+                    f"{method} to use the noise that it is given", f"it draws its own by torch's {seen.draws[0].operator}", count=count
+                )
+            _require(got, image, noise, [level, *_named(subject, scheduler, timestep)], f"{method} at timestep {float(timestep):g}", count)
+
+
+@law(
+    "noising depends on its arguments alone",
+    source="diffusers' scheduler interface: add_noise(original_samples, noise, timesteps)",
+    counts=(7,),
+    rests_on=("runs", "forward_process"),
+)
+def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
+    """The same image, noise and timestep give the same result whatever was asked before.
+
+    Each image of a batch has a timestep of its own, and training asks without ever calling `set_timesteps`.
+    """
+    method = _method(subject)
+    image, noise = _image(), loops.normal(*_SHAPE)
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        levels = _levels(subject, scheduler)
+        (early, _), (late, _) = levels[0], levels[-1]
+        once = noised(scheduler, method, image, noise, late.repeat(len(image)))
+        noised(scheduler, method, image, noise, early.repeat(len(image)))
+        again = noised(scheduler, method, image, noise, late.repeat(len(image)))
+        fresh = noised(subject.planned(count), method, image, noise, early.repeat(len(image)))
+        after = noised(scheduler, method, image, noise, early.repeat(len(image)))
+        for one, other in ((once, again), (fresh, after)):
+            if not torch.equal(one, other):
+                seen = f"{method} gives results that differ by {float((one - other).abs().max()):.4g} after another timestep was asked"
+                raise Broken("the same result for the same arguments", seen, count=count)
+        mixed = noised(scheduler, method, image, noise, torch.stack([early, late]))
+        apart = torch.cat([fresh[:1], once[1:]])
+        if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
+            seen = f"{method} with timesteps [{float(early):g}, {float(late):g}] differs from one call for each"
+            raise Broken("each image of a batch to be noised by its own timestep", seen, count=count)
+    _require_before_planning(subject, method, image, noise)
+
+
+@law(
+    "velocity agrees with noising",
+    source="Progressive Distillation, arXiv:2202.00512, section 4",
+    counts=(7,),
+    rests_on=("runs", "forward_process"),
+)
+def velocity(subject: Subject, counts: Sequence[int]) -> None:
+    """`get_velocity` is α·noise − σ·x₀ with the level of `add_noise` at the same timestep."""
+    if not hasattr(subject.scheduler, "get_velocity") or subject.kind == "flow":
+        raise NotApplicable(f"{subject.name} has no get_velocity.")
+    image, noise = _image(), loops.normal(*_SHAPE)
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        for timestep, level in _levels(subject, scheduler):
+            with calling(f"get_velocity(sample, noise, {float(timestep):g})"):
+                got = scheduler.get_velocity(image, noise, timestep.repeat(len(image)))
+            ratio = level.sigma / level.alpha if float(level.alpha) > 0 else torch.tensor(float("inf"))
+            own = NoiseLevel.of_ratio(ratio)
+            named = [NoiseLevel.of_ratio(one.sigma / one.alpha) for one in _named(subject, scheduler, timestep) if float(one.alpha) > 0]
+            turned = [NoiseLevel(-one.sigma, one.alpha) for one in (own, *named)]
+            _require(got, image, noise, turned, f"get_velocity at timestep {float(timestep):g}", count)
+
+
+def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """A noised image by `add_noise` or `scale_noise`, whose arguments stand in another order. Raises Crash."""
+    with calling(f"{method}(image, noise, {[round(float(value), 4) for value in timesteps]})"):
+        if method == "scale_noise":
+            got: torch.Tensor = scheduler.scale_noise(image, timesteps, noise)
+        else:
+            got = scheduler.add_noise(image, noise, timesteps)
+        if not isinstance(got, torch.Tensor):
+            raise TypeError(f"it gave {type(got).__name__}, expected a tensor")
+    return got
+
+
+def _method(subject: Subject) -> str:
+    subject.require_kind()
+    if subject.noising is None:
+        raise NotApplicable(f"{subject.name} has neither add_noise nor scale_noise.")
+    scheduler = subject.planned(subject.some_count)
+    try:
+        noised(scheduler, subject.noising, _image(), _image(), torch.as_tensor(scheduler.timesteps)[:1])
+    except Crash as crash:
+        if isinstance(crash.error, NotImplementedError):
+            raise NotApplicable(f"{subject.name} leaves {subject.noising} to others: {crash.error}") from crash
+    return subject.noising
+
+
+def _image() -> torch.Tensor:
+    return torch.rand(_SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
+    """Up to eight timesteps of the loop, each with the level that the loop has there; those that stand for one level only."""
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+    count = len(scheduler.timesteps)
+    found = loops.run(
+        subject, count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), scheduler=copy.deepcopy(scheduler)
+    )
+    by_timestep: dict[float, list[NoiseLevel]] = {}
+    # Nobody noises an image to between two evaluations of one step.
+    for one in found.steps[:: evaluations_per_step(scheduler)]:
+        by_timestep.setdefault(one.timestep, []).append(one.level)
+    kept = []
+    for timestep in torch.as_tensor(scheduler.timesteps).unique().flip(0):
+        levels = by_timestep.get(float(timestep), [])
+        # Rounded timesteps may collide; which of their sigmas is meant is the scheduler's choice.
+        if levels and all(abs(float(level.sigma) - float(levels[0].sigma)) < 1e-6 for level in levels):
+            kept.append((timestep, levels[0]))
+    return [kept[int(place)] for place in torch.linspace(0, len(kept) - 1, min(8, len(kept)))]
+
+
+def _named(subject: Subject, scheduler: Any, timestep: torch.Tensor) -> list[NoiseLevel]:
+    """The level of the timestep's training noise: what a scheduler without a plan takes a rounded timestep for."""
+    if subject.kind in ("edm", "flow"):
+        return []
+    return [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep))]
+
+
+def _require(
+    got: torch.Tensor,
+    image: torch.Tensor,
+    noise: torch.Tensor,
+    levels: list[NoiseLevel],
+    what: str,
+    count: int,
+    bounds: Sequence[NoiseLevel] = (),
+) -> None:
+    if got.shape != image.shape:
+        raise Broken(f"the image's shape {tuple(image.shape)}", f"{what} gives {tuple(got.shape)}", count=count)
+    matrix = torch.stack([image.double().flatten(), noise.double().flatten()], dim=1)
+    kept, added = torch.linalg.lstsq(matrix, got.double().flatten().unsqueeze(1), driver="gelsd").solution.flatten().tolist()
+    rest = float((got.double() - kept * image - added * noise).abs().max())
+    for level in levels:
+        scale = max(abs(float(level.alpha)), abs(float(level.sigma)))
+        if max(abs(kept - float(level.alpha)), abs(added - float(level.sigma)), rest) <= 1e-3 * scale:
+            return
+    if (
+        bounds
+        and rest <= 1e-3
+        and min(float(one.sigma) for one in bounds) * 0.99 <= added <= max(float(one.sigma) for one in bounds) * 1.01
+    ):
+        return
+    wanted = levels[0]
+    seen = f"{what} gives {kept:.5g}·image + {added:.5g}·noise" + (f" and a rest of {rest:.3g}" if rest > 1e-3 else "")
+    raise Broken(f"{float(wanted.alpha):.5g}·image + {float(wanted.sigma):.5g}·noise", seen, count=count)
+
+
+def _require_before_planning(subject: Subject, method: str, image: torch.Tensor, noise: torch.Tensor) -> None:
+    """Training noises images without ever planning a loop."""
+    scheduler = subject.fresh()
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or len(timesteps) < 2 or subject.kind == "edm":
+        return
+    known = torch.as_tensor(timesteps)[:: evaluations_per_step(scheduler)]
+    # An unplanned grid of rounded timesteps may mean the sigma of a neighbour.
+    neighbours = (-1.0, 1.0) if subject.kind == "sigma" else ()
+    for timestep in known[[0, len(known) // 2, len(known) - 1]]:
+        level = level_of_timestep(scheduler, timestep)
+        wanted = [loops.level_of_state(scheduler, level)]
+        bounds = [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep + shift)) for shift in neighbours]
+        if subject.kind == "flow":
+            sigma = torch.as_tensor(scheduler.sigmas)[int((torch.as_tensor(timesteps) == timestep).nonzero()[0])].double()
+            wanted = [NoiseLevel(1 - sigma, sigma)]
+        # Training draws whole timesteps.
+        asked = timestep.long() if float(timestep) == int(timestep) and subject.kind != "flow" else timestep
+        got = noised(scheduler, method, image, noise, asked.reshape(1))
+        _require(got, image, noise, wanted, f"{method} before set_timesteps, at timestep {float(timestep):g},", 0, bounds)

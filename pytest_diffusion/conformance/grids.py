@@ -1,0 +1,220 @@
+"""Laws of the inference grid: it runs, its timesteps and sigmas are well formed, cover the schedule and agree with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.levels import level_of_timestep
+from pytest_diffusion.adapters.schedulers import (
+    config_value,
+    evaluations_per_step,
+    has_own_sigma_range,
+    is_flow,
+    revisits_timesteps,
+)
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.loops import sample_of
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.errors import NotApplicable
+
+_SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
+
+
+@law("a sampling loop runs and stays finite", source="diffusers' scheduler interface", counts=(1, 2, 3, 5, 7, 10, 20, 50), rests_on=())
+def runs(subject: Subject, counts: Sequence[int]) -> None:
+    """Whatever the number of inference steps, up to that of training, a loop ends without an error and with finite samples."""
+    for count in subject.counts(*counts):
+        try:
+            found = _walked(subject, count)
+        except Crash as crash:
+            raise Broken("a sampling loop that runs to its end", str(crash), count=count) from crash
+        for index, step in enumerate(found):
+            if not bool(torch.isfinite(step.after).all()):
+                seen = f"step {index} (timestep {float(step.timestep):g}) gives {_unfit(step.after)}"
+                raise Broken("finite samples from finite model outputs", seen, count=count)
+
+
+@law(
+    "timesteps are counted, ordered and in range",
+    source="diffusers' scheduler interface",
+    counts=(1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 50, 100, 333, 999, 1000),
+    rests_on=(),
+)
+def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
+    """`set_timesteps(n)` gives n timesteps (order·n where a step evaluates the model more than once).
+
+    Each lies inside the training schedule, and they fall without repetition.
+    """
+    loops.require_levels(subject)
+    for count in subject.counts(*counts):
+        scheduler = _planned(subject, count)
+        timesteps = torch.as_tensor(scheduler.timesteps).to("cpu", torch.float64)
+        if not bool(torch.isfinite(timesteps).all()):
+            raise Broken("finite timesteps", _unfit(timesteps), count=count)
+        order, revisits = evaluations_per_step(scheduler), revisits_timesteps(scheduler)
+        if not revisits:
+            low, high = order * (count - 1) + 1, order * count
+            if not low <= len(timesteps) <= high:
+                wanted = str(high) if low == high else f"{low} to {high}"
+                raise Broken(f"{wanted} timesteps", f"{len(timesteps)}", count=count)
+            _require_order(timesteps, order, count, rising=subject.is_inverse, rounded=_is_rounded(scheduler, count))
+        if not has_own_sigma_range(scheduler) or is_flow(scheduler):
+            top = subject.num_train_timesteps - (0 if is_flow(scheduler) else 1)
+            outside = timesteps[(timesteps < 0) | (timesteps > top)]
+            if len(outside):
+                raise Broken(f"timesteps from 0 to {top}", f"timestep {float(outside[0]):g}", count=count)
+
+
+@law(
+    "timesteps cover the training schedule evenly",
+    source="Common Diffusion Noise Schedules, arXiv:2305.08891, table 2",
+    counts=(2, 3, 4, 7, 10, 20, 30, 50, 100),
+    rests_on=("timesteps_well_formed",),
+)
+def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
+    """Evenly spaced timesteps leave no gap of twice the even one.
+
+    There is none before the first, between two, or after the last.
+    """
+    loops.require_levels(subject)
+    shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
+    if shaped or has_own_sigma_range(subject.scheduler) or (hasattr(subject.scheduler, "sigmas") and is_flow(subject.scheduler)):
+        raise NotApplicable(f"{subject.name} spaces its sigmas{' by ' + shaped[0] if shaped else ''}, not its timesteps.")
+    if subject.is_inverse or (hasattr(subject.scheduler, "sigmas") and not config_value(subject.scheduler, "timestep_spacing")):
+        raise NotApplicable(f"{subject.name} does not say that its timesteps are spaced evenly, from noisy to clean.")
+    total = subject.num_train_timesteps
+    for count in subject.counts(*counts):
+        grid = torch.as_tensor(subject.planned(count).timesteps).to("cpu", torch.float64).unique().flip(0).tolist()
+        for above, below in pairwise([float(total), *grid, 0.0]):
+            # Rounding and an offset are worth a timestep each.
+            if above - below > 2 * total / count + 2:
+                seen = f"nothing between timesteps {above:g} and {below:g}"
+                raise Broken(f"gaps of about {total / count:.4g} between {count} timesteps of {total}", seen, count=count)
+
+
+@law(
+    "sigmas fall at every step",
+    source="Karras et al. 2022, arXiv:2206.00364, equation 5",
+    counts=(2, 3, 5, 7, 10, 20, 50, 200, 1000),
+    rests_on=("timesteps_well_formed",),
+)
+def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
+    """Each step takes noise away: sigmas fall strictly from one step to the next, and there is one more of them than of timesteps."""
+    loops.require_levels(subject)
+    if getattr(subject.scheduler, "sigmas", None) is None and getattr(_planned(subject, subject.some_count), "sigmas", None) is None:
+        raise NotApplicable(f"{subject.name} has no sigmas.")
+    for count in subject.counts(*counts):
+        scheduler = _planned(subject, count)
+        sigmas = torch.as_tensor(scheduler.sigmas).to("cpu", torch.float64)
+        if not bool(torch.isfinite(sigmas).all()):
+            raise Broken("finite sigmas", _unfit(sigmas), count=count)
+        if subject.is_inverse:
+            sigmas = sigmas.flip(0)
+        # A step of a higher order shows the same sigma to each of its evaluations.
+        distinct = sigmas if evaluations_per_step(scheduler) == 1 else _without_repeats(sigmas)
+        rises = (distinct[1:] >= distinct[:-1]).nonzero()
+        if len(rises):
+            place = int(rises[0])
+            pair = f"sigma {float(distinct[place]):.6g} is followed by {float(distinct[place + 1]):.6g}"
+            seen = f"{pair} (number {place} and {place + 1} of {len(distinct)})"
+            raise Broken("sigmas that fall at every step", seen, count=count)
+        if evaluations_per_step(scheduler) > 1 and len(distinct) < count:
+            raise Broken(f"at least {count} different sigmas", f"{len(distinct)}", count=count)
+
+
+@law(
+    "timesteps and sigmas name the same noise level",
+    source="Karras et al. 2022, arXiv:2206.00364, appendix C.3.4",
+    counts=(2, 5, 10, 30),
+    rests_on=("runs", "sigmas_fall"),
+)
+def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
+    """The model is told the timestep whose training noise the sample has, to within rounding to a whole timestep.
+
+    A network is conditioned on it: another timestep is another denoiser.
+    """
+    # Some fold a shift of the whole schedule into the timesteps they show; interpolation is as fine as the grid.
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        if subject.kind == "edm" and hasattr(scheduler, "precondition_noise"):
+            _require_own_conditioning(scheduler, count)
+            continue
+        if getattr(scheduler, "sigmas", None) is None:
+            raise NotApplicable(f"{subject.name} steps in timesteps alone.")
+        if subject.is_inverse:
+            raise NotApplicable(f"{subject.name} goes from clean to noisy, where the sample lags behind the timestep.")
+        found = loops.run(subject, count, lambda sample, level: torch.zeros_like(sample), sample_of((1, 1, 2, 2)), scheduler=scheduler)
+        for index, step in enumerate(found.steps):
+            named = [loops.level_of_state(scheduler, level_of_timestep(scheduler, step.timestep + shift)) for shift in _rounding(subject)]
+            ratios = [float(level.sigma / level.alpha) if float(level.alpha) > 0 else float("inf") for level in named]
+            own = float(step.level.sigma / step.level.alpha) if float(step.level.alpha) > 0 else float("inf")
+            if not min(ratios) * 0.998 - 1e-4 <= own <= max(ratios) * 1.002 + 1e-4:
+                told = f"step {index} tells the model timestep {step.timestep:.6g} (σ/α = {ratios[len(ratios) // 2]:.4g})"
+                seen = f"{told}, and the sample has σ/α = {own:.4g}"
+                raise Broken("the sample's noise level to be that of the timestep", seen, count=count)
+
+
+def _require_own_conditioning(scheduler: Any, count: int) -> None:
+    """EDM tells the model a function of σ of its own choice, `precondition_noise`."""
+    for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):
+        wanted = float(scheduler.precondition_noise(torch.as_tensor(sigma)))
+        if abs(float(timestep) - wanted) > 1e-3 * max(1.0, abs(wanted)):
+            seen = f"step {index} tells the model {float(timestep):.6g}"
+            raise Broken(f"precondition_noise of its sigma {float(sigma):.4g}, which is {wanted:.6g}", seen, count=count)
+
+
+def _walked(subject: Subject, count: int) -> Sequence[loops.Visit | loops.Step]:
+    """A loop over the point mass at 0.25, or over any smooth function where levels are not known."""
+    try:
+        loops.require_levels(subject)
+    except NotApplicable:
+        loops.require_drivable(subject)
+        return loops.walk(subject, subject.planned(count), loops.normal(1, 2, 2, 2), loops.smooth)
+    return loops.run(subject, count, lambda sample, level: torch.full_like(sample, 0.25), sample_of((1, 2, 2, 2))).steps
+
+
+def _rounding(subject: Subject) -> list[float]:
+    """Timesteps on either side that rounding may have meant."""
+    if subject.kind in ("edm", "flow") or has_own_sigma_range(subject.scheduler):
+        return [0.0]
+    last = subject.num_train_timesteps - 1
+    return [-1.0, 0.0, 1.0] if last > 1 else [0.0]
+
+
+def _planned(subject: Subject, count: int) -> Any:
+    try:
+        return subject.planned(count)
+    except Crash as crash:
+        raise Broken("set_timesteps to take any number of steps", str(crash), count=count) from crash
+
+
+def _require_order(timesteps: torch.Tensor, order: int, count: int, *, rising: bool, rounded: bool) -> None:
+    distinct = timesteps if order == 1 else timesteps.unique_consecutive()
+    distinct = distinct.flip(0) if rising else distinct
+    # Where sigmas are what it steps by, timesteps are rounded, each for itself.
+    wrong = (distinct[1:] >= distinct[:-1] + (1.0 if order > 1 or rounded else 0.0)).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        seen = f"timestep {float(distinct[place]):g} is followed by {float(distinct[place + 1]):g}"
+        raise Broken("timesteps that fall without repetition", seen, count=count)
+
+
+def _without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
+    """Sigmas less those that equal their predecessor up to rounding."""
+    return torch.cat([sigmas[:1], sigmas[1:][(sigmas[1:] - sigmas[:-1]).abs() > 1e-9 * sigmas[:-1].abs()]])
+
+
+def _is_rounded(scheduler: Any, count: int) -> bool:
+    """Whether sigmas of their own are what it steps by: the timestep shown to the model is rounded, and may repeat."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    return sigmas is not None and len(sigmas) > count and bool((sigmas[1 : count + 1] < sigmas[:count]).all())
+
+
+def _unfit(values: torch.Tensor) -> str:
+    nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    return f"{nans} values that are not a number and {infinite} infinite ones of {values.numel()}"

@@ -1,0 +1,72 @@
+"""What a scheduler must obey: the register of laws, and the exception that says how one was broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_diffusion.conformance.subject import Subject
+
+Series = dict[str, Any]
+LawFunction = Callable[[Subject, Sequence[int]], Series | None]
+
+
+class Broken(Exception):  # noqa: N818 - a finding about the scheduler, not an error of ours
+    """A law does not hold. Fields: `expected`, `seen`, `count` (inference steps, 0 where they do not matter), `series` for a plot."""
+
+    def __init__(self, expected: str, seen: str, *, count: int = 0, series: Series | None = None) -> None:
+        super().__init__(f"expected {expected}; seen: {seen}")
+        self.expected, self.seen, self.count, self.series = expected, seen, count, series or {}
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law: its function's name, a title for people, its source, the numbers of steps it is tried at, and the laws it rests on."""
+
+    name: str
+    title: str
+    source: str
+    function: LawFunction
+    counts: tuple[int, ...]
+    rests_on: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why it holds: the function's docstring, on one line."""
+        return " ".join((self.function.__doc__ or "").split())
+
+
+class Register:
+    """Laws by name, in the order of their declaration; a law may rest on earlier ones only."""
+
+    def __init__(self) -> None:
+        self._laws: dict[str, Law] = {}
+
+    def __call__(
+        self, title: str, *, source: str, counts: Sequence[int] = (5,), rests_on: Sequence[str] = ("runs",)
+    ) -> Callable[[LawFunction], LawFunction]:
+        """Decorator that registers a law. Raises ValueError for a name that is taken."""
+
+        def register(function: LawFunction) -> LawFunction:
+            name = function.__name__
+            if name in self._laws:
+                raise ValueError(f"There is already a law named {name!r}.")
+            self._laws[name] = Law(name, title, source, function, tuple(counts), tuple(rests_on))
+            return function
+
+        return register
+
+    def __getitem__(self, name: str) -> Law:
+        return self._laws[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._laws.values())
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in order."""
+        return list(self._laws)
+
+
+law = Register()

@@ -1,0 +1,233 @@
+"""A sampling loop as pipelines write it: over an exact denoiser with the noise level of every state, or over any function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_diffusion.adapters.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
+from pytest_diffusion.adapters.schedulers import config_value
+from pytest_diffusion.conformance.randomness import Draw, Draws
+from pytest_diffusion.conformance.subject import EXTRAS, Crash, Subject, calling
+from pytest_diffusion.errors import NotApplicable
+
+Denoiser = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
+Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+class Visit(NamedTuple):
+    """One evaluation: the state before and after, what was drawn, and whether the next one starts where this one arrived."""
+
+    timestep: Any
+    before: torch.Tensor
+    after: torch.Tensor
+    draws: list[Draw]
+    goes_on: bool = True
+
+
+class Step(NamedTuple):
+    """A visit with the level of the state before, of the sample itself and not of what the model is given."""
+
+    timestep: float
+    level: NoiseLevel
+    before: torch.Tensor
+    after: torch.Tensor
+    draws: list[Draw]
+    goes_on: bool = True
+
+
+class Run(NamedTuple):
+    """A whole loop: its steps, and the level where it says that it ends."""
+
+    steps: list[Step]
+    end: NoiseLevel
+
+    @property
+    def levels(self) -> list[NoiseLevel]:
+        """Levels of all states, from the first to the declared end."""
+        return [*(step.level for step in self.steps), self.end]
+
+
+def walk(
+    subject: Subject,
+    scheduler: Any,
+    sample: torch.Tensor,
+    predict: Predictor,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    replace: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    variance: float = -1.0,
+    **extras: Any,
+) -> list[Visit]:
+    """Step a planned scheduler from timestep number `first` to before `last`, with outputs `predict(sample, scaled sample, timestep)`.
+
+    `replace` gives other values for what a step draws. Raises Crash for the scheduler's errors.
+    """
+    visits: list[Visit] = []
+    timesteps = list(torch.as_tensor(scheduler.timesteps).unbind())
+    # What only inpainting schedulers ask for: a known image, and where it is known.
+    extras = {"original_image": torch.full_like(sample, 0.25), "mask": torch.ones_like(sample), **extras}
+    known = {name: value for name, value in extras.items() if name in subject.step_parameters or name not in EXTRAS}
+    earlier: Any = None
+    for index in range(first, len(timesteps) if last is None else last):
+        timestep = timesteps[index]
+        if visits and hasattr(scheduler, "undo_step") and timestep > earlier:
+            with calling(f"undo_step(..., {float(timestep):g})"):
+                sample = scheduler.undo_step(sample, earlier, extras.get("generator"))
+            visits[-1] = visits[-1]._replace(goes_on=False)
+            earlier = timestep
+            continue
+        earlier = timestep
+        if "prev_timestep" in subject.step_parameters:
+            known["prev_timestep"] = timesteps[index + 1] if index + 1 < len(timesteps) else None
+        output = predict(sample, scale(scheduler, sample, timestep), timestep)
+        if str(config_value(scheduler, "variance_type")) in ("learned", "learned_range"):
+            # The second half of the channels is the variance: for `learned_range` −1 is the smallest and 1 the largest.
+            output = torch.cat([output, torch.full_like(output, variance)], dim=1)
+        with Draws(replace) as seen:
+            arrived = step(scheduler, output, timestep, sample, **known)
+        visits.append(Visit(timestep, sample, arrived, seen.draws))
+        sample = arrived
+    return visits
+
+
+def run(
+    subject: Subject,
+    num_inference_steps: int,
+    denoiser: Denoiser,
+    start: Callable[[NoiseLevel], torch.Tensor],
+    *,
+    scheduler: Any = None,
+    first: int = 0,
+    **rest: Any,
+) -> Run:
+    """Sample from `start(first level)` with the exact `denoiser(state, level)`, which gives x̂₀ for a state as the scheduler holds it.
+
+    Raises Crash for the scheduler's errors, and NotApplicable where a level, or what `step` needs, is not known.
+    """
+    subject.require_kind()
+    subject.require_plain_step()
+    scheduler = subject.planned(num_inference_steps) if scheduler is None else scheduler
+    levels: list[NoiseLevel] = []
+
+    def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
+        level = level_in_loop(scheduler, sample, scaled, timestep)
+        levels.append(level_of_state(scheduler, level))
+        clean = denoiser(sample, levels[-1]).to(sample)
+        return as_prediction(clean, scaled, level, prediction_type_of(scheduler), scheduler=scheduler)
+
+    sample = start(level_before(scheduler, torch.as_tensor(scheduler.timesteps)[first]))
+    visits = walk(subject, scheduler, sample, predict, first=first, **rest)
+    steps = [
+        Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on) for one, level in zip(visits, levels, strict=True)
+    ]
+    return Run(steps, declared_end(scheduler))
+
+
+def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any = None, **rest: Any) -> list[torch.Tensor]:
+    """All samples of a loop from `sample`, times the first noise's size, over a smooth function of each element: no level is needed.
+
+    Raises Crash for the scheduler's errors, and NotApplicable for what `step` needs beside.
+    """
+    require_drivable(subject)
+    scheduler = subject.planned(count) if scheduler is None else scheduler
+    first = sample * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    return [visit.after for visit in walk(subject, scheduler, first, smooth, **rest)]
+
+
+def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """A model output that depends on each element alone, and not on what it is taken for."""
+    return 0.8 * torch.tanh(scaled)
+
+
+def require_drivable(subject: Subject) -> None:
+    """Raise NotApplicable for a scheduler whose `step` needs more than a loop has, or that draws something other than images.
+
+    A scheduler of a known kind is held to the interface; of another one, nothing says that its samples are continuous.
+    """
+    subject.require_plain_step()
+    try:
+        require_levels(subject)
+    except NotApplicable:
+        try:
+            scheduler = subject.planned(subject.some_count)
+            walk(subject, scheduler, normal(2, 4, 4, 4), smooth, generator=torch.Generator().manual_seed(0))
+        except Crash as crash:
+            raise NotApplicable(f"{subject.name} does not take images as samples: {crash}") from crash
+
+
+def require_levels(subject: Subject) -> None:
+    """Raise NotApplicable where the noise level of the samples is not known, or the model's output is no prediction of one."""
+    subject.require_kind()
+    try:
+        scheduler = subject.planned(subject.some_count)
+        level_before(scheduler, torch.as_tensor(scheduler.timesteps)[0])
+        walk(subject, scheduler, normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
+    except Crash as crash:
+        if isinstance(crash.error, ValueError) and "model output channels" in str(crash.error):
+            raise NotApplicable(f"{subject.name} takes model outputs of another shape: {crash.error}") from crash
+        # Other errors are the business of `runs` and `timesteps_well_formed`.
+
+
+def step(scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any) -> torch.Tensor:
+    """The previous sample of `step`, whichever way it is returned. Raises Crash."""
+    with calling(f"step(model_output, {float(timestep):g}, sample)"):
+        returned = scheduler.step(output, timestep, sample, **known)
+        arrived = returned[0] if isinstance(returned, tuple) else returned.prev_sample
+        if not isinstance(arrived, torch.Tensor):
+            raise TypeError(f"step gave {type(arrived).__name__}, expected the previous sample")
+    return arrived
+
+
+def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """`scale_model_input`, where there is one. Raises Crash."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return sample
+    with calling(f"scale_model_input(sample, {float(timestep):g})"):
+        scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
+    return scaled
+
+
+def level_before(scheduler: Any, timestep: Any) -> NoiseLevel:
+    """Level of a state before the step at a timestep, asked of a copy: some schedulers count how often they are asked."""
+    probe = copy.deepcopy(scheduler)
+    sample = torch.ones(1, 1, 2, 2)
+    return level_of_state(probe, level_in_loop(probe, sample, scale(probe, sample, timestep), timestep))
+
+
+def level_of_state(scheduler: Any, level: NoiseLevel) -> NoiseLevel:
+    """Level of the sample itself, where `level` is that of the model's input."""
+    if kind_of(scheduler) in ("sigma", "edm"):
+        return NoiseLevel(torch.ones_like(level.alpha), level.sigma / level.alpha)
+    return level
+
+
+def declared_end(scheduler: Any) -> NoiseLevel:
+    """Where the scheduler says that its last step ends: its last sigma, its `final_alpha_cumprod`, or the clean image."""
+    kind = kind_of(scheduler)
+    sigmas, timesteps = getattr(scheduler, "sigmas", None), scheduler.timesteps
+    if sigmas is not None and len(sigmas) == len(timesteps) + 1:
+        sigma = torch.as_tensor(sigmas[-1]).to("cpu", torch.float64)
+        if kind == "vp":
+            return NoiseLevel.of_ratio(sigma)
+        return NoiseLevel(1 - sigma if kind == "flow" else torch.ones_like(sigma), sigma)
+    final = getattr(scheduler, "final_alpha_cumprod", None)
+    if final is not None and kind == "vp":
+        product = torch.as_tensor(final).to("cpu", torch.float64)
+        return NoiseLevel(product.sqrt(), (1 - product).sqrt())
+    return NoiseLevel(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+
+
+def sample_of(shape: Sequence[int], *, seed: int = 0) -> Callable[[NoiseLevel], torch.Tensor]:
+    """A start for `run`: a state around the image 0.25 at the first level, float32."""
+    noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return lambda level: (level.alpha * 0.25 + level.sigma * noise).float()
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal noise of a shape, from a generator of its own."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,0 +1,75 @@
+"""`parametrize_with_scheduler_checks`: a pytest test for every scheduler and check."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_diffusion.conformance.suite import Suite, judged_with, require_known, scheduler_checks
+from pytest_diffusion.errors import QualityFailure
+from pytest_diffusion.recording import record
+from pytest_diffusion.verdict import Verdict
+
+
+class SchedulerCheck:
+    """One check as a function of a scheduler; checks of the same scheduler know what the others found."""
+
+    def __init__(self, name: str, suite: Suite, scheduler: Any) -> None:
+        self.name = name
+        self._suite, self._scheduler = suite, scheduler
+
+    def __call__(self, scheduler: Any) -> Verdict:
+        """The verdict; raises QualityFailure where the law is broken, and skips where it has nothing to look at."""
+        __tracebackhide__ = True
+        suite = self._suite if scheduler is self._scheduler else Suite(scheduler)
+        verdict = judged_with(suite.verdict(self.name), None, strict=False)
+        record(verdict)
+        if verdict.gates:
+            raise QualityFailure(verdict)
+        if verdict.outcome == "skipped":
+            pytest.skip(verdict.message)
+        return verdict
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def parametrize_with_scheduler_checks(
+    schedulers: Iterable[Any],
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    strict: bool = False,
+    profile: str = "standard",
+) -> pytest.MarkDecorator:
+    """Decorator for a test with the parameters `scheduler` and `check`, whose body is `check(scheduler)`.
+
+    `schedulers` are schedulers, classes or functions that make one. Checks named in `expected_failures` are marked xfail with
+    their reason; with `strict` one that passes fails the test. `only` and `profile` are those of `check_scheduler`.
+    Raises ValueError for unknown names, TypeError for what is no scheduler.
+    """
+    expected = dict(expected_failures or {})
+    require_known("expected_failures", expected)
+    names = scheduler_checks() if only is None else [name for name in scheduler_checks() if name in require_known("only", only)]
+    parameters = []
+    labels: dict[str, int] = {}
+    for scheduler in schedulers:
+        suite = Suite(scheduler, profile=profile)
+        label = label_of(suite)
+        labels[label] = labels.get(label, 0) + 1
+        if labels[label] > 1:
+            label = f"{label}#{labels[label]}"
+        for name in names:
+            marks = [pytest.mark.xfail(reason=expected[name], strict=strict, raises=QualityFailure)] if name in expected else []
+            parameters.append(pytest.param(scheduler, SchedulerCheck(name, suite, scheduler), id=f"{label}-{name}", marks=marks))
+    return pytest.mark.parametrize(("scheduler", "check"), parameters)
+
+
+def label_of(suite: Suite) -> str:
+    """A scheduler's class and what differs from its defaults, for the id of a test."""
+    own = ",".join(
+        f"{key}={value}" for key, value in sorted(suite.subject.own_values.items()) if isinstance(value, str | int | float | bool)
+    )
+    return f"{suite.subject.name}({own})" if own else suite.subject.name

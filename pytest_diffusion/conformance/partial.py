@@ -1,0 +1,129 @@
+"""Laws of partial runs: starting in the middle as image-to-image does, with and without a begin index, and inverting a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.levels import as_prediction, level_of_timestep
+from pytest_diffusion.adapters.schedulers import evaluations_per_step, revisits_timesteps
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.convergence import posterior_mean
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.point_mass import arrivals, require_arrival
+from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.errors import NotApplicable
+
+
+@law(
+    "a run may start in the middle",
+    source="SDEdit, arXiv:2108.01073, algorithm 1; diffusers' image-to-image pipelines",
+    counts=(6, 10),
+    rests_on=("runs", "point_mass_preserved", "terminal_step"),
+)
+def partial_start(subject: Subject, counts: Sequence[int]) -> None:
+    """From a noised image at a later timestep the remaining steps lead to the image, as they do in a full run."""
+    for count in subject.counts(*counts):
+        _require_lands(subject, count, None)
+
+
+@law(
+    "a begin index starts the same run",
+    source="diffusers' scheduler interface: set_begin_index",
+    counts=(6, 10),
+    rests_on=("runs", "point_mass_preserved", "terminal_step", "partial_start"),
+)
+def begin_index(subject: Subject, counts: Sequence[int]) -> None:
+    """`set_begin_index(k)` before the first step makes step k the first one, without looking for it by its timestep."""
+    if not hasattr(subject.scheduler, "set_begin_index"):
+        raise NotApplicable(f"{subject.name} has no set_begin_index.")
+    for count in subject.counts(*counts):
+        _require_lands(subject, count, "set_begin_index")
+
+
+@law(
+    "inversion and sampling undo one another",
+    source="DDIM inversion: arXiv:2010.02502, section 4.3; arXiv:2105.05233, appendix F",
+    counts=(25, 100),
+    rests_on=("timesteps_well_formed",),
+)
+def inversion_round_trip(subject: Subject, counts: Sequence[int]) -> None:
+    """An inverse scheduler takes an image to the noise from which its forward partner makes the image again, the better the more steps."""
+    if not subject.is_inverse:
+        raise NotApplicable(f"{subject.name} is no inverse scheduler.")
+    partner = _partner(subject)
+    gaps = []
+    for count in subject.counts(*counts):
+        image = posterior_mean_image()
+        noise = _follow(subject, count, image)
+        back = _follow(partner, count, noise)
+        gaps.append((count, float((back - image).double().square().mean().sqrt())))
+    (few, worse), (many, better) = gaps[0], gaps[-1]
+    if not (better < 0.05 and better < 0.6 * worse):
+        seen = f"the image comes back with an error of {worse:.3g} in {few} steps and of {better:.3g} in {many}"
+        raise Broken(f"an image that comes back, the nearer the more steps (by {type(partner.scheduler).__name__})", seen, count=many)
+
+
+def posterior_mean_image() -> torch.Tensor:
+    """Images (4, 2, 2, 3) of the normal data that `convergence.posterior_mean` knows the denoiser of."""
+    from pytest_diffusion.conformance.convergence import MEAN, VARIANCES
+
+    # Within a deviation of the mean, where clipping does nothing.
+    return (MEAN + VARIANCES.sqrt() * loops.normal(4, 2, 2, 3, dtype=torch.float64).clamp(-1, 1)).float()
+
+
+def _require_lands(subject: Subject, count: int, method: str | None) -> None:
+    if revisits_timesteps(subject.scheduler):
+        raise NotApplicable(f"{subject.name} warms up or goes back in time, and starts from the beginning only.")
+    order = evaluations_per_step(subject.scheduler)
+    planned = subject.planned(count)
+    # Single-step solvers have blocks of steps; a start inside of one has no first stage.
+    blocks = getattr(planned, "order_list", None)
+    starts = [start for start in range(order, len(planned.timesteps), order) if blocks is None or blocks[min(start, len(blocks) - 1)] == 1]
+    for start in starts[:: max(1, len(starts) // 3)]:
+        scheduler = subject.planned(count)
+        if method is not None:
+            with calling(f"set_begin_index({start})"):
+                scheduler.set_begin_index(start)
+        try:
+            parts = arrivals(subject, count, start=start, scheduler=scheduler)
+        except Crash as crash:
+            raise Broken(f"a run that starts at step {start} of {count}", str(crash), count=count) from crash
+        for one in parts[:-1]:
+            require_arrival(subject, one, count, where=f" of a run that starts at step {start}")
+        end = parts[-1]
+        # Some integrate their coefficients numerically, to a part in 1,000.
+        slack = 3 * end.tolerance + 5e-3
+        if not (abs(end.clean - float(end.target.alpha)) <= slack and abs(end.total - float(end.target.sigma)) <= slack):
+            seen = f"a run from step {start} ends at {end.clean:.4g}·image and {end.total:.4g}·noise"
+            raise Broken(
+                f"{float(end.target.alpha):.4g}·image and {float(end.target.sigma):.4g}·noise after the last step", seen, count=count
+            )
+
+
+def _partner(subject: Subject) -> Subject:
+    import diffusers
+
+    name = subject.name.replace("Inverse", "")
+    partner: Any = getattr(diffusers, name, None)
+    if partner is None or name == subject.name:
+        raise NotApplicable(f"{subject.name} has no forward partner in diffusers by the name of {name}.")
+    with calling(f"{name}.from_config"):
+        return Subject(
+            partner.from_config(subject.scheduler.config, clip_sample=False)
+            if "clip_sample" in subject.config
+            else partner.from_config(subject.scheduler.config)
+        )
+
+
+def _follow(subject: Subject, count: int, sample: torch.Tensor) -> torch.Tensor:
+    """A run whose model knows the level of the timestep that it is told, as a network does."""
+    scheduler = subject.planned(count)
+
+    def predict(own: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
+        level = level_of_timestep(scheduler, timestep)
+        return as_prediction(posterior_mean(scaled, level).to(scaled), scaled, level, subject.prediction_type, scheduler=scheduler)
+
+    return loops.walk(subject, scheduler, sample, predict, replace=torch.zeros_like)[-1].after

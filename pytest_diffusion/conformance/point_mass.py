@@ -1,0 +1,315 @@
+"""Data that are one image: the law under which every sound step is exact, and what a step did, found by regression.
+
+With x₀ = c the ideal denoiser says c whatever it sees, so that a state α·c + σ·ε must arrive at α'·c + σ'·ε'. One step of any
+solver is then a·c + b·ε + Σ d·z with the noise z that it drew; least squares over the elements give a, b and d without an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_diffusion.adapters.levels import NoiseLevel
+from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step, has_own_sigma_range
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.errors import NotApplicable
+
+SHAPE = (2, 4, 16, 16)
+_FLOAT = 2.0**-23
+
+
+class Arrival(NamedTuple):
+    """What one step made of c and ε: `clean`·c + `kept`·ε + Σ `added`·z + a rest of root mean square `rest`; all in float64."""
+
+    number: int
+    step: loops.Step
+    target: NoiseLevel
+    clean: float
+    kept: float
+    added: list[float]
+    rest: float
+    tolerance: float
+
+    @property
+    def fresh(self) -> float:
+        """Standard deviation of the noise that the step put in, whether or not its draws were seen."""
+        return math.hypot(*self.added, self.rest if self.rest > self.tolerance else 0.0)
+
+    @property
+    def total(self) -> float:
+        """Standard deviation of the noise at arrival."""
+        return math.hypot(self.kept, self.fresh)
+
+
+def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
+    """Every step of a loop over a point mass, taken apart; from step `start` on, as image-to-image does."""
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(SHAPE, generator=generator, dtype=torch.float64) - 0.5
+    noise = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    known = {"generator": torch.Generator().manual_seed(1), "original_image": image.float(), "mask": torch.ones(SHAPE)}
+    found = loops.run(
+        subject,
+        count,
+        lambda sample, level: image,
+        lambda level: (level.alpha * image + level.sigma * noise).float(),
+        scheduler=scheduler,
+        first=start,
+        **{**known, **extras},
+    )
+    targets = found.levels[1:]
+    parts = []
+    noisiest, before = 0.0, 0.0
+    for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
+        ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
+        noisiest = max(noisiest, ratio)
+        parts.append(_taken_apart(index, one, target, image, _tolerance(subject, one.level, target, before)))
+        before = ratio
+    return parts
+
+
+def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.Tensor, tolerance: float) -> Arrival:
+    alpha, sigma = float(step.level.alpha), float(step.level.sigma)
+    noise = (step.before.double() - alpha * image) / sigma if sigma > 0 else torch.zeros_like(image)
+    drawn = [_standard(draw, image.shape) for draw in step.draws]
+    # A path of Brownian motion is refined by dozens of draws; they would explain anything.
+    columns = [values for values in drawn if values is not None] if len(drawn) <= 4 else []
+    matrix = torch.stack([values.flatten() for values in (image, noise, *columns)], dim=1)
+    arrived = step.after.double().flatten()
+    if not bool(torch.isfinite(arrived).all()) or not bool(torch.isfinite(matrix).all()):
+        return Arrival(index, step, target, math.nan, math.nan, [], math.nan, tolerance)
+    used = matrix if sigma > 0 else matrix[:, [0, *range(2, matrix.shape[1])]]
+    solution = torch.linalg.lstsq(used, arrived.unsqueeze(1), driver="gelsd").solution.flatten()
+    rest = float((used @ solution - arrived).square().mean().sqrt())
+    values = solution.tolist()
+    kept = values[1] if sigma > 0 else 0.0
+    return Arrival(index, step, target, values[0], kept, values[2 if sigma > 0 else 1 :], rest, tolerance)
+
+
+def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
+    """A draw's values over the whole sample, or None where they cannot belong to it."""
+    if draw.values.numel() != shape.numel():
+        try:
+            return draw.values.broadcast_to(shape)
+        except RuntimeError:
+            return None
+    return draw.values.reshape(shape)
+
+
+def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float) -> float:
+    """What float32 leaves of a step: a part in 3,000, and the rounding of a large state that is divided by a small σ."""
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    ratio = sigma / alpha if alpha > 0 else 1.0
+    rounding = ratio if math.isfinite(ratio) else 1.0
+    if evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
+        # The second stage divides what is left of the first one's rounding by its own σ.
+        rounding += before**2 / ratio
+    if subject.kind == "vp" and sigma > 0:
+        # 1 − ᾱ of a float32 ᾱ.
+        rounding += 0.5 / sigma**2
+    return 3e-4 * max(float(target.alpha), float(target.sigma)) + 8 * _FLOAT * rounding * max(float(target.alpha), 1e-3)
+
+
+def posterior_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
+    """Standard deviation of q(x_t | x_s, x₀): what ancestral sampling adds. Source: arXiv:2006.11239, equation 7."""
+    kept = (level.alpha / target.alpha).square() * target.sigma.square() / level.sigma.square()
+    return float((target.sigma.square() * (1 - kept)).clamp(min=0).sqrt())
+
+
+def forward_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
+    """√β of the step itself, the larger choice of arXiv:2006.11239, section 3.2 (variance preserving)."""
+    return float((1 - (level.alpha / target.alpha).square()).clamp(min=0).sqrt())
+
+
+@law(
+    "each step arrives at the level where the next one starts",
+    source="DDIM, arXiv:2010.02502, equation 12, for x₀ that is known",
+    counts=(2, 3, 5, 13, 30),
+)
+def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> None:
+    """If the data are one image c, a state α·c + σ·noise must become α'·c + σ'·noise of the next step's level.
+
+    Every solver that keeps the marginals does so exactly, whatever its order and however many steps it takes.
+    """
+    for count in subject.counts(*counts):
+        for one in arrivals(subject, count)[:-1]:
+            try:
+                require_arrival(subject, one, count)
+            except Broken:
+                if _is_exact_in_the_limit(subject):
+                    raise NotApplicable(f"{subject.name} is exact for one image in the limit only: see `convergence_order`.") from None
+                raise
+
+
+def _is_exact_in_the_limit(subject: Subject) -> bool:
+    """Whether the ends of a Runge-Kutta scheme's steps approach their targets with its order, of at least 3.
+
+    Solvers in another variable than σ or log-SNR are not exact for one image. At lower orders a wrong target would look the same.
+    """
+    order = evaluations_per_step(subject.scheduler)
+    if order < 3:
+        return False
+    gaps = []
+    for count in (20, 40):
+        ends = arrivals(subject, count)[order - 1 : -1 : order]
+        gaps.append(max(max(abs(one.clean - float(one.target.alpha)), abs(one.total / float(one.target.sigma) - 1)) for one in ends))
+    return gaps[1] < gaps[0] / 2 ** (order - 0.5)
+
+
+def require_arrival(subject: Subject, one: Arrival, count: int, *, where: str = "") -> None:
+    """Raise Broken where a step does not arrive at its target's level, NotApplicable where no solver of its kind would exactly."""
+    if not one.step.goes_on:
+        return
+    target_sigma, seen_sigma, what = float(one.target.sigma), one.total, "noise"
+    if str(config_value(subject.scheduler, "variance_type")).startswith(("fixed_large", "learned")):
+        # The variance is a choice there, which `noise_amount` looks at; the rest of the noise is not.
+        small = posterior_deviation(one.step.level, one.target)
+        target_sigma, seen_sigma, what = math.sqrt(max(target_sigma**2 - small**2, 0.0)), one.kept, "old noise"
+    if _has_unseen_memory(subject, one):
+        raise NotApplicable(f"{subject.name} carries the noise of earlier steps on: its marginals are exact only in the limit.")
+    of_image, of_noise = _chance(one) if one.rest > one.tolerance else (0.0, 0.0)
+    right_image = abs(one.clean - float(one.target.alpha)) <= one.tolerance + of_image
+    if not (right_image and abs(seen_sigma - target_sigma) <= one.tolerance + of_noise):
+        seen = f"step {one.number} (timestep {one.step.timestep:g}){where} gives {one.clean:.5g}·image and {seen_sigma:.5g}·{what}"
+        raise Broken(f"{float(one.target.alpha):.5g}·image and {target_sigma:.5g}·{what}", seen, count=count)
+
+
+@law(
+    "the last step lands where the schedule says, and adds no noise",
+    source="DDPM, arXiv:2006.11239, algorithm 2, line 3",
+    counts=(1, 2, 3, 10),
+)
+def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
+    """The last step gives the clean prediction, or stops at the declared last level.
+
+    That level is no noisier than the cleanest training timestep; noise that is added there stays in the image.
+    """
+    for count in subject.counts(*counts):
+        last = arrivals(subject, count)[-1]
+        end = last.target
+        if last.fresh > float(end.sigma) + 3 * last.tolerance:
+            raise Broken("no new noise in the last step", f"{last.fresh:.4g}·noise is added to the finished sample", count=count)
+        if not (abs(last.clean - float(end.alpha)) <= last.tolerance and abs(last.total - float(end.sigma)) <= last.tolerance):
+            seen = f"{last.clean:.5g}·image and {last.total:.5g}·noise"
+            raise Broken(f"{float(end.alpha):.5g}·image and {float(end.sigma):.5g}·noise after the last step", seen, count=count)
+        cleanest = _cleanest(subject)
+        if float(end.sigma / end.alpha) > 1.01 * cleanest:
+            seen = f"it ends at σ/α = {float(end.sigma / end.alpha):.4g}"
+            raise Broken(f"an end no noisier than the cleanest training timestep (σ/α = {cleanest:.4g})", seen, count=count)
+
+
+@law(
+    "the noise of a step is of the amount that is claimed",
+    source="arXiv:2010.02502, equation 16; arXiv:2006.11239, equation 7; arXiv:2102.09672, equation 15",
+    counts=(3, 10, 25),
+    rests_on=("point_mass_preserved",),
+)
+def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
+    """New noise is η times the posterior's standard deviation, so that η = 1 is DDPM.
+
+    `variance_type` and SDE solvers name theirs in the same way.
+    """
+    claims = _claims(subject)
+    if not claims:
+        raise NotApplicable(f"{subject.name} claims no amount of noise: no eta, no variance_type, no SDE solver.")
+    for count in subject.counts(*counts):
+        for claim, extras, wanted in claims:
+            for one in arrivals(subject, count, **extras)[:-1]:
+                expected = wanted(one.step.level, one.target)
+                if abs(one.fresh - expected) > 2 * one.tolerance + 1e-3 * expected:
+                    seen = f"step {one.number} (timestep {one.step.timestep:g}) adds {one.fresh:.5g}·noise"
+                    raise Broken(f"{expected:.5g}·noise with {claim}", seen, count=count)
+
+
+Claim = tuple[str, dict[str, Any], Callable[[NoiseLevel, NoiseLevel], float]]
+
+
+def _share(eta: float) -> Callable[[NoiseLevel, NoiseLevel], float]:
+    return lambda level, target: eta * posterior_deviation(level, target)
+
+
+def _claims(subject: Subject) -> list[Claim]:
+    choice = config_value(subject.scheduler, "variance_type")
+    solver = str(config_value(subject.scheduler, "algorithm_type") or "")
+    if "eta" in subject.step_parameters and subject.kind == "vp":
+        if "original_inference_steps" in subject.config:
+            return []  # the eta of consistency models is another one
+        return [(f"eta={eta:g}", {"eta": eta}, _share(eta)) for eta in (0.0, 0.5, 1.0)]
+    if choice in ("fixed_small", "fixed_small_log"):
+        return [(f"variance_type={choice!r}", {}, posterior_deviation)]
+    if choice in ("fixed_large", "fixed_large_log"):
+        return [(f"variance_type={choice!r}", {}, forward_deviation)]
+    if choice == "learned_range":
+        return [
+            ("variance_type='learned_range' and the model's variance at −1, the smallest", {"variance": -1.0}, posterior_deviation),
+            ("variance_type='learned_range' and the model's variance at 1, the largest", {"variance": 1.0}, forward_deviation),
+        ]
+    if choice == "learned":
+        return [("variance_type='learned' and a predicted variance of 0.01", {"variance": 0.01}, lambda level, to: 0.1)]
+    if solver == "sde-dpmsolver++":
+        return [(f"algorithm_type={solver!r}", {}, posterior_deviation)]
+    return []
+
+
+@law(
+    "drawn noise is standard normal and independent for every element",
+    source="arXiv:2006.11239, algorithm 2, line 3",
+    counts=(4,),
+)
+def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
+    """What a step adds is white Gaussian noise of the sample's own shape.
+
+    It is drawn anew for every image of a batch and every step.
+    """
+    for count in subject.counts(*counts):
+        found = arrivals(subject, count, **subject.noisy)
+        seen_before: list[torch.Tensor] = []
+        for one in found:
+            for weight, draw in zip(one.added, one.step.draws, strict=False):
+                if abs(weight) <= 10 * one.tolerance:
+                    continue
+                _require_white(draw, one, count)
+                if any(torch.equal(draw.values, earlier) for earlier in seen_before):
+                    raise Broken("new noise in every step", f"step {one.number} adds the noise of an earlier step again", count=count)
+                seen_before.append(draw.values)
+            if one.rest > 10 * one.tolerance and len(one.step.draws) <= 4 and not _has_unseen_memory(subject, one):
+                seen = f"step {one.number} changes its samples by {one.rest:.4g} beyond image, noise and what torch drew"
+                raise Broken("a step that is made of image, noise and what it draws from torch", seen, count=count)
+
+
+def _require_white(draw: Draw, one: Arrival, count: int) -> None:
+    if not draw.normal and draw.operator != "normal":
+        raise Broken("noise from a normal distribution", f"step {one.number} draws it by torch's {draw.operator}", count=count)
+    if draw.values.numel() < math.prod(SHAPE) and draw.values.shape[:1] != (1,):
+        raise Broken(f"noise of the sample's shape {SHAPE}", f"step {one.number} draws {tuple(draw.values.shape)}", count=count)
+    if draw.values.numel() < math.prod(SHAPE):
+        seen = f"step {one.number} draws {tuple(draw.values.shape)} and adds it to all"
+        raise Broken(f"noise of its own for every image of a batch of {SHAPE[0]}", seen, count=count)
+
+
+def _has_unseen_memory(subject: Subject, one: Arrival) -> bool:
+    """Whether a stochastic solver with memory mixes earlier noise in, as SDE solvers that extrapolate ε do."""
+    memory = int(config_value(subject.scheduler, "solver_order") or config_value(subject.scheduler, "predictor_order") or 1) > 1
+    return memory and one.rest > one.tolerance and any(abs(weight) > one.tolerance for weight in one.added)
+
+
+def _chance(one: Arrival) -> tuple[float, float]:
+    """Five standard errors of the image's weight and of the noise's deviation, where noise was not seen as it was drawn."""
+    error = 5 * one.rest / math.sqrt(math.prod(SHAPE))
+    # The image is uniform on an interval of length 1.
+    return error * math.sqrt(12), error
+
+
+def _cleanest(subject: Subject) -> float:
+    """σ/α of the cleanest training timestep, or of `sigma_min` where that is larger."""
+    alphas = getattr(subject.scheduler, "alphas_cumprod", None)
+    own = config_value(subject.scheduler, "sigma_min") if has_own_sigma_range(subject.scheduler) else None
+    trained = 0.0 if alphas is None else float(((1 - torch.as_tensor(alphas[0]).double()) / torch.as_tensor(alphas[0]).double()).sqrt())
+    return max(trained, float(own or 0.0), 1e-6 if alphas is not None or own is not None else 1 / subject.num_train_timesteps)

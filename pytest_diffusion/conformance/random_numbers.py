@@ -1,0 +1,87 @@
+"""Laws of randomness: the generator that is given is the one that is used, and nothing is drawn that is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.errors import NotApplicable
+
+_SOURCE = "diffusers' reproducibility guide: results follow from the generators"
+_SHAPE = (2, 4, 4, 4)
+
+
+@law("noise comes from the generator that is given", source=_SOURCE, counts=(5,))
+def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
+    """The same seed gives the same samples and another seed others; torch's global state is neither read nor moved."""
+    for count in subject.counts(*counts):
+        if not _draws(subject, count):
+            raise NotApplicable(f"{subject.name} draws no noise.")
+        if "generator" not in subject.step_parameters:
+            if any("seed" in name for name in subject.config):
+                raise NotApplicable(f"{subject.name} is seeded by its configuration.")
+            raise Broken("a parameter `generator` of step", "noise is drawn, and nothing can seed it", count=count)
+        states = torch.get_rng_state()
+        runs = [_run(subject, count, seed) for seed in (1, 1, 2)]
+        if not torch.equal(states, torch.get_rng_state()):
+            torch.set_rng_state(states)
+            raise Broken("torch's global generator to be left alone", "it moves although a generator is given", count=count)
+        if not torch.equal(runs[0], runs[1]):
+            raise Broken("the same samples from the same seed", f"they differ by {float((runs[0] - runs[1]).abs().max()):.4g}", count=count)
+        if torch.equal(runs[0], runs[2]):
+            raise Broken("other samples from another seed", "they are the same: the generator is not used", count=count)
+
+
+@law("a list of generators gives each image its own", source=_SOURCE, counts=(5,), rests_on=("runs", "generator_honoured"))
+def generator_list(subject: Subject, counts: Sequence[int]) -> None:
+    """With one generator for each image, an image of a batch is the one that its generator gives alone."""
+    for count in subject.counts(*counts):
+        if not _draws(subject, count) or "generator" not in subject.step_parameters:
+            raise NotApplicable(f"{subject.name} takes no generator, or draws nothing from it.")
+        sample = loops.normal(*_SHAPE)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        try:
+            together = loops.states(subject, count, sample, generator=generators, **subject.noisy)[-1]
+        except Crash as crash:
+            raise Broken("a list of generators to be taken", str(crash), count=count) from crash
+        for index, seed in enumerate((1, 2)):
+            own = [torch.Generator().manual_seed(seed)]
+            alone = loops.states(subject, count, sample[index : index + 1], generator=own, **subject.noisy)[-1]
+            gap = float((together[index : index + 1] - alone).abs().max())
+            if not gap <= 1e-5 * max(1.0, float(alone.abs().max())):
+                seen = f"image {index} of the batch differs by {gap:.4g} from the one that its generator gives alone"
+                raise Broken("each image to follow from its own generator", seen, count=count)
+
+
+@law("a deterministic step draws nothing", source=_SOURCE, counts=(5,))
+def deterministic_draws_nothing(subject: Subject, counts: Sequence[int]) -> None:
+    """A sampler whose result does not depend on noise leaves the generators where they were, so that it changes no other draw."""
+    loops.require_drivable(subject)
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        sample = loops.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        visits = loops.walk(subject, scheduler, sample, loops.smooth, generator=torch.Generator().manual_seed(1))
+        drawn = [index for index, visit in enumerate(visits) if visit.draws]
+        if drawn and torch.equal(*(_run(subject, count, seed, noisy=False) for seed in (1, 2))):
+            operator = visits[drawn[0]].draws[0].operator
+            raise Broken(
+                "no draw where no noise is added",
+                f"step {drawn[0]} draws by torch's {operator}, and the samples do not depend on it",
+                count=count,
+            )
+
+
+def _run(subject: Subject, count: int, seed: int, *, noisy: bool = True) -> torch.Tensor:
+    extras = subject.noisy if noisy else {}
+    return torch.stack(loops.states(subject, count, loops.normal(*_SHAPE), generator=torch.Generator().manual_seed(seed), **extras))
+
+
+def _draws(subject: Subject, count: int) -> bool:
+    loops.require_drivable(subject)
+    scheduler = subject.planned(count)
+    sample = loops.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    return any(visit.draws for visit in loops.walk(subject, scheduler, sample, loops.smooth, **subject.noisy))

@@ -1,0 +1,48 @@
+"""Every random draw of torch inside a block: seen, counted, and replaced where a law needs to know the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw: the operator, the values (a copy, float64), whether they are standard normal, and the generator that gave them."""
+
+    operator: str
+    values: torch.Tensor
+    normal: bool
+    generator: torch.Generator | None
+
+
+class Draws(TorchDispatchMode):
+    """Records the draws inside the block in `draws`; `replace(values)` gives other values for standard normal ones."""
+
+    def __init__(self, replace: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.draws: list[Draw] = []
+        self._replace = replace
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags or not (isinstance(out, torch.Tensor) and out.is_floating_point()):
+            return out
+        operator = str(func).removeprefix("aten.").partition(".")[0]
+        normal = operator in ("randn", "randn_like") or (operator == "normal_" and _is_standard(args[1:], kwargs))
+        if normal and self._replace is not None:
+            values = self._replace(out).to(out)
+            # An operator in place gives back its own input, which must be changed itself.
+            out = out.copy_(values) if operator == "normal_" else values
+        self.draws.append(Draw(operator, out.detach().to(torch.float64, copy=True), normal, kwargs.get("generator")))
+        return out
+
+
+def _is_standard(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    values = [*args, *(kwargs[name] for name in ("mean", "std") if name in kwargs)]
+    return values in ([], [0], [0, 1], [0.0], [0.0, 1.0])

@@ -1,0 +1,118 @@
+"""Laws of state: a run depends on its arguments alone, not on earlier runs, other schedulers or copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.subject import Subject, calling
+
+_SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference and starts it anew"
+_SHAPE = (2, 3, 4, 4)
+
+
+@law("a second run equals the first", source=_SOURCE, counts=(4, 9))
+def second_run(subject: Subject, counts: Sequence[int]) -> None:
+    """After `set_timesteps` a scheduler is as good as new, whatever number of steps it ran before."""
+    for count in subject.counts(*counts):
+        fresh = _states(subject, count)
+        used = subject.planned(subject.some_count)
+        _states(subject, subject.some_count, scheduler=used)
+        subject.plan(used, count)
+        _require_same(fresh, _states(subject, count, scheduler=used), "a second run", count)
+
+
+@law("an aborted run leaves nothing behind", source=_SOURCE, counts=(7, 20), rests_on=("runs", "second_run"))
+def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
+    """A run that is stopped after any of its steps, in the middle of a Runge-Kutta block too, does not change the next one."""
+    for count in subject.counts(*counts):
+        fresh = _states(subject, count)
+        length = len(torch.as_tensor(subject.planned(count).timesteps))
+        for stop in range(1, min(length, 6)):
+            used = subject.planned(count)
+            _states(subject, count, scheduler=used, last=stop)
+            subject.plan(used, count)
+            _require_same(fresh, _states(subject, count, scheduler=used), f"a run after one that was stopped after {stop} steps", count)
+
+
+@law("planning and stepping leave the configuration alone", source="diffusers' ConfigMixin: config is frozen", counts=(5,))
+def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
+    """`set_timesteps` and `step` mutate no configuration: saved after a run, a scheduler is the one that was loaded."""
+    for count in subject.counts(*counts):
+        scheduler = subject.fresh()
+        config = getattr(scheduler, "config", None)
+        before = copy.deepcopy(dict(config)) if config is not None else {}
+        subject.plan(scheduler, count)
+        _states(subject, count, scheduler=scheduler)
+        after = dict(getattr(scheduler, "config", None) or {})
+        changed = [key for key in {*before, *after} if not _equal(before.get(key), after.get(key))]
+        if changed:
+            key = min(changed)
+            raise Broken("the same configuration after a run", f"{key} was {before.get(key)!r} and is {after.get(key)!r}", count=count)
+
+
+@law("two schedulers share nothing", source="an object's state is its own", counts=(6,))
+def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
+    """Two schedulers that take turns give what each gives alone: no state lies in the class or in a default argument."""
+    for count in subject.counts(*counts):
+        alone = _states(subject, count)
+        one, other = subject.planned(count), subject.planned(count)
+        if one is other:
+            raise Broken("a new scheduler from every call of the factory", "the same object twice", count=count)
+        length = len(torch.as_tensor(one.timesteps))
+        first = _states(subject, count, scheduler=one, last=max(length // 2, 1))
+        _states(subject, count, scheduler=other, seed=1)
+        rest = _continued(subject, one, first[-1], max(length // 2, 1))
+        _require_same(alone, [*first, *rest], "a run during which another scheduler ran", count)
+
+
+@law("copies and pickles go on where the original was", source="Python's copy and pickle protocols", counts=(6,))
+def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
+    """A scheduler that is copied or pickled in the middle of a run finishes it as the original does."""
+    for count in subject.counts(*counts):
+        whole = _states(subject, count)
+        scheduler = subject.planned(count)
+        half = max(len(torch.as_tensor(scheduler.timesteps)) // 2, 1)
+        first = _states(subject, count, scheduler=scheduler, last=half)
+        with calling("copy.deepcopy(scheduler)"):
+            copied = copy.deepcopy(scheduler)
+        copies = [("a deep copy", copied)]
+        # A class inside a function cannot be pickled, which is no fault of its scheduler.
+        if "<locals>" not in subject.scheduler_class.__qualname__ and subject.scheduler_class.__module__ != "__main__":
+            with calling("pickle.loads(pickle.dumps(scheduler))"):
+                copies.append(("a pickled copy", pickle.loads(pickle.dumps(scheduler))))  # noqa: S301 - our own bytes
+        for what, one in copies:
+            _require_same(whole, [*first, *_continued(subject, one, first[-1], half)], f"the rest of a run by {what}", count)
+
+
+def _states(subject: Subject, count: int, *, seed: int = 0, **rest: Any) -> list[torch.Tensor]:
+    return loops.states(subject, count, loops.normal(*_SHAPE, seed=seed), replace=torch.zeros_like, **rest)
+
+
+def _continued(subject: Subject, scheduler: Any, sample: torch.Tensor, first: int) -> list[torch.Tensor]:
+    visits = loops.walk(subject, scheduler, sample, loops.smooth, first=first, replace=torch.zeros_like)
+    return [visit.after for visit in visits]
+
+
+def _require_same(fresh: list[torch.Tensor], seen: list[torch.Tensor], what: str, count: int) -> None:
+    if len(fresh) != len(seen):
+        raise Broken(f"{len(fresh)} steps", f"{what} takes {len(seen)}", count=count)
+    for index, (one, other) in enumerate(zip(fresh, seen, strict=True)):
+        if (not torch.equal(one, other) and not (one.isnan() == other.isnan()).all()) or float((one - other).nan_to_num().abs().max()) > 0:
+            gap = float((one - other).abs().max())
+            raise Broken("the samples of a fresh scheduler, bit for bit", f"{what} differs from step {index} on, by {gap:.4g}", count=count)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    try:
+        return bool(one == other)
+    except (ValueError, RuntimeError):
+        return False

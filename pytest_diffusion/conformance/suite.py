@@ -1,0 +1,159 @@
+"""`check_scheduler`: every law on one scheduler, each a verdict with what was expected, what was seen and how to see it again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from pytest_diffusion.conformance.laws import Broken, Law, law
+from pytest_diffusion.conformance.shrink import Finding, smallest, thorough_cases
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.errors import ConformanceFailure, NotApplicable, unknown_name
+from pytest_diffusion.recording import record
+from pytest_diffusion.verdict import Limits, Measurement, Verdict, skipped
+
+# Each registers its laws, in the order in which they run.
+for _module in (
+    "grids",
+    "point_mass",
+    "forward",
+    "convergence",
+    "equivalences",
+    "state",
+    "tensors",
+    "random_numbers",
+    "configs",
+    "partial",
+):
+    import_module(f"pytest_diffusion.conformance.{_module}")
+
+PROFILES = ("standard", "thorough")
+
+
+def scheduler_checks() -> list[str]:
+    """Names of all checks, in the order in which they run."""
+    return law.names
+
+
+def check_scheduler(
+    scheduler_or_factory: Any,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    raise_on_failure: bool = True,
+    strict: bool = False,
+    profile: str = "standard",
+) -> list[Verdict]:
+    """Hold a scheduler against exact answers: one verdict for each check, in their order.
+
+    `scheduler_or_factory` is a scheduler of diffusers or of your own, or a class or function that makes one; it is copied,
+    never used. `expected_failures` maps names of checks to the reason why they fail; they do not raise, unless `strict` and
+    they pass. `only` chooses checks by name. The profile "thorough" tries other configurations of the class and more numbers
+    of steps as well, which takes minutes. Raises ConformanceFailure with all failures in one message (unless
+    `raise_on_failure` is false), ValueError for unknown names, and TypeError for what is no scheduler.
+    """
+    expected = dict(expected_failures or {})
+    require_known("expected_failures", expected)
+    suite = Suite(scheduler_or_factory, profile=profile)
+    names = law.names if only is None else [name for name in law.names if name in require_known("only", only)]
+    verdicts = [judged_with(suite.verdict(name), expected.get(name), strict=strict) for name in names]
+    for verdict in verdicts:
+        record(verdict)
+    failed = [verdict for verdict in verdicts if verdict.gates]
+    if failed and raise_on_failure:
+        raise ConformanceFailure(suite.subject.name, failed)
+    return verdicts
+
+
+def require_known(what: str, names: Collection[str]) -> Collection[str]:
+    """The names themselves. Raises ValueError for one that is no check."""
+    if isinstance(names, str):
+        raise ValueError(f"{what} is the text {names!r}; expected a collection of names of checks.")
+    for name in names:
+        if name not in law.names:
+            raise ValueError(unknown_name(what, name, law.names))
+    return names
+
+
+def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdict:
+    """The verdict on a check whose failure is expected for a reason; with `strict` it must fail."""
+    if reason is None:
+        return verdict
+    if verdict.outcome == "fail":
+        return replace(verdict, gates=False, message=f"{verdict.message}\nIt is expected: {reason}")
+    if strict and verdict.outcome == "pass":
+        message = f"{verdict.check} passes, though its failure is expected: {reason} Take it off the list."
+        return replace(verdict, outcome="fail", gates=True, message=message)
+    return verdict
+
+
+class Suite:
+    """All laws on one scheduler; what one law found is known to those that rest on it. Raises ValueError for an unknown profile."""
+
+    def __init__(self, scheduler_or_factory: Any, *, profile: str = "standard") -> None:
+        if profile not in PROFILES:
+            raise ValueError(unknown_name("profile", profile, PROFILES))
+        self.subject = Subject(scheduler_or_factory)
+        self.profile = profile
+        self._verdicts: dict[str, Verdict] = {}
+        self._holds: dict[tuple[str, int], bool] = {}
+
+    def verdict(self, name: str) -> Verdict:
+        """The verdict on one check, found once."""
+        if name not in self._verdicts:
+            self._verdicts[name] = self._judge(law[name])
+        return self._verdicts[name]
+
+    def _judge(self, one: Law) -> Verdict:
+        counts = [count for count in one.counts if all(self._rests(base, count) for base in one.rests_on)]
+        if not counts:
+            base = next(base for base in one.rests_on if self.verdict(base).outcome == "fail")
+            return _skipped(one, f"{one.name} rests on `{base}`, which fails.")
+        try:
+            series = one.function(self.subject, counts) or {}
+            if self.profile == "thorough":
+                thorough_cases(one, self.subject)
+        except NotApplicable as reason:
+            return _skipped(one, str(reason))
+        except (Broken, Crash) as error:
+            if isinstance(error, Crash) and one.name != "runs" and self.verdict("runs").outcome != "pass":
+                return _skipped(one, f"{one.name} could not be measured: {error} (see `runs`).")
+            return _failed(one, smallest(one, self.subject, error))
+        measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
+        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title)
+
+    def _rests(self, base: str, count: int) -> bool:
+        """Whether a law that another rests on holds at a number of inference steps."""
+        if self.verdict(base).outcome != "fail":
+            return True
+        if (base, count) not in self._holds:
+            try:
+                law[base].function(self.subject, [count])
+                self._holds[base, count] = True
+            except NotApplicable:
+                self._holds[base, count] = True
+            except (Broken, Crash):
+                self._holds[base, count] = False
+        return self._holds[base, count]
+
+
+def _failed(one: Law, finding: Finding) -> Verdict:
+    text = (
+        f"{finding.name} breaks `{one.name}`: {one.title}.\n"
+        f"Expected: {finding.expected}.\nSeen: {finding.seen}.\n"
+        f"Why: {one.reason} Source: {one.source}.\n"
+        f"Smallest configuration: {finding.configuration}\nSee it again:\n{finding.snippet}"
+    )
+    protocol = {"scheduler": finding.name, "configuration": finding.configuration, "snippet": finding.snippet}
+    measurement = Measurement(1, "violations", series=finding.series, protocol=protocol, hint=finding.seen)
+    return Verdict(one.name, "fail", text, measurement, _limits(one), "schedule", one.title)
+
+
+def _skipped(one: Law, reason: str) -> Verdict:
+    return skipped(one.name, reason, mode="schedule", title=one.title)
+
+
+def _limits(one: Law) -> Limits:
+    return Limits(at_most=0, source=one.source, where="scheduler conformance")

@@ -1,0 +1,133 @@
+"""Laws of tensors: any rank, each image by itself, the sample's dtype, and inputs that are left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.subject import Crash, Subject
+
+_SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
+
+
+@law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,))
+def ranks(subject: Subject, counts: Sequence[int]) -> None:
+    """Vectors, audio, images and videos are the same numbers in another shape, and come out as the same numbers."""
+    for count in subject.counts(*counts):
+        image = loops.normal(2, 4, 2, 6)
+        expected = _states(subject, count, image)[-1]
+        for shape in ((2, 48), (2, 4, 12), (2, 4, 2, 2, 3)):
+            got = _require_runs(subject, count, image.reshape(shape), f"samples of shape {shape}")[-1]
+            _require_close(got.reshape(image.shape), expected, f"the samples of shape {(2, 4, 2, 6)} in shape {shape}", count)
+
+
+@law("an image does not depend on its batch", source=_SOURCE, counts=(4,))
+def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
+    """Each image of a batch comes out as if it were alone: no statistic is taken over the batch."""
+    for count in subject.counts(*counts):
+        batch = loops.normal(3, 4, 4, 4) * torch.tensor([0.2, 1.0, 4.0]).view(3, 1, 1, 1)
+        together = _states(subject, count, batch)[-1]
+        for index in range(3):
+            alone = _states(subject, count, batch[index : index + 1])[-1]
+            _require_close(together[index : index + 1], alone, f"image {index} of a batch of 3 and the same image alone", count)
+
+
+@law("samples keep the model's dtype", source="diffusers casts the previous sample to the model output's dtype", counts=(4,))
+def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
+    """float16, bfloat16, float32 and float64 go in and come out, finite, from step, scale_model_input and noising alike."""
+    for count in subject.counts(*counts):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            if dtype == torch.float16 and float(getattr(subject.scheduler, "init_noise_sigma", 1.0)) > 1e4:
+                continue  # the first noise itself does not fit into float16
+            sample = loops.normal(2, 4, 4, 4).to(dtype)
+            states = _require_runs(subject, count, sample, f"{dtype} samples")
+            if subject.noisy:
+                states += _require_runs(subject, count, sample, f"{dtype} samples with eta=1", **subject.noisy)
+            for index, got in enumerate(states):
+                if got.dtype != dtype:
+                    raise Broken(f"{dtype} samples from {dtype} model outputs", f"step {index % count} gives {got.dtype}", count=count)
+                if not bool(torch.isfinite(got).all()):
+                    raise Broken(
+                        f"finite samples in {dtype}",
+                        f"step {index} gives {float(got.isnan().sum()):g} NaN and {float(got.isinf().sum()):g} infinite values",
+                        count=count,
+                    )
+            scheduler = subject.planned(count)
+            scaled = loops.scale(scheduler, sample, torch.as_tensor(scheduler.timesteps)[0])
+            if scaled.dtype != dtype:
+                raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
+
+
+@law("the layout in memory does not matter", source=_SOURCE, counts=(4,))
+def layout(subject: Subject, counts: Sequence[int]) -> None:
+    """Views that are not contiguous (channels last, transposed, strided) give the numbers that their contiguous copies give."""
+    for count in subject.counts(*counts):
+        image = loops.normal(2, 4, 6, 4)
+        expected = _states(subject, count, image)[-1]
+        strided = torch.stack([image, image], dim=-1)[..., 0]
+        for name, view in (("channels last", image.to(memory_format=torch.channels_last)), ("strided", strided)):
+            got = _require_runs(subject, count, view, f"{name} samples")[-1]
+            _require_close(got, expected, f"{name} samples and contiguous ones", count)
+
+
+@law("inputs are left as they were", source="torch's convention: only names that end in _ change their argument", counts=(4,))
+def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
+    """`step`, `scale_model_input` and noising do not change the sample, the model output or the timesteps that they are given."""
+    loops.require_drivable(subject)
+    for count in subject.counts(*counts):
+        kept: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+
+        def predict(
+            sample: torch.Tensor, scaled: torch.Tensor, timestep: Any, kept: list[tuple[str, torch.Tensor, torch.Tensor]] = kept
+        ) -> torch.Tensor:
+            output = 0.8 * torch.tanh(scaled)
+            kept += [("the sample", sample, sample.clone()), ("the model output", output, output.clone())]
+            return output
+
+        scheduler = subject.planned(count)
+        timesteps = torch.as_tensor(scheduler.timesteps)
+        kept.append(("scheduler.timesteps", timesteps, timesteps.clone()))
+        first = loops.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        scaled_before = first.clone()
+        loops.scale(subject.planned(count), first, timesteps[0])
+        kept.append(("the sample of scale_model_input", first, scaled_before))
+        loops.walk(subject, scheduler, first, predict)
+        if subject.noising is not None:
+            image, noise = loops.normal(2, 4, 4, 4, seed=1), loops.normal(2, 4, 4, 4, seed=2)
+            kept += [("the clean image of noising", image, image.clone()), ("the noise", noise, noise.clone())]
+            _noise_once(subject, count, image, noise)
+        for what, now, before in kept:
+            if not torch.equal(now, before):
+                gap = float((now - before).abs().max())
+                raise Broken("inputs that are left as they were", f"{what} has changed by up to {gap:.4g}", count=count)
+
+
+def _noise_once(subject: Subject, count: int, image: torch.Tensor, noise: torch.Tensor) -> None:
+    from pytest_diffusion.conformance.forward import noised
+
+    scheduler = subject.planned(count)
+    try:
+        noised(scheduler, str(subject.noising), image, noise, torch.as_tensor(scheduler.timesteps)[:1].repeat(len(image)))
+    except Crash:
+        return  # `forward_process` and `forward_is_pure` say so
+
+
+def _states(subject: Subject, count: int, sample: torch.Tensor) -> list[torch.Tensor]:
+    return loops.states(subject, count, sample, replace=torch.zeros_like)
+
+
+def _require_runs(subject: Subject, count: int, sample: torch.Tensor, what: str, **extras: float) -> list[torch.Tensor]:
+    try:
+        return loops.states(subject, count, sample, replace=torch.zeros_like, **extras)
+    except Crash as crash:
+        raise Broken(f"{what} to be taken", str(crash), count=count) from crash
+
+
+def _require_close(got: torch.Tensor, expected: torch.Tensor, what: str, count: int) -> None:
+    gap = float((got - expected).abs().max())
+    if not gap <= 1e-4 * max(1.0, float(expected.abs().max())):
+        raise Broken("the same numbers", f"{what} differ by {gap:.4g}", count=count)
