@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import PREDICTION_TYPES, NoiseLevel
+from pytest_diffusion.adapters.levels import PREDICTION_TYPES, Kind, NoiseLevel
 from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.convergence import posterior_mean
@@ -18,6 +18,13 @@ from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.errors import NotApplicable
 
 _SHAPE = (2, 4, 4, 3)
+_TYPES: dict[Kind, tuple[str, ...]] = {
+    "vp": PREDICTION_TYPES[:3],
+    "sigma": PREDICTION_TYPES[:3],
+    # EDM preconditions the model's output, and a flow's velocity is another one; its noise says nothing at σ = 1.
+    "edm": ("epsilon", "v_prediction"),
+    "flow": ("flow_prediction", "sample"),
+}
 
 
 @law(
@@ -35,7 +42,7 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
     if config_value(subject.scheduler, "timestep_type") == "continuous":
         raise NotApplicable(f"{subject.name} tells the model ln(σ)/4, which it does for one prediction type only.")
     others = []
-    for name in PREDICTION_TYPES if subject.kind != "edm" else ("epsilon", "v_prediction"):
+    for name in _TYPES[subject.kind]:
         try:
             other = subject if name == subject.prediction_type else subject.with_config(prediction_type=name)
             if other.kind == subject.kind:
@@ -107,7 +114,7 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     "zero terminal SNR is finite and lands on the image",
     source="Common Diffusion Noise Schedules, arXiv:2305.08891, algorithm 1",
     counts=(2, 5, 20),
-    rests_on=("runs", "point_mass_preserved", "terminal_step"),
+    rests_on=("runs", "point_mass_preserved", "terminal_step", "prediction_types_agree"),
 )
 def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
     """With `rescale_betas_zero_snr` the first state is noise alone.
@@ -122,7 +129,7 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"{subject.name} predicts noise only, which says nothing about the image at zero SNR.")
     known = {key: value for key, value in changes.items() if key in subject.config}
     other = subject.with_config(**known, prediction_type=predictions[0])
-    last = getattr(other.scheduler, "alphas_cumprod", None)
+    last = getattr(other.planned(other.some_count), "alphas_cumprod", None)
     if last is not None and not float(last[-1]) < 1e-6:
         raise Broken("ᾱ of 0 (or nearly so) at the last timestep", f"rescale_betas_zero_snr leaves {float(last[-1]):.4g}")
     for count in other.counts(*counts):

@@ -23,6 +23,7 @@ _SHAPE = (2, 3, 4, 4)
     "noising has the schedule's mean and variance",
     source="arXiv:2006.11239, equation 4; arXiv:2206.00364, table 1; arXiv:2210.02747, equation 20",
     counts=(3, 7, 20),
+    rests_on=("runs", "timesteps_well_formed", "timesteps_match_sigmas"),
 )
 def forward_process(subject: Subject, counts: Sequence[int]) -> None:
     """`add_noise` (`scale_noise` of a flow) is α·x₀ + σ·noise, with the noise that it is given.

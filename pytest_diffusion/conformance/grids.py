@@ -43,7 +43,6 @@ def runs(subject: Subject, counts: Sequence[int]) -> None:
     "timesteps are counted, ordered and in range",
     source="diffusers' scheduler interface",
     counts=(1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 50, 100, 333, 999, 1000),
-    rests_on=(),
 )
 def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
     """`set_timesteps(n)` gives n timesteps (order·n where a step evaluates the model more than once).
@@ -101,7 +100,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     "sigmas fall at every step",
     source="Karras et al. 2022, arXiv:2206.00364, equation 5",
     counts=(2, 3, 5, 7, 10, 20, 50, 200, 1000),
-    rests_on=("timesteps_well_formed",),
+    rests_on=("runs", "timesteps_well_formed"),
 )
 def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
     """Each step takes noise away: sigmas fall strictly from one step to the next, and there is one more of them than of timesteps."""
@@ -180,7 +179,7 @@ def _walked(subject: Subject, count: int) -> Sequence[loops.Visit | loops.Step]:
 
 def _rounding(subject: Subject) -> list[float]:
     """Timesteps on either side that rounding may have meant."""
-    if subject.kind in ("edm", "flow") or has_own_sigma_range(subject.scheduler):
+    if subject.kind == "edm" or has_own_sigma_range(subject.scheduler):
         return [0.0]
     last = subject.num_train_timesteps - 1
     return [-1.0, 0.0, 1.0] if last > 1 else [0.0]

@@ -88,9 +88,11 @@ def walk(
         if str(config_value(scheduler, "variance_type")) in ("learned", "learned_range"):
             # The second half of the channels is the variance: for `learned_range` −1 is the smallest and 1 the largest.
             output = torch.cat([output, torch.full_like(output, variance)], dim=1)
+        before = sample.clone()
         with Draws(replace) as seen:
             arrived = step(scheduler, output, timestep, sample, **known)
-        visits.append(Visit(timestep, sample, arrived, seen.draws))
+        # Clones, because a step may work in place: that is `inputs_untouched`, and no other law's business.
+        visits.append(Visit(timestep, before, arrived.clone(), seen.draws))
         sample = arrived
     return visits
 

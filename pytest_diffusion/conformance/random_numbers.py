@@ -36,7 +36,12 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("other samples from another seed", "they are the same: the generator is not used", count=count)
 
 
-@law("a list of generators gives each image its own", source=_SOURCE, counts=(5,), rests_on=("runs", "generator_honoured"))
+@law(
+    "a list of generators gives each image its own",
+    source=_SOURCE,
+    counts=(5,),
+    rests_on=("runs", "generator_honoured", "batch_invariance"),
+)
 def generator_list(subject: Subject, counts: Sequence[int]) -> None:
     """With one generator for each image, an image of a batch is the one that its generator gives alone."""
     for count in subject.counts(*counts):

@@ -21,7 +21,7 @@ class Draw:
 
 
 class Draws(TorchDispatchMode):
-    """Records the draws inside the block in `draws`; `replace(values)` gives other values for standard normal ones."""
+    """Records the draws inside the block in `draws`; `replace(values)` gives others in their place."""
 
     def __init__(self, replace: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -35,10 +35,10 @@ class Draws(TorchDispatchMode):
             return out
         operator = str(func).removeprefix("aten.").partition(".")[0]
         normal = operator in ("randn", "randn_like") or (operator == "normal_" and _is_standard(args[1:], kwargs))
-        if normal and self._replace is not None:
+        if self._replace is not None:
             values = self._replace(out).to(out)
             # An operator in place gives back its own input, which must be changed itself.
-            out = out.copy_(values) if operator == "normal_" else values
+            out = out.copy_(values) if operator.endswith("_") else values
         self.draws.append(Draw(operator, out.detach().to(torch.float64, copy=True), normal, kwargs.get("generator")))
         return out
 

@@ -17,7 +17,22 @@ _SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference
 _SHAPE = (2, 3, 4, 4)
 
 
-@law("a second run equals the first", source=_SOURCE, counts=(4, 9))
+@law("two schedulers share nothing", source="an object's state is its own", counts=(6,))
+def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
+    """Two schedulers that take turns give what each gives alone: no state lies in the class or in a default argument."""
+    for count in subject.counts(*counts):
+        alone = _states(subject, count)
+        one, other = subject.planned(count), subject.planned(count)
+        if one is other:
+            raise Broken("a new scheduler from every call of the factory", "the same object twice", count=count)
+        length = len(torch.as_tensor(one.timesteps))
+        first = _states(subject, count, scheduler=one, last=max(length // 2, 1))
+        _states(subject, count, scheduler=other, seed=1)
+        rest = _continued(subject, one, first[-1], max(length // 2, 1))
+        _require_same(alone, [*first, *rest], "a run during which another scheduler ran", count)
+
+
+@law("a second run equals the first", source=_SOURCE, counts=(4, 9), rests_on=("runs", "instances_share_nothing"))
 def second_run(subject: Subject, counts: Sequence[int]) -> None:
     """After `set_timesteps` a scheduler is as good as new, whatever number of steps it ran before."""
     for count in subject.counts(*counts):
@@ -41,7 +56,12 @@ def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
             _require_same(fresh, _states(subject, count, scheduler=used), f"a run after one that was stopped after {stop} steps", count)
 
 
-@law("planning and stepping leave the configuration alone", source="diffusers' ConfigMixin: config is frozen", counts=(5,))
+@law(
+    "planning and stepping leave the configuration alone",
+    source="diffusers' ConfigMixin: config is frozen",
+    counts=(5,),
+    rests_on=("runs", "instances_share_nothing"),
+)
 def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
     """`set_timesteps` and `step` mutate no configuration: saved after a run, a scheduler is the one that was loaded."""
     for count in subject.counts(*counts):
@@ -57,22 +77,12 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("the same configuration after a run", f"{key} was {before.get(key)!r} and is {after.get(key)!r}", count=count)
 
 
-@law("two schedulers share nothing", source="an object's state is its own", counts=(6,))
-def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
-    """Two schedulers that take turns give what each gives alone: no state lies in the class or in a default argument."""
-    for count in subject.counts(*counts):
-        alone = _states(subject, count)
-        one, other = subject.planned(count), subject.planned(count)
-        if one is other:
-            raise Broken("a new scheduler from every call of the factory", "the same object twice", count=count)
-        length = len(torch.as_tensor(one.timesteps))
-        first = _states(subject, count, scheduler=one, last=max(length // 2, 1))
-        _states(subject, count, scheduler=other, seed=1)
-        rest = _continued(subject, one, first[-1], max(length // 2, 1))
-        _require_same(alone, [*first, *rest], "a run during which another scheduler ran", count)
-
-
-@law("copies and pickles go on where the original was", source="Python's copy and pickle protocols", counts=(6,))
+@law(
+    "copies and pickles go on where the original was",
+    source="Python's copy and pickle protocols",
+    counts=(6,),
+    rests_on=("runs", "instances_share_nothing"),
+)
 def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
     """A scheduler that is copied or pickled in the middle of a run finishes it as the original does."""
     for count in subject.counts(*counts):
@@ -96,7 +106,7 @@ def _states(subject: Subject, count: int, *, seed: int = 0, **rest: Any) -> list
 
 
 def _continued(subject: Subject, scheduler: Any, sample: torch.Tensor, first: int) -> list[torch.Tensor]:
-    visits = loops.walk(subject, scheduler, sample, loops.smooth, first=first, replace=torch.zeros_like)
+    visits = loops.walk(subject, scheduler, sample.clone(), loops.smooth, first=first, replace=torch.zeros_like)
     return [visit.after for visit in visits]
 
 

@@ -99,6 +99,7 @@ class Suite:
         self.profile = profile
         self._verdicts: dict[str, Verdict] = {}
         self._holds: dict[tuple[str, int], bool] = {}
+        self._groundless: set[str] = set()
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on one check, found once."""
@@ -109,8 +110,9 @@ class Suite:
     def _judge(self, one: Law) -> Verdict:
         counts = [count for count in one.counts if all(self._rests(base, count) for base in one.rests_on)]
         if not counts:
-            base = next(base for base in one.rests_on if self.verdict(base).outcome == "fail")
-            return _skipped(one, f"{one.name} rests on `{base}`, which fails.")
+            base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
+            self._groundless.add(one.name)
+            return _skipped(one, f"{one.name} rests on `{base}`, which does not hold.")
         try:
             series = one.function(self.subject, counts) or {}
             if self.profile == "thorough":
@@ -127,10 +129,10 @@ class Suite:
     def _rests(self, base: str, count: int) -> bool:
         """Whether a law that another rests on holds at a number of inference steps."""
         if self.verdict(base).outcome != "fail":
-            return True
+            return base not in self._groundless
         if (base, count) not in self._holds:
             try:
-                law[base].function(self.subject, [count])
+                law[base].function(self.subject, [max(count, min(law[base].counts))])
                 self._holds[base, count] = True
             except NotApplicable:
                 self._holds[base, count] = True
