@@ -45,7 +45,7 @@ class Reporter:
 
         settings, _ = active_settings(self.config)
         chosen = bool(self.config.getoption("diffusion_report") or self.config.getini("diffusion_report"))
-        if settings.model is None and not chosen:
+        if settings.model is None and settings.scheduler is None and not chosen:
             return
         self.written = write_reports(
             settings,
@@ -73,6 +73,6 @@ def _command(settings: Settings) -> str:
         value = getattr(settings, option.name)
         if settings.sources.get(option.name) not in ("option", "ini"):
             continue
-        texts = value if option.name == "thresholds" else [",".join(value) if isinstance(value, tuple) else str(value)]
+        texts = value if option.many else [",".join(value) if isinstance(value, tuple) else str(value)]
         parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
     return " ".join(parts)

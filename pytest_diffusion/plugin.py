@@ -19,10 +19,11 @@ pytest_plugins = ("pytest_diffusion.fixtures",)
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("diffusion", "diffusion model quality (pytest-diffusion)")
     for option in OPTIONS:
-        many = option.name == "thresholds"
         text = option.help.replace("%", "%%")
-        group.addoption(option.flag, dest=option.ini, metavar=option.metavar, action="append" if many else "store", default=None, help=text)
-        if many:
+        group.addoption(
+            option.flag, dest=option.ini, metavar=option.metavar, action="append" if option.many else "store", default=None, help=text
+        )
+        if option.many:
             parser.addini(option.ini, f"the same as {option.flag}", type="args", default=[])
         else:
             parser.addini(option.ini, f"the same as {option.flag}", default="")
@@ -54,11 +55,17 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    if isinstance(collector, pytest.Session) and report.passed and _has_model(collector.config):
-        from pytest_diffusion.checklist import checklist_of
+    if isinstance(collector, pytest.Session) and report.passed:
+        if _is_given(collector.config, "model"):
+            from pytest_diffusion.checklist import checklist_of
 
-        settings, _ = active_settings(collector.config)
-        report.result = [*report.result, checklist_of(collector, report.result, settings)]
+            settings, _ = active_settings(collector.config)
+            report.result = [*report.result, checklist_of(collector, report.result, settings)]
+        elif _is_given(collector.config, "scheduler"):
+            from pytest_diffusion.scheduler_items import scheduler_checks_of
+
+            settings, _ = active_settings(collector.config)
+            report.result = [*report.result, scheduler_checks_of(collector, settings)]
     return report
 
 
@@ -110,8 +117,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def _has_model(config: pytest.Config) -> bool:
-    return bool(config.getoption("diffusion_model") or config.getini("diffusion_model"))
+def _is_given(config: pytest.Config, name: str) -> bool:
+    return bool(config.getoption(f"diffusion_{name}") or config.getini(f"diffusion_{name}"))
 
 
 def _is_active(config: pytest.Config) -> bool:

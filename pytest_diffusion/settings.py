@@ -11,6 +11,7 @@ from pytest_diffusion.names import CHECKS, check_callable, check_model, schedule
 from pytest_diffusion.thresholds import Thresholds, load_thresholds
 
 MODES = ("metrics", "schedule", "attention", "latent")
+PROFILES = ("standard", "thorough")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -29,6 +30,8 @@ class Settings:
     width: int | None = None
     seed: int = 0
     scheduler: str | None = None
+    scheduler_config: tuple[str, ...] = ()
+    scheduler_profile: str = "standard"
     device: str | None = None
     dtype: str | None = None
     batch_size: int | None = None
@@ -49,6 +52,8 @@ class Option:
     parse: Callable[[str], Any]
     metavar: str
     help: str
+    many: bool = False
+    """Whether it may be given more than once; its value is then a tuple."""
 
     @property
     def flag(self) -> str:
@@ -104,6 +109,19 @@ def _layers(text: str) -> tuple[str, ...]:
     return layers
 
 
+def _entry(text: str) -> str:
+    name, found, _ = text.partition("=")
+    if not found or not name.isidentifier():
+        raise ValueError("expected key=value, as in beta_schedule=linear")
+    return text
+
+
+def _profile(text: str) -> str:
+    if text not in PROFILES:
+        raise ValueError(unknown_name("the profile", text, PROFILES))
+    return text
+
+
 def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise ValueError(unknown_name("the dtype", text, DTYPES))
@@ -144,7 +162,15 @@ OPTIONS = (
     Option("height", _size, "PIXELS", "height of the samples (default: the pipeline's own)"),
     Option("width", _size, "PIXELS", "width of the samples (default: the pipeline's own)"),
     Option("seed", _seed, "N", "sample i is drawn from seed N + i (default: 0)"),
-    Option("scheduler", str, "CLASS", "diffusers class name or package.module:Class, built from the model's scheduler config"),
+    Option(
+        "scheduler",
+        str,
+        "CLASS",
+        "diffusers class name or package.module:Class, built from the model's scheduler config; without a model it is held against "
+        "the scheduler checks",
+    ),
+    Option("scheduler_config", _entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True),
+    Option("scheduler_profile", _profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
     Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
     Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
@@ -161,7 +187,7 @@ OPTIONS = (
         "LAYERS",
         "layers whose attention is judged, by name or prefix, comma-separated (default: up_blocks, else all)",
     ),
-    Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)"),
+    Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)", many=True),
     Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it"),
     Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)"),
 )
@@ -183,7 +209,7 @@ def resolve(
             if not text:
                 continue
             shown = option.flag if origin == "option" else f"ini {option.ini}"
-            values[option.name] = tuple(text) if option.name == "thresholds" else _parse(option, text, shown)
+            values[option.name] = tuple(_parse(option, one, shown) for one in text) if option.many else _parse(option, text, shown)
             sources[option.name] = origin
             break
     names = values.get("thresholds", ())
@@ -195,7 +221,8 @@ def resolve(
         if name in ("model", "thresholds"):
             raise SettingsError(f"{thresholds.files[-1]} [settings] may not set {name}.")
         if name not in values:
-            values[name] = _parse(option, str(value), f"{thresholds.files[-1]} [settings] {name}")
+            parsed = _parse(option, str(value), f"{thresholds.files[-1]} [settings] {name}")
+            values[name] = (parsed,) if option.many else parsed
             sources[name] = thresholds.files[-1]
     settings = Settings(**{**values, "thresholds": tuple(names)}, sources=sources)
     validate(settings)
@@ -214,12 +241,12 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
     for name, value in changes.items():
         option = _option(name, "@pytest.mark.diffusion")
-        if name == "thresholds" and not isinstance(value, str):
-            values[name] = tuple(value)
+        if option.many:
+            values[name] = tuple(
+                _parse(option, one, f"@pytest.mark.diffusion({name})") for one in ([value] if isinstance(value, str) else value)
+            )
         elif name in ("modes", "attention_layers") and value is not None and not isinstance(value, str):
             values[name] = _parse(option, ",".join(value), f"@pytest.mark.diffusion({name})")
-        elif name == "thresholds":
-            values[name] = (value,)
         else:
             values[name] = _parse(option, str(value), f"@pytest.mark.diffusion({name})") if value is not None else None
     values["sources"] = {**settings.sources, **dict.fromkeys(changes, "marker")}

@@ -32,8 +32,8 @@ def load_pipeline(settings: Settings) -> Any:
         pipeline = _load_analytic(settings) if settings.model.startswith("analytic:") else _load(settings.model)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {type(error).__name__}: {error}") from error
-    if settings.scheduler is not None:
-        pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler)
+    if settings.scheduler is not None or settings.scheduler_config:
+        pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler, settings.scheduler_config)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(settings.model, pipeline, device)
     try:
         if hasattr(pipeline, "to"):
@@ -66,9 +66,9 @@ def load_scheduler(settings: Settings) -> Any | None:
         scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler") if scheduler_class is not None else None
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if scheduler is None or settings.scheduler is None:
+    if scheduler is None or (settings.scheduler is None and not settings.scheduler_config):
         return scheduler
-    return build_scheduler(settings.scheduler, scheduler)
+    return build_scheduler(settings.scheduler, scheduler, settings.scheduler_config)
 
 
 def local_folder(model: str | None) -> Path | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -111,25 +114,48 @@ def log_snr(scheduler: Any) -> torch.Tensor:
     return log_snr_of_sigmas(_training_sigmas(scheduler))
 
 
-def build_scheduler(name: str, base: Any) -> Any:
-    """A scheduler of another class from the config of the model's own.
+def build_scheduler(name: str | None, base: Any, config: Sequence[str] = ()) -> Any:
+    """A scheduler of another class (or of the same) from the config of the model's own, with entries "key=value" on top.
 
     `name` is a class of diffusers or `package.module:Class`. Raises SettingsError for an unknown class or
     one that the config does not fit.
     """
+    scheduler_class = type(base) if name is None else scheduler_class_of(name)
+    if not hasattr(scheduler_class, "from_config"):
+        raise SettingsError(
+            f"--diffusion-scheduler: {name or scheduler_class.__name__} has no from_config, "
+            "so it cannot be built from the model's scheduler config."
+        )
+    return scheduler_class.from_config(base.config, **config_entries(scheduler_class, config))
+
+
+def scheduler_class_of(name: str) -> Any:
+    """The class of diffusers, or at `package.module:Class`. Raises SettingsError for an unknown one."""
     import diffusers
 
     flag = "--diffusion-scheduler"
     if ":" in name:
-        scheduler_class = load_object(name, flag)
-    else:
-        known = [item for item in dir(diffusers) if item.endswith("Scheduler")]
-        if name not in known:
-            raise SettingsError(unknown_name(flag, name, known))
-        scheduler_class = getattr(diffusers, name)
-    if not hasattr(scheduler_class, "from_config"):
-        raise SettingsError(f"{flag}: {name} has no from_config, so it cannot be built from the model's scheduler config.")
-    return scheduler_class.from_config(base.config)
+        return load_object(name, flag)
+    known = [item for item in dir(diffusers) if item.endswith("Scheduler")]
+    if name not in known:
+        raise SettingsError(unknown_name(flag, name, known))
+    return getattr(diffusers, name)
+
+
+def config_entries(scheduler_class: Any, entries: Sequence[str]) -> dict[str, Any]:
+    """Texts "key=value" as keyword arguments of a class: Python literals, or text. Raises SettingsError for an unknown key."""
+    known = inspect.signature(scheduler_class).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    values: dict[str, Any] = {}
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        if key not in known and not takes_any:
+            raise SettingsError(unknown_name(f"--diffusion-scheduler-config of {scheduler_class.__name__}", key, known))
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
 
 
 def _training_sigmas(scheduler: Any) -> torch.Tensor:

@@ -62,11 +62,11 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"{subject.name} names no compatible schedulers.")
     subject.require_kind()
     tried = 0
+    # What one side does not have, from_config leaves out.
+    own = inspect.signature(subject.scheduler_class).parameters
     for other in others:
-        for changes in (
-            dict[str, Any](),
-            *({name: value} for name, value in _FOREIGN if name in inspect.signature(other.__init__).parameters),
-        ):
+        theirs = inspect.signature(other).parameters
+        for changes in (dict[str, Any](), *({name: value} for name, value in _FOREIGN if name in own and name in theirs)):
             try:
                 with quiet():
                     foreign = other(**changes)

@@ -15,7 +15,7 @@ import torch
 from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step, has_own_sigma_range
 from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.laws import Broken, Series, law
 from pytest_diffusion.conformance.randomness import Draw
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.errors import NotApplicable
@@ -147,14 +147,23 @@ def forward_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
     source="DDIM, arXiv:2010.02502, equation 12, for x₀ that is known",
     counts=(2, 3, 5, 13, 30),
 )
-def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> None:
+def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> Series:
     """If the data are one image c, a state α·c + σ·noise must become α'·c + σ'·noise of the next step's level.
 
     Every solver that keeps the marginals does so exactly, whatever its order and however many steps it takes.
     """
+    found: list[Arrival] = []
     for count in subject.counts(*counts):
-        for one in arrivals(subject, count)[:-1]:
+        found = arrivals(subject, count)
+        for one in found[:-1]:
             require_arrival(subject, one, count)
+    return _plan(found)
+
+
+def _plan(found: list[Arrival]) -> Series:
+    """Timesteps and log-SNR of a loop, for a plot of its schedule."""
+    log_snr = [2 * math.log(max(float(one.step.level.alpha), 1e-30) / max(float(one.step.level.sigma), 1e-30)) for one in found]
+    return {"timesteps": [one.step.timestep for one in found], "log_snr": log_snr}
 
 
 def _is_exact_in_the_limit(subject: Subject) -> bool:

@@ -124,7 +124,7 @@ class Suite:
                 return _skipped(one, f"{one.name} could not be measured: {error} (see `runs`).")
             return _failed(one, smallest(one, self.subject, error))
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
-        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title)
+        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, gates=False)
 
     def _rests(self, base: str, count: int) -> bool:
         """Whether a law that another rests on holds at a number of inference steps."""

@@ -73,6 +73,31 @@ def _log_snr(series: Series) -> Figure:
     return figure
 
 
+def _plan(series: Series) -> Figure:
+    figure = Figure(figsize=(8.0, 2.8))
+    left, right = figure.subplots(1, 2)
+    steps = range(len(series["timesteps"]))
+    left.plot(steps, series["timesteps"], marker="o", markersize=3)
+    left.set(xlabel="evaluation", ylabel="timestep", title="Timesteps of the plan")
+    right.plot(steps, series["log_snr"], marker="o", markersize=3)
+    right.set(xlabel="evaluation", ylabel="log-SNR in nats", title="Noise level of the samples")
+    figure.tight_layout()
+    return figure
+
+
+def _convergence(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 3.0)
+    steps, errors, order = series["steps"], series["errors"], series["declared"]
+    axes.plot(steps, errors, marker="o", label=f"seen: order {series['seen']:.2f}")
+    # Through the last point: how the error falls with the declared order.
+    axes.plot(steps, [errors[-1] * (steps[-1] / count) ** order for count in steps], linestyle="--", label=f"declared: order {order}")
+    axes.set(xscale="log", yscale="log", xlabel="inference steps", ylabel=series["what"], title="Error against steps, Gaussian data")
+    axes.set_xticks(steps, [str(count) for count in steps])
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
 def _midway(series: Series) -> Figure:
     figure, axes = _axes(4.6, 2.2)
     names = list(series["falls"])
@@ -210,6 +235,9 @@ def _with_numbers(value: Any) -> Any:
 
 _PLOTS: dict[str, Callable[[Series], Figure | None]] = {
     "log_snr_first": _log_snr,
+    "point_mass_preserved": _plan,
+    "convergence_order": _convergence,
+    "weak_convergence": _convergence,
     "log_snr_midway": _midway,
     "fid": _fid,
     "clip_score": _clip,

@@ -1,0 +1,27 @@
+"""Every broken scheduler breaks the checks that it should, and no other."""
+
+import pytest
+
+from pytest_diffusion.conformance.suite import Suite, scheduler_checks
+from tests.broken_schedulers import BROKEN, grids, interface, solvers, steps  # noqa: F401 - each registers its schedulers
+from tests.conformance.known_defects import known_in
+
+
+def test_there_are_enough_and_every_check_has_one():
+    assert len(BROKEN) >= 40
+    untried = set(scheduler_checks()) - {check for one in BROKEN for check in one.checks}
+    # Its subjects are inverse schedulers, see test_partial.py.
+    assert untried == {"inversion_round_trip"}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda one: one.scheduler_class.__name__)
+def test_a_mistake_is_caught_by_its_check_and_no_other(broken):
+    suite = Suite(broken.make())
+    failed = {name for name in scheduler_checks() if suite.verdict(name).outcome == "fail"}
+    inherited = known_in(broken.scheduler_class) - broken.checks
+    assert failed - inherited == broken.checks, broken.because
+    for name in broken.checks:
+        message = suite.verdict(name).message
+        assert message.startswith(f"{broken.scheduler_class.__name__} breaks `{name}`")
+        for part in ("Expected: ", "Seen: ", "Why: ", "Smallest configuration: ", "See it again:"):
+            assert part in message
