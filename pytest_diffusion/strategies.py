@@ -122,11 +122,6 @@ def noise_like(sample: torch.Tensor) -> st.SearchStrategy[torch.Tensor]:
     return latents(shape=tuple(sample.shape), dtype=sample.dtype).map(lambda noise: noise.to(sample.device))
 
 
-def step_counts_of(scheduler: Any, *, max_value: int = 50) -> st.SearchStrategy[int]:
-    """Numbers of inference steps that a scheduler is made for."""
-    return num_inference_steps(min_value=fewest_steps(scheduler), max_value=max(fewest_steps(scheduler), max_value))
-
-
 def _tensors(shape: Sequence[int], build: Callable[[torch.Generator], torch.Tensor], dtype: torch.dtype) -> st.SearchStrategy[torch.Tensor]:
     if not shape or any(int(side) < 1 for side in shape):
         raise ValueError(f"shape is {tuple(shape)}; expected at least one side, each at least 1.")

@@ -123,6 +123,8 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
     """
     if "rescale_betas_zero_snr" not in subject.config:
         raise NotApplicable(f"{subject.name} has no rescale_betas_zero_snr.")
+    if subject.kind == "flow":
+        raise NotApplicable(f"{subject.name} steps by shares of noise, which start at zero SNR in any case.")
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     predictions = [name for name in ("v_prediction", "sample") if _takes(subject, name)]
     if not predictions:

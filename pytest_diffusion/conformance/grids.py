@@ -25,17 +25,19 @@ from pytest_diffusion.errors import NotApplicable
 _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
 
 
-@law("a sampling loop runs and stays finite", source="diffusers' scheduler interface", counts=(1, 2, 3, 5, 7, 10, 20, 50), rests_on=())
+@law("a sampling loop runs and stays finite", source="diffusers' scheduler interface", counts=(1, 2, 3, 4, 5, 7, 10, 20, 50), rests_on=())
 def runs(subject: Subject, counts: Sequence[int]) -> None:
     """Whatever the number of inference steps, up to that of training, a loop ends without an error and with finite samples."""
     for count in subject.counts(*counts):
         try:
             found = _walked(subject, count)
         except Crash as crash:
+            if isinstance(crash.error, FloatingPointError):
+                raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
             raise Broken("a sampling loop that runs to its end", str(crash), count=count) from crash
         for index, step in enumerate(found):
             if not bool(torch.isfinite(step.after).all()):
-                seen = f"step {index} (timestep {float(step.timestep):g}) gives {_unfit(step.after)}"
+                seen = f"step {index} (timestep {float(step.timestep):g}) gives {loops.unfit(step.after)}"
                 raise Broken("finite samples from finite model outputs", seen, count=count)
 
 
@@ -54,7 +56,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
         scheduler = _planned(subject, count)
         timesteps = torch.as_tensor(scheduler.timesteps).to("cpu", torch.float64)
         if not bool(torch.isfinite(timesteps).all()):
-            raise Broken("finite timesteps", _unfit(timesteps), count=count)
+            raise Broken("finite timesteps", loops.unfit(timesteps), count=count)
         order, revisits = evaluations_per_step(scheduler), revisits_timesteps(scheduler)
         if not revisits:
             low, high = order * (count - 1) + 1, order * count
@@ -81,8 +83,11 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     There is none before the first, between two, or after the last.
     """
     loops.require_levels(subject)
+    if subject.kind == "flow" and not config_value(subject.scheduler, "use_flow_sigmas"):
+        _require_training_grid(subject)
+        return
     shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
-    if shaped or has_own_sigma_range(subject.scheduler) or (hasattr(subject.scheduler, "sigmas") and is_flow(subject.scheduler)):
+    if shaped or has_own_sigma_range(subject.scheduler) or subject.kind == "flow":
         raise NotApplicable(f"{subject.name} spaces its sigmas{' by ' + shaped[0] if shaped else ''}, not its timesteps.")
     if subject.is_inverse or (hasattr(subject.scheduler, "sigmas") and not config_value(subject.scheduler, "timestep_spacing")):
         raise NotApplicable(f"{subject.name} does not say that its timesteps are spaced evenly, from noisy to clean.")
@@ -111,7 +116,7 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
         scheduler = _planned(subject, count)
         sigmas = torch.as_tensor(scheduler.sigmas).to("cpu", torch.float64)
         if not bool(torch.isfinite(sigmas).all()):
-            raise Broken("finite sigmas", _unfit(sigmas), count=count)
+            raise Broken("finite sigmas", loops.unfit(sigmas), count=count)
         if subject.is_inverse:
             sigmas = sigmas.flip(0)
         # A step of a higher order shows the same sigma to each of its evaluations.
@@ -185,6 +190,23 @@ def _rounding(subject: Subject) -> list[float]:
     return [-1.0, 0.0, 1.0] if last > 1 else [0.0]
 
 
+def _require_training_grid(subject: Subject) -> None:
+    """A flow that is planned with as many steps as its training has is the training schedule."""
+    total = subject.num_train_timesteps
+    trained = getattr(subject.fresh(), "sigmas", None)
+    shaped = [name for name in (*_SHAPES, "use_dynamic_shifting", "shift_terminal") if config_value(subject.scheduler, name)]
+    if shaped or trained is None or len(trained) not in (total, total + 1):
+        raise NotApplicable(f"{subject.name} plans by {shaped[0] if shaped else 'shares of noise'}, not by its training schedule.")
+    if subject.counts(total):
+        own = torch.as_tensor(trained)[:total].double()
+        planned = _without_repeats(torch.as_tensor(subject.planned(total).sigmas).double())[:total]
+        gap = (planned - own).abs() if len(planned) == total else torch.full((1,), torch.inf)
+        place = int(gap.argmax())
+        if float(gap[place]) > 1e-3:
+            seen = f"sigma {float(own[place]):.5g} of training is planned {float(gap[place]):.3g} away (number {place})"
+            raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
+
+
 def _planned(subject: Subject, count: int) -> Any:
     try:
         return subject.planned(count)
@@ -211,9 +233,4 @@ def _without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
 def _is_rounded(scheduler: Any, count: int) -> bool:
     """Whether sigmas of their own are what it steps by: the timestep shown to the model is rounded, and may repeat."""
     sigmas = getattr(scheduler, "sigmas", None)
-    return sigmas is not None and len(sigmas) > count and bool((sigmas[1 : count + 1] < sigmas[:count]).all())
-
-
-def _unfit(values: torch.Tensor) -> str:
-    nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    return f"{nans} values that are not a number and {infinite} infinite ones of {values.numel()}"
+    return sigmas is not None and len(sigmas) > count and bool((sigmas[1:count] < sigmas[: count - 1]).all())

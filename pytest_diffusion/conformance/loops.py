@@ -117,6 +117,8 @@ def run(
     levels: list[NoiseLevel] = []
 
     def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
+        if not bool(torch.isfinite(scaled).all()):
+            raise Crash(f"a loop at timestep {float(timestep):g}", FloatingPointError(f"its sample holds {unfit(scaled)}"))
         level = level_in_loop(scheduler, sample, scaled, timestep)
         levels.append(level_of_state(scheduler, level))
         clean = denoiser(sample, levels[-1]).to(sample)
@@ -233,3 +235,9 @@ def sample_of(shape: Sequence[int], *, seed: int = 0) -> Callable[[NoiseLevel], 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Standard normal noise of a shape, from a generator of its own."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def unfit(values: torch.Tensor) -> str:
+    """How many values are not finite, in words."""
+    nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    return f"{nans} values that are not a number and {infinite} infinite ones of {values.numel()}"

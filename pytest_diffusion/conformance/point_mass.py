@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
     @property
     def fresh(self) -> float:
         """Standard deviation of the noise that the step put in, whether or not its draws were seen."""
-        return math.hypot(*self.added, self.rest if self.rest > self.tolerance else 0.0)
+        return math.hypot(*self.added, 0.0 if self.rest <= self.tolerance else self.rest)
 
     @property
     def total(self) -> float:
@@ -125,7 +125,7 @@ def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: 
 
 
 def _require_exact_kind(subject: Subject) -> None:
-    if config_value(subject.scheduler, "algorithm_type") == "sde-dpmsolver":
+    if config_value(subject.scheduler, "algorithm_type") in ("sde-dpmsolver", "noise_prediction"):
         raise NotApplicable(
             f"{subject.name} extrapolates the noise that it renews: its marginals are exact only in the limit of many steps."
         )
@@ -247,7 +247,7 @@ def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
         for claim, extras, wanted in claims:
             for one in arrivals(subject, count, **extras)[:-1]:
                 expected = wanted(one.step.level, one.target)
-                if abs(one.fresh - expected) > 2 * one.tolerance + 1e-3 * expected:
+                if not abs(one.fresh - expected) <= 2 * one.tolerance + 1e-3 * expected:
                     seen = f"step {one.number} (timestep {one.step.timestep:g}) adds {one.fresh:.5g}·noise"
                     raise Broken(f"{expected:.5g}·noise with {claim}", seen, count=count)
 

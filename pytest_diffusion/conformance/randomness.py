@@ -12,12 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw: the operator, the values (a copy, float64), whether they are standard normal, and the generator that gave them."""
+    """One draw: the operator, the values (a copy, float64), and whether they are standard normal."""
 
     operator: str
     values: torch.Tensor
     normal: bool
-    generator: torch.Generator | None
 
 
 class Draws(TorchDispatchMode):
@@ -39,7 +38,7 @@ class Draws(TorchDispatchMode):
             values = self._replace(out).to(out)
             # An operator in place gives back its own input, which must be changed itself.
             out = out.copy_(values) if operator.endswith("_") else values
-        self.draws.append(Draw(operator, out.detach().to(torch.float64, copy=True), normal, kwargs.get("generator")))
+        self.draws.append(Draw(operator, out.detach().to(torch.float64, copy=True), normal))
         return out
 
 

@@ -37,27 +37,29 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
     counts = sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if 0 < number <= count}) or list(one.counts)
     found: dict[tuple[frozenset[str], int], Broken | Crash] = {(frozenset(keys), count): error}
 
-    def breaks(case: tuple[frozenset[str], int]) -> bool:
-        kept, number = case
+    def breaks(case: tuple[list[bool], int]) -> bool:
+        chosen, number = case
+        kept = frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it)
         try:
             smaller = _rebuilt(subject, {key: own[key] for key in kept}) if keys else subject
             one.function(smaller, [number] if count else list(one.counts))
         except (Broken, Crash) as seen:
-            found[frozenset(kept), number] = seen
+            found[kept, number] = seen
             return True
         except Exception:
             return False  # another configuration is another scheduler, which may not exist
         return False
 
-    cases = st.tuples(st.frozensets(st.sampled_from(keys)) if keys else st.just(frozenset()), st.sampled_from(counts))
-    best: tuple[frozenset[str], int] = (frozenset(keys), count)
+    cases = st.tuples(st.tuples(*(st.booleans() for _ in keys)).map(list), st.sampled_from(counts))
+    best = (frozenset(keys), count)
     if count or keys:
         quick = settings(max_examples=_TRIES, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
         try:
-            best = find(cases, breaks, settings=quick)
+            chosen, number = find(cases, breaks, settings=quick)
+            best = (frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it), number)
         except NoSuchExample:
             pass
-    final = found.get((frozenset(best[0]), best[1]), error)
+    final = found.get(best, error)
     config = {key: own[key] for key in sorted(best[0])} if keys else own
     return _described(one, subject, config, final)
 

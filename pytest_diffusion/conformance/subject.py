@@ -170,6 +170,8 @@ class Subject:
         ]
         if beyond := [name for name in required if name not in ("model_output", "timestep", "sample", *EXTRAS)]:
             raise NotApplicable(f"{self.name}.step needs {', '.join(beyond)} as well.")
+        if any(one.kind is one.VAR_POSITIONAL for one in self.step_parameters.values()):
+            return
         if missing := [name for name in ("model_output", "timestep", "sample") if name not in self.step_parameters]:
             raise NotApplicable(f"{self.name}.step has no parameter {', '.join(missing)}.")
 

@@ -32,4 +32,5 @@ def _message(verdict: dict[str, Any]) -> str:
     message: str = verdict["message"]
     if verdict["outcome"] == "pass" and verdict["limits"]:
         return message.removesuffix(f" ({verdict['limits']['where']}).")
-    return message
+    # Of a long one, what was broken, expected and seen; the whole stands in the test's failure and in the report.
+    return " ".join(message.splitlines()[:3])

@@ -1,0 +1,141 @@
+"""The decorator and the command line, through pytest itself."""
+
+import json
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+MODULE = """
+from tests.conformance.from_scratch import Euler
+from tests.broken_schedulers.grids import LastSigmaTwice
+from tests.broken_schedulers.steps import EndsBeforeTheEnd
+"""
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(pytester, monkeypatch, request):
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+
+
+def run(pytester, *arguments):
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+
+
+def test_a_test_for_every_scheduler_and_check(pytester):
+    pytester.makepyfile(
+        MODULE
+        + """
+from pytest_diffusion import parametrize_with_scheduler_checks
+
+@parametrize_with_scheduler_checks(
+    [Euler(), LastSigmaTwice()], only=["sigmas_fall", "velocity"], expected_failures={"sigmas_fall": "the vendor is told"})
+def test_mine(scheduler, check):
+    check(scheduler)
+"""
+    )
+    result = run(pytester, "-v", "-rxX")
+    result.assert_outcomes(skipped=2, xfailed=1, xpassed=1)
+    result.stdout.fnmatch_lines(["*test_mine?Euler-velocity?*", "*test_mine?LastSigmaTwice-sigmas_fall?*XFAIL*"])
+    result.stdout.fnmatch_lines(["*the vendor is told*"])
+
+
+def test_strict_expected_failures_must_fail_and_others_fail_with_the_message(pytester):
+    pytester.makepyfile(
+        MODULE
+        + """
+from pytest_diffusion import parametrize_with_scheduler_checks
+
+@parametrize_with_scheduler_checks([Euler()], only=["sigmas_fall"], expected_failures={"sigmas_fall": "gone"}, strict=True)
+def test_strict(scheduler, check):
+    check(scheduler)
+
+@parametrize_with_scheduler_checks([LastSigmaTwice, LastSigmaTwice], only=["sigmas_fall"])
+def test_broken(scheduler, check):
+    check(scheduler)
+
+def test_another_scheduler_than_the_decorator_knows():
+    from pytest_diffusion.conformance.parametrize import SchedulerCheck
+    from pytest_diffusion.conformance.suite import Suite
+    SchedulerCheck("sigmas_fall", Suite(LastSigmaTwice), LastSigmaTwice)(Euler())
+"""
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(["*XPASS(strict)*gone*", "*LastSigmaTwice breaks `sigmas_fall`*", "*Seen: sigma *is followed by*"])
+    result.stdout.fnmatch_lines(["FAILED*LastSigmaTwice#2-sigmas_fall*"])
+
+
+def test_the_command_line_needs_no_model(pytester):
+    result = run(pytester, "--diffusion-scheduler=EulerDiscreteScheduler", "--diffusion-scheduler-config=use_karras_sigmas=True")
+    result.assert_outcomes(passed=29, skipped=7, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*scheduler=EulerDiscreteScheduler, scheduler_config=use_karras_sigmas=True*",
+            "EulerDiscreteScheduler breaks `velocity`*",
+            "*= diffusion quality =*",
+            "fail *velocity*Seen: get_velocity at timestep 999 gives*",
+            "report: *diffusion-report.html",
+        ]
+    )
+    data = json.loads((pytester.path / "diffusion-report.json").read_text())
+    assert data["gate"] == "closed"
+    assert data["command"] == "pytest --diffusion-scheduler=EulerDiscreteScheduler --diffusion-scheduler-config=use_karras_sigmas=True"
+    series = {verdict["check"]: verdict["measurement"]["series"] for verdict in data["verdicts"] if verdict["measurement"]}
+    assert series["convergence_order"]["declared"] == 1
+    assert series["convergence_order"]["seen"] == pytest.approx(0.97, abs=0.05)
+    assert len(series["point_mass_preserved"]["log_snr"]) == 30
+    html = (pytester.path / "diffusion-report.html").read_text()
+    for text in ("Error against steps, Gaussian data", "declared: order 1", "Noise level of the samples", "EulerDiscreteScheduler breaks"):
+        assert text in html
+
+
+def test_ones_own_scheduler_selected_by_name(pytester):
+    result = run(pytester, "--diffusion-scheduler=tests.conformance.from_scratch:Ancestral", "-k", "weak_convergence or velocity", "-v")
+    result.assert_outcomes(passed=1, skipped=1, deselected=35)
+    result.stdout.fnmatch_lines(["*diffusion::weak_convergence PASSED*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--diffusion-scheduler=EulerDiscreet"], "*--diffusion-scheduler is 'EulerDiscreet'; expected one of: *"),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-config=clip_sample"],
+            "*expected key=value, as in beta_schedule=linear*",
+        ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-config=clip_samples=True"],
+            "*config of DDIMScheduler is 'clip_samples'; expected one of: *Did you mean 'clip_sample'?*",
+        ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-profile=fast"],
+            "*the profile is 'fast'; expected one of: standard, *",
+        ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-config=beta_schedule=round"],
+            "*DDIMScheduler(beta_schedule=round) cannot be made: NotImplementedError: round*",
+        ),
+        (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is no scheduler: it has no set_timesteps and no step*"),
+    ],
+)
+def test_wrong_options_are_named(pytester, arguments, message):
+    result = run(pytester, *arguments)
+    assert result.ret != 0
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    assert any(line for line in [*result.outlines, *result.errlines] if __import__("fnmatch").fnmatch(line, message)), result.outlines
+
+
+def test_a_model_takes_the_entries_too(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.diffusion(model="demo", scheduler_config=["timestep_spacing=trailing"])
+        def test_own(diffusion_scheduler):
+            assert diffusion_scheduler.config.timestep_spacing == "trailing"
+            assert type(diffusion_scheduler).__name__ == "DDIMScheduler"
+        """
+    )
+    run(pytester).assert_outcomes(passed=1)

@@ -1,0 +1,166 @@
+"""The suite's own behaviour: names, expected failures, messages, shrinking, and what it leaves alone."""
+
+import copy
+import re
+import time
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, IPNDMScheduler, PNDMScheduler
+
+from pytest_diffusion import ConformanceFailure, Verdict, check_scheduler, scheduler_checks
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import law
+from pytest_diffusion.conformance.randomness import Draws
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.recording import recording_to
+from tests.broken_schedulers.grids import LastSigmaTwice
+from tests.broken_schedulers.steps import PreviousByDivision
+from tests.conformance.from_scratch import DDIM, Euler
+
+
+def test_one_call_gives_a_verdict_for_each_check_in_order():
+    seen = []
+    with recording_to(seen.append):
+        verdicts = check_scheduler(DDIMScheduler())
+    assert [verdict.check for verdict in verdicts] == scheduler_checks()
+    assert seen == verdicts
+    assert {verdict.mode for verdict in verdicts} == {"schedule"}
+    assert all(Verdict.from_json(verdict.to_json()).message == verdict.message for verdict in verdicts)
+    skipped = [verdict for verdict in verdicts if verdict.outcome == "skipped"]
+    assert all("DDIMScheduler" in verdict.message for verdict in skipped)
+
+
+def test_laws_rest_on_earlier_ones_and_say_why():
+    names = scheduler_checks()
+    for one in law:
+        assert all(names.index(base) < names.index(one.name) for base in one.rests_on), one.name
+        assert one.source, one.name
+        assert len(one.reason) > 40, one.name
+
+
+def test_it_is_quick():
+    start = time.process_time()
+    check_scheduler(DDIMScheduler())
+    # The promise is 10 s on one core; about 3 were measured. Processor time, so that a busy machine does not matter.
+    assert time.process_time() - start < 10 * max(1, torch.get_num_threads())
+
+
+def test_all_failures_stand_in_one_message():
+    with pytest.raises(ConformanceFailure, match=r"^LastSigmaTwice breaks 1 of the scheduler checks: sigmas_fall\.") as failure:
+        check_scheduler(LastSigmaTwice)
+    (verdict,) = failure.value.verdicts
+    assert "Seen: sigma 14 is followed by 14 (number 0 and 1 of 2)." in verdict.message
+    assert "Smallest configuration: LastSigmaTwice(), num_inference_steps=1" in verdict.message
+    again = check_scheduler(LastSigmaTwice, raise_on_failure=False)
+    assert [one.check for one in again if one.outcome == "fail"] == ["sigmas_fall"]
+
+
+def test_the_smallest_configuration_is_found():
+    scheduler = PreviousByDivision(
+        timestep_spacing="linspace", clip_sample=False, beta_end=0.015, thresholding=False, num_train_timesteps=500
+    )
+    (verdict,) = check_scheduler(scheduler, only=["point_mass_preserved"], raise_on_failure=False)
+    # Of five entries one is to blame, and two steps show it.
+    assert "Smallest configuration: PreviousByDivision(timestep_spacing='linspace'), num_inference_steps=2\n" in verdict.message
+
+
+def test_the_snippet_shows_it_again():
+    (verdict,) = check_scheduler(EulerDiscreteScheduler(use_karras_sigmas=True), only=["velocity"], raise_on_failure=False)
+    snippet = "\n".join(line.strip() for line in verdict.message.partition("See it again:\n")[2].splitlines())
+    assert "from diffusers import EulerDiscreteScheduler" in snippet
+    with pytest.raises(ConformanceFailure, match="velocity"):
+        exec(compile(snippet, "snippet", "exec"), {})
+
+
+def test_expected_failures():
+    reason = {"sigmas_fall": "The vendor is told."}
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(LastSigmaTwice, expected_failures=reason)}
+    assert verdicts["sigmas_fall"].outcome == "fail"
+    assert not verdicts["sigmas_fall"].gates
+    assert verdicts["sigmas_fall"].message.endswith("It is expected: The vendor is told.")
+    assert {verdict.outcome for verdict in check_scheduler(Euler, expected_failures=reason)} == {"pass", "skipped"}
+    with pytest.raises(ConformanceFailure, match=r"sigmas_fall passes, though its failure is expected: The vendor is told\. Take it off"):
+        check_scheduler(Euler, expected_failures=reason, strict=True)
+
+
+def test_wrong_names_and_what_is_no_scheduler():
+    with pytest.raises(ValueError, match=r"only is 'sigmas_falls'; expected one of: .*Did you mean 'sigmas_fall'\?"):
+        check_scheduler(Euler, only=["sigmas_falls"])
+    with pytest.raises(ValueError, match=r"expected_failures is 'velocities'.*Did you mean 'velocity'"):
+        check_scheduler(Euler, expected_failures={"velocities": "x"})
+    with pytest.raises(ValueError, match="only is the text 'runs'; expected a collection"):
+        check_scheduler(Euler, only="runs")
+    with pytest.raises(ValueError, match="profile is 'quick'; expected one of: standard, thorough"):
+        check_scheduler(Euler, profile="quick")
+    with pytest.raises(TypeError, match="int is no scheduler: it has no step, and cannot be called"):
+        check_scheduler(3)
+    with pytest.raises(TypeError, match="dict is no scheduler: it has no set_timesteps and no step"):
+        check_scheduler(dict)
+
+
+def test_the_scheduler_is_copied_and_chance_is_left_alone():
+    scheduler = EulerAncestralDiscreteScheduler()
+    before, state = copy.deepcopy(vars(scheduler)), torch.get_rng_state()
+    check_scheduler(scheduler, only=["runs", "noise_is_normal", "generator_list", "weak_convergence"])
+    assert {key: str(value) for key, value in vars(scheduler).items()} == {key: str(value) for key, value in before.items()}
+    check_scheduler(DDIMScheduler(), only=["runs", "point_mass_preserved"])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_cannot_be_copied_must_come_from_a_factory():
+    class Stubborn(DDIM):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("no copies")
+
+    with pytest.raises(TypeError, match=r"Stubborn cannot be copied \(no copies\); give the class or a function"):
+        check_scheduler(Stubborn())
+
+
+def test_schedulers_of_unknown_kind_are_skipped_not_passed():
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(IPNDMScheduler())}
+    assert verdicts["runs"].outcome == "pass"
+    assert verdicts["second_run"].outcome == "pass"
+    for check in ("point_mass_preserved", "convergence_order", "forward_process", "timesteps_well_formed"):
+        assert verdicts[check].outcome == "skipped"
+        assert "nothing tells how it holds its samples" in verdicts[check].message
+
+
+def test_a_thorough_run_finds_what_only_another_configuration_shows():
+    assert check_scheduler(PNDMScheduler(), only=["point_mass_preserved"])[0].outcome == "pass"
+    (verdict,) = check_scheduler(DDIMScheduler(), only=["point_mass_preserved"], raise_on_failure=False, profile="thorough")
+    assert verdict.outcome == "fail"
+    # Hypothesis shrinks to the one entry that matters (#11347, #12633).
+    assert re.search(r"\(with timestep_spacing='(linspace|trailing)'\)", verdict.message)
+    assert check_scheduler(Euler, only=["point_mass_preserved"], profile="thorough")[0].outcome == "pass"
+
+
+def test_draws_are_seen_and_replaced():
+    with Draws() as seen:
+        torch.randn(3, generator=torch.Generator().manual_seed(0))
+        torch.empty(2).normal_()
+        torch.empty(2).normal_(1.0, 2.0)
+        torch.rand(2)
+        torch.randint(5, (2,))
+    assert [(draw.operator, draw.normal) for draw in seen.draws] == [
+        ("randn", True),
+        ("normal_", True),
+        ("normal_", False),
+        ("rand", False),
+    ]
+    assert torch.equal(seen.draws[0].values, torch.randn(3, generator=torch.Generator().manual_seed(0)).double())
+    with Draws(torch.zeros_like):
+        assert float(torch.randn(4).abs().sum()) == 0
+        assert float(torch.empty(4).normal_().abs().sum()) == 0
+
+
+def test_errors_of_the_scheduler_are_told_from_ours():
+    class Dies(DDIM):
+        def step(self, *args, **kwargs):
+            raise KeyError("lost")
+
+    subject = Subject(Dies)
+    with pytest.raises(Crash, match=r"step\(model_output, 999, sample\) raises KeyError: 'lost'"):
+        loops.states(subject, 2, torch.zeros(1, 1, 2, 2))
+    verdicts = {verdict.check: verdict.outcome for verdict in check_scheduler(Dies, raise_on_failure=False)}
+    assert [check for check, outcome in verdicts.items() if outcome == "fail"] == ["runs"]
