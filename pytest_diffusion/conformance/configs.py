@@ -31,7 +31,12 @@ _CHOICES = (
 _UNKNOWN = "no-such-choice"
 
 
-@law("a saved configuration is loaded as it was", source="diffusers' ConfigMixin: save_config and from_config", counts=(4,))
+@law(
+    "a saved configuration is loaded as it was",
+    source="diffusers' ConfigMixin: save_config and from_config",
+    counts=(4,),
+    rests_on=("runs", "noise_is_normal"),
+)
 def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
     """A scheduler that is saved and loaded has the same configuration and gives the same samples."""
     if not hasattr(subject.scheduler, "save_config") or not hasattr(subject.scheduler_class, "from_config"):

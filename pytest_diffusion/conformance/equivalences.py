@@ -41,10 +41,13 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
     if config_value(subject.scheduler, "timestep_type") == "continuous":
         raise NotApplicable(f"{subject.name} tells the model ln(σ)/4, which it does for one prediction type only.")
-    others = []
+    _trajectory(subject, subject.some_count)
+    others = [(subject.prediction_type, subject)] if subject.prediction_type in _TYPES[subject.kind] else []
     for name in _TYPES[subject.kind]:
+        if name == subject.prediction_type:
+            continue
         try:
-            other = subject if name == subject.prediction_type else subject.with_config(prediction_type=name)
+            other = subject.with_config(prediction_type=name)
             if other.kind == subject.kind:
                 _trajectory(other, subject.some_count)
                 others.append((name, other))
@@ -53,6 +56,8 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
         except Crash as crash:
             if isinstance(crash.error, ValueError | NotImplementedError):
                 continue  # it says that it does not take this type
+            if isinstance(crash.error, FloatingPointError) and name == "epsilon":
+                continue  # at zero SNR noise says nothing about the image
             raise Broken(
                 f"prediction_type={name!r} to be taken, or refused by a ValueError", str(crash), count=subject.some_count
             ) from crash

@@ -77,6 +77,7 @@ def posterior_mean_image() -> torch.Tensor:
 def _require_lands(subject: Subject, count: int, method: str | None) -> None:
     if revisits_timesteps(subject.scheduler):
         raise NotApplicable(f"{subject.name} warms up or goes back in time, and starts from the beginning only.")
+    loops.require_levels(subject)
     order = evaluations_per_step(subject.scheduler)
     planned = subject.planned(count)
     # Single-step solvers have blocks of steps; a start inside of one has no first stage.

@@ -17,7 +17,7 @@ _SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference
 _SHAPE = (2, 3, 4, 4)
 
 
-@law("two schedulers share nothing", source="an object's state is its own", counts=(6,))
+@law("two schedulers share nothing", source="an object's state is its own", counts=(6,), rests_on=("runs", "noise_is_normal"))
 def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
     """Two schedulers that take turns give what each gives alone: no state lies in the class or in a default argument."""
     for count in subject.counts(*counts):

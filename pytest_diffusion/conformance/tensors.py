@@ -14,7 +14,7 @@ from pytest_diffusion.conformance.subject import Crash, Subject
 _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
 
 
-@law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,))
+@law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def ranks(subject: Subject, counts: Sequence[int]) -> None:
     """Vectors, audio, images and videos are the same numbers in another shape, and come out as the same numbers."""
     for count in subject.counts(*counts):
@@ -25,7 +25,7 @@ def ranks(subject: Subject, counts: Sequence[int]) -> None:
             _require_close(got.reshape(image.shape), expected, f"the samples of shape {(2, 4, 2, 6)} in shape {shape}", count)
 
 
-@law("an image does not depend on its batch", source=_SOURCE, counts=(4,))
+@law("an image does not depend on its batch", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
     """Each image of a batch comes out as if it were alone: no statistic is taken over the batch."""
     for count in subject.counts(*counts):
@@ -62,7 +62,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
 
 
-@law("the layout in memory does not matter", source=_SOURCE, counts=(4,))
+@law("the layout in memory does not matter", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def layout(subject: Subject, counts: Sequence[int]) -> None:
     """Views that are not contiguous (channels last, transposed, strided) give the numbers that their contiguous copies give."""
     for count in subject.counts(*counts):

@@ -246,12 +246,7 @@ class BeginsOneLater(EulerDiscreteScheduler):
         super().set_begin_index(begin_index + 1)
 
 
-@breaks("inversion_round_trip", because="the inverse step goes up by two timesteps' worth of noise", clip_sample=False)
-class InvertsTooFar(DDIMInverseScheduler):
+@breaks("inversion_round_trip", because="the guidance of the forward run is applied to the inversion as well", clip_sample=False)
+class InvertsWithGuidance(DDIMInverseScheduler):
     def step(self, model_output, timestep, sample, return_dict=True):
-        later = min(int(timestep) + self.config.num_train_timesteps // self.num_inference_steps, self.config.num_train_timesteps - 1)
-        before = int(timestep) - self.config.num_train_timesteps // self.num_inference_steps
-        here = self.alphas_cumprod[before] if before >= 0 else self.initial_alpha_cumprod
-        there = self.alphas_cumprod[later]
-        clean = (sample - (1 - here).sqrt() * model_output) / here.sqrt()
-        return (there.sqrt() * clean + (1 - there).sqrt() * model_output, clean)
+        return super().step(1.2 * model_output, timestep, sample)

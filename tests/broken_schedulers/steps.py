@@ -1,5 +1,6 @@
 """Mistakes of a single step: where it arrives, what it leaves of the image, and how much noise it adds."""
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, RePaintScheduler
 from diffusers.utils.torch_utils import randn_tensor
@@ -125,6 +126,12 @@ class UniformNoise(Ancestral):
         return ((torch.rand(sample.shape, generator=generator) - 0.5) * 12**0.5).to(sample)
 
 
+@breaks("noise_is_normal", because="noise comes from numpy's global state, which no generator of torch can seed")
+class NoiseOfNumpy(Ancestral):
+    def draw(self, sample, generator):
+        return torch.from_numpy(np.random.randn(*sample.shape)).to(sample)
+
+
 @breaks("noise_is_normal", because="one image's noise is added to the whole batch")
 class OneNoiseForAll(Ancestral):
     def draw(self, sample, generator):
@@ -133,7 +140,7 @@ class OneNoiseForAll(Ancestral):
         return torch.randn(1, *sample.shape[1:], generator=generator).to(sample)
 
 
-@breaks("noise_is_normal", "point_mass_preserved", because="the noise of the first step is kept and added in every step")
+@breaks("point_mass_preserved", because="the noise of the first step is kept and added in every step")
 class SameNoiseEveryStep(Ancestral):
     def set_timesteps(self, num_inference_steps, device=None):
         super().set_timesteps(num_inference_steps)

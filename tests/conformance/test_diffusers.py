@@ -1,0 +1,46 @@
+"""No false alarm: what fails in the installed diffusers is known, one by one, and nothing else fails."""
+
+import diffusers
+import pytest
+
+from pytest_diffusion import check_scheduler
+from tests.conformance.configurations import CONFIGURATIONS, ZOO, of_checkpoint
+from tests.conformance.known_defects import KNOWN, NOT_MADE_BARE
+
+CLASSES = sorted(
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler") and all(hasattr(getattr(diffusers, name), method) for method in ("step", "set_timesteps"))
+)
+
+
+def failures(scheduler, expected):
+    """What fails; raises where a known defect is gone, so that the table stays true."""
+    verdicts = check_scheduler(scheduler, expected_failures=expected, strict=True, raise_on_failure=False)
+    unexpected = [verdict.message for verdict in verdicts if verdict.gates]
+    assert not unexpected, "\n\n".join(unexpected)
+    return {verdict.check for verdict in verdicts if verdict.outcome == "fail"}
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in NOT_MADE_BARE])
+def test_every_class_in_its_defaults(name):
+    expected = KNOWN.get(name, {})
+    assert failures(getattr(diffusers, name)(), expected) == set(expected)
+
+
+@pytest.mark.parametrize(("name", "config", "expected"), CONFIGURATIONS, ids=lambda value: value if isinstance(value, str) else None)
+def test_documented_configurations(name, config, expected):
+    assert failures(getattr(diffusers, name)(**config), expected) == set(expected)
+
+
+@pytest.mark.parametrize("checkpoint", sorted(ZOO))
+def test_configurations_of_released_checkpoints(checkpoint):
+    assert failures(of_checkpoint(checkpoint), ZOO[checkpoint]) == set(ZOO[checkpoint])
+
+
+def test_the_table_names_classes_that_exist():
+    assert set(CLASSES) >= set(KNOWN)
+    assert set(CLASSES) >= NOT_MADE_BARE
+    for name in NOT_MADE_BARE:
+        with pytest.raises(TypeError, match="required positional argument"):
+            getattr(diffusers, name)()
