@@ -41,7 +41,7 @@ class Moments(NamedTuple):
     "the error falls with the declared order",
     source="exact probability-flow ODE of Gaussian data, docs/oracle.md, section 2",
     counts=(20, 40, 80),
-    rests_on=("runs", "sigmas_fall", "point_mass_preserved"),
+    rests_on=("runs", "sigmas_fall", "point_mass_preserved", "noise_is_normal"),
 )
 def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
     """Twice the steps divide a deterministic solver's error by 2 to the power of its order.
@@ -55,7 +55,7 @@ def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
 
 @law(
     "mean and variance converge to those of the data",
-    source="Kloeden & Platen 1992, chapter 14 (weak convergence); arXiv:2211.01095, appendix on SDE solvers",
+    source="Kloeden & Platen 1992, chapter 14 (weak convergence); DPM-Solver++, arXiv:2211.01095",
     counts=(20, 40, 80),
     rests_on=("runs", "sigmas_fall", "point_mass_preserved", "noise_amount", "noise_is_normal"),
 )

@@ -84,7 +84,7 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
 
 @law(
     "clipping and thresholding have their closed form",
-    source="Imagen, arXiv:2205.11487, section 2.3; DDPM, arXiv:2006.11239, section 3.4",
+    source="Imagen, arXiv:2205.11487, section 2.3",
     rests_on=("runs", "terminal_step"),
 )
 def thresholding(subject: Subject, counts: Sequence[int]) -> None:

@@ -45,7 +45,7 @@ def begin_index(subject: Subject, counts: Sequence[int]) -> None:
 
 @law(
     "inversion and sampling undo one another",
-    source="DDIM inversion: arXiv:2010.02502, section 4.3; arXiv:2105.05233, appendix F",
+    source="DDIM, arXiv:2010.02502, sections 4.3 and 5.4",
     counts=(25, 100),
     rests_on=("timesteps_well_formed",),
 )
@@ -107,11 +107,11 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
 def _partner(subject: Subject) -> Subject:
     import diffusers
 
-    name = subject.name.replace("Inverse", "")
-    partner: Any = getattr(diffusers, name, None)
-    if partner is None or name == subject.name:
-        raise NotApplicable(f"{subject.name} has no forward partner in diffusers by the name of {name}.")
-    with calling(f"{name}.from_config"):
+    names = [one.__name__.replace("Inverse", "") for one in subject.scheduler_class.__mro__ if "Inverse" in one.__name__]
+    partner: Any = next((getattr(diffusers, name) for name in names if hasattr(diffusers, name)), None)
+    if partner is None:
+        raise NotApplicable(f"{subject.name} has no forward partner in diffusers, a class of its name without Inverse.")
+    with calling(f"{partner.__name__}.from_config"):
         return Subject(
             partner.from_config(subject.scheduler.config, clip_sample=False)
             if "clip_sample" in subject.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.errors import NotApplicable
 
 _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
 
@@ -60,6 +62,34 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
             scaled = loops.scale(scheduler, sample, torch.as_tensor(scheduler.timesteps)[0])
             if scaled.dtype != dtype:
                 raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
+
+
+@law("samples stay on their device", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
+def devices(subject: Subject, counts: Sequence[int]) -> None:
+    """On an accelerator a loop runs, its samples stay there, and they are those of the processor up to rounding."""
+    device = accelerator()
+    if device is None:
+        raise NotApplicable("there is no accelerator on this machine.")
+    arguments = {"device": device} if "device" in inspect.signature(subject.scheduler.set_timesteps).parameters else {}
+    for count in subject.counts(*counts):
+        sample = loops.normal(2, 4, 4, 4)
+        scheduler = subject.planned(count, **arguments)
+        try:
+            there = loops.states(subject, count, sample.to(device), scheduler=scheduler, replace=torch.zeros_like)[-1]
+        except Crash as crash:
+            raise Broken(f"a loop that runs on {device}", str(crash), count=count) from crash
+        if there.device.type != device.type:
+            raise Broken(f"samples on {device}", f"samples on {there.device}", count=count)
+        gap = float((there.cpu() - _states(subject, count, sample)[-1]).abs().max())
+        if not gap <= 1e-2:
+            raise Broken("the samples of the processor", f"samples on {device} that differ by {gap:.4g}", count=count)
+
+
+def accelerator() -> torch.device | None:
+    """The machine's accelerator: cuda, else mps."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else None
 
 
 @law("the layout in memory does not matter", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))

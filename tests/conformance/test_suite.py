@@ -28,7 +28,7 @@ def test_one_call_gives_a_verdict_for_each_check_in_order():
     assert {verdict.mode for verdict in verdicts} == {"schedule"}
     assert all(Verdict.from_json(verdict.to_json()).message == verdict.message for verdict in verdicts)
     skipped = [verdict for verdict in verdicts if verdict.outcome == "skipped"]
-    assert all("DDIMScheduler" in verdict.message for verdict in skipped)
+    assert all("DDIMScheduler" in verdict.message or verdict.check == "devices" for verdict in skipped)
 
 
 def test_laws_rest_on_earlier_ones_and_say_why():
@@ -164,3 +164,19 @@ def test_errors_of_the_scheduler_are_told_from_ours():
         loops.states(subject, 2, torch.zeros(1, 1, 2, 2))
     verdicts = {verdict.check: verdict.outcome for verdict in check_scheduler(Dies, raise_on_failure=False)}
     assert [check for check, outcome in verdicts.items() if outcome == "fail"] == ["runs"]
+
+
+def test_devices_are_told_apart(monkeypatch):
+    class Elsewhere(DDIM):
+        def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+            gave = super().step(model_output, timestep, sample, eta, generator)
+            return self.gave(gave.prev_sample.to("meta") if timestep < 250 else gave.prev_sample)
+
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        assert check_scheduler(DDIM, only=["devices"])[0].message == "there is no accelerator on this machine."
+    monkeypatch.setattr("pytest_diffusion.conformance.tensors.accelerator", lambda: torch.device("cpu"))
+    assert check_scheduler(DDIM, only=["devices"])[0].outcome == "pass"
+    monkeypatch.setattr("pytest_diffusion.conformance.suite.Suite._rests", lambda *_: True)
+    (verdict,) = check_scheduler(Elsewhere, only=["devices"], raise_on_failure=False)
+    assert verdict.outcome == "fail"
+    assert "Expected: samples on cpu.\nSeen: samples on meta." in verdict.message
