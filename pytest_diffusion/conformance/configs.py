@@ -78,9 +78,7 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
             except Exception:  # noqa: S112 - another's own troubles: a missing package, a combination that it refuses
                 continue
             shown = f"{other.__name__}({', '.join(f'{key}={value!r}' for key, value in changes.items())})"
-            if foreign.config.get("prediction_type") not in (None, "epsilon") or any(
-                "inverse" in name.lower() for name in (other.__name__,)
-            ):
+            if foreign.config.get("prediction_type") not in (None, "epsilon") or "Inverse" in other.__name__:
                 continue
             try:
                 with calling(f"from_config({shown}.config)"):
@@ -96,7 +94,7 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"none of the schedulers that {subject.name} is compatible with can be made here.")
 
 
-@law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(3,))
+@law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(4,))
 def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
     """A misspelt choice raises an error that names it, at the latest in `step`: it never runs as something else."""
     choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str)]
@@ -108,9 +106,9 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
             with quiet(), torch.no_grad():
                 other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
                 if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
-                    for count in subject.counts(*counts, subject.some_count):
+                    for count in subject.counts(*counts):
                         loops.states(other, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
-                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs as if nothing were wrong", count=subject.some_count)
+                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs as if nothing were wrong", count=counts[0])
         except Broken:
             raise
         except Exception as error:

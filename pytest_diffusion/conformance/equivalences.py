@@ -109,10 +109,10 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
             other = subject.with_config(**changes, **own)
         except NotApplicable:
             continue
-        tried.append(changes)
-        _require_bounded(other, changes)
+        if _require_bounded(other, changes):
+            tried.append(changes)
     if not tried:
-        raise NotApplicable(f"{subject.name} has neither thresholding nor clip_sample.")
+        raise NotApplicable(f"{subject.name} has neither thresholding nor clip_sample, or does not end at the image.")
 
 
 @law(
@@ -170,8 +170,8 @@ def _takes(subject: Subject, prediction_type: str) -> bool:
     return True
 
 
-def _require_bounded(subject: Subject, changes: dict[str, Any]) -> None:
-    """One inference step from a state whose x̂₀ is known and large: what arrives is the bounded x̂₀."""
+def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
+    """Whether a state whose x̂₀ is known and large shows its bound: what arrives in one step is the bounded x̂₀."""
     image = loops.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
     count = subject.counts(1, 2, 4)[0]
     found = loops.run(
@@ -184,7 +184,7 @@ def _require_bounded(subject: Subject, changes: dict[str, Any]) -> None:
     )
     end = found.steps[-1]
     if float(found.end.sigma) > 0.05 or end.after.shape != image.shape:
-        return
+        return False
     if "thresholding" in changes:
         ratio, most = (
             float(config_value(subject.scheduler, "dynamic_thresholding_ratio")),
@@ -204,3 +204,4 @@ def _require_bounded(subject: Subject, changes: dict[str, Any]) -> None:
         largest = float(end.after.abs().max()) if math.isfinite(gap) else math.nan
         shown = ", ".join(f"{key}={value!r}" for key, value in changes.items())
         raise Broken(f"{text} with {shown}", f"samples up to {largest:.4g} that differ from it by {gap:.4g}", count=count)
+    return True

@@ -148,6 +148,8 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
         # Rounded timesteps may collide; which of their sigmas is meant is the scheduler's choice.
         if levels and all(abs(float(level.sigma) - float(levels[0].sigma)) < 1e-6 for level in levels):
             kept.append((timestep, levels[0]))
+    if not kept:
+        raise NotApplicable(f"{subject.name} has no timestep that stands for one noise level.")
     return [kept[int(place)] for place in torch.linspace(0, len(kept) - 1, min(8, len(kept)))]
 
 

@@ -142,7 +142,6 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
 
     A network is conditioned on it: another timestep is another denoiser.
     """
-    # Some fold a shift of the whole schedule into the timesteps they show; interpolation is as fine as the grid.
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         if subject.kind == "edm" and hasattr(scheduler, "precondition_noise"):

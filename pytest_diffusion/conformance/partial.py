@@ -83,6 +83,8 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
     # Single-step solvers have blocks of steps; a start inside of one has no first stage.
     blocks = getattr(planned, "order_list", None)
     starts = [start for start in range(order, len(planned.timesteps), order) if blocks is None or blocks[min(start, len(blocks) - 1)] == 1]
+    if not starts:
+        raise NotApplicable(f"{subject.name} has no step in {count} at which a run may start.")
     for start in starts[:: max(1, len(starts) // 3)]:
         scheduler = subject.planned(count)
         if method is not None:

@@ -66,10 +66,9 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
     )
     targets = found.levels[1:]
     parts = []
-    noisiest, before = 0.0, 0.0
+    before = 0.0
     for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
         ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
-        noisiest = max(noisiest, ratio)
         parts.append(_taken_apart(index, one, target, image, _tolerance(subject, one.level, target, before)))
         before = ratio
     return parts
@@ -302,9 +301,8 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
             raise
         for one in found:
             for weight, draw in zip(one.added, one.step.draws, strict=False):
-                if abs(weight) <= 10 * one.tolerance:
-                    continue
-                _require_white(draw, one, count)
+                if abs(weight) > 10 * one.tolerance:
+                    _require_white(draw, one, count)
             if one.rest > 10 * one.tolerance and len(one.step.draws) <= 4 and not _has_unseen_memory(subject, one):
                 seen = f"step {one.number} changes its samples by {one.rest:.4g} beyond image, noise and what torch drew"
                 raise Broken("a step that is made of image, noise and what it draws from torch", seen, count=count)

@@ -118,6 +118,9 @@ class Suite:
             base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
             self._groundless.add(one.name)
             return _skipped(one, f"{one.name} rests on `{base}`, which does not hold.")
+        if not self.subject.counts(*counts):
+            # A law that looked at nothing must not look like one that holds.
+            return _skipped(one, f"{self.subject.name} takes none of {', '.join(map(str, counts))} inference steps.")
         try:
             series = one.function(self.subject, counts) or {}
             if self.profile == "thorough":

@@ -140,7 +140,7 @@ class OneNoiseForAll(Ancestral):
         return torch.randn(1, *sample.shape[1:], generator=generator).to(sample)
 
 
-@breaks("point_mass_preserved", because="the noise of the first step is kept and added in every step")
+@breaks("noise_is_normal", "point_mass_preserved", because="the noise of the first step is kept and added in every step")
 class SameNoiseEveryStep(Ancestral):
     def set_timesteps(self, num_inference_steps, device=None):
         super().set_timesteps(num_inference_steps)
