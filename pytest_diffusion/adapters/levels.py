@@ -77,6 +77,10 @@ def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tenso
     """
     kind = kind_of(scheduler)
     name = type(scheduler).__name__
+    if kind == "sigma" and torch.equal(model_input, sample):
+        # The model is given the sample as it is, as k-diffusion's own denoisers are.
+        sigma = torch.as_tensor(scheduler.sigmas[_step_index(scheduler, timestep)]).to("cpu", torch.float64)
+        return NoiseLevel(torch.ones_like(sigma), sigma)
     if kind in ("sigma", "edm"):
         data = _sigma_data(scheduler) if kind == "edm" else 1.0
         # c_in = 1/√(σ² + σ_data²) is what the scheduler did to the sample; it tells which of its σ is meant.

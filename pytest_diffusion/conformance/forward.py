@@ -155,7 +155,7 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
 
 def _named(subject: Subject, scheduler: Any, timestep: torch.Tensor) -> list[NoiseLevel]:
     """The level of the timestep's training noise: what a scheduler without a plan takes a rounded timestep for."""
-    if subject.kind in ("edm", "flow"):
+    if subject.kind in ("edm", "flow") or getattr(scheduler, "alphas_cumprod", None) is None:
         return []
     return [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep))]
 
@@ -193,7 +193,8 @@ def _require_before_planning(subject: Subject, method: str, image: torch.Tensor,
     """Training noises images without ever planning a loop."""
     scheduler = subject.fresh()
     timesteps = getattr(scheduler, "timesteps", None)
-    if timesteps is None or len(timesteps) < 2 or subject.kind == "edm":
+    told = subject.kind == "flow" or getattr(scheduler, "alphas_cumprod", None) is not None
+    if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or not told:
         return
     known = torch.as_tensor(timesteps)[:: evaluations_per_step(scheduler)]
     # An unplanned grid of rounded timesteps may mean the sigma of a neighbour.

@@ -98,7 +98,7 @@ def test_timesteps_that_tell_nothing():
     ("name", "config", "message"),
     [
         ("CMStochasticIterativeScheduler", {}, "belongs to none of its sigmas"),
-        ("LTXEulerAncestralRFScheduler", {}, "has no alphas_cumprod, and nothing tells"),
+        ("IPNDMScheduler", {}, "has no alphas_cumprod, and nothing tells"),
         ("DDPMScheduler", {"variance_type": "learned_range"}, "expects a learned variance"),
         ("RePaintScheduler", {}, "step needs original_image, mask as well"),
     ],
@@ -127,3 +127,13 @@ def test_continuous_timesteps_are_a_quarter_of_log_sigma():
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         level = level_of_timestep(scheduler, timestep)
         assert float(level.sigma / level.alpha) == pytest.approx(float(sigma), rel=1e-3)
+
+
+def test_sigmas_that_are_shares_of_the_timesteps_are_a_flow():
+    scheduler = diffusers.LTXEulerAncestralRFScheduler()
+    model = create_model("wiener", scheduler=scheduler).set_law(*LAW, (1, 2, 2))
+    images = (
+        model.sample(4000, batch_size=4000, generator=torch.Generator().manual_seed(0), num_inference_steps=100).images.flatten(1).double()
+    )
+    assert float((images.mean(0) - LAW[0]).abs().max()) < 0.03
+    assert torch.allclose(images.T.cov(), LAW[1], atol=0.02)

@@ -77,6 +77,19 @@ class DDIM(Plain):
         return product.sqrt() * noise - (1 - product).sqrt() * sample
 
 
+class LargeVariance(DDIM):
+    """DDPM with the larger variance, β of the step (arXiv:2006.11239, section 3.2), and no word about it."""
+
+    def step(self, model_output, timestep, sample, generator=None):
+        here, there = self.product(timestep), self.product(self.after(timestep))
+        clean, noise = self.clean_and_noise(model_output.double(), sample.double(), here)
+        small = self.deviation(here, there, 1.0)
+        arrived = there.sqrt() * clean + (1 - there - small**2).clamp(min=0).sqrt() * noise
+        if there < 1:
+            arrived = arrived + (1 - here / there).sqrt() * self.draw(sample, generator)
+        return self.gave(arrived.to(sample.dtype))
+
+
 class Euler(Plain):
     """Euler in σ (arXiv:2206.00364, algorithm 1 without churn) with Karras's sigmas."""
 
@@ -137,6 +150,22 @@ class Euler(Plain):
         planned = self.timesteps is not None
         sigmas = [self.sigmas[self.index(one)] if planned else self.training[int(one)] for one in timesteps]
         return original_samples + torch.stack(sigmas).view(-1, *[1] * (noise.ndim - 1)).to(noise) * noise
+
+
+class Unscaled(Euler):
+    """The same for a model that is given the sample as it is, and told σ (k-diffusion's own form)."""
+
+    def __init__(self):
+        super().__init__()
+        del self.alphas_cumprod
+
+    def timestep_of(self, sigma):
+        return sigma.clone()
+
+    def __getattribute__(self, name):
+        if name == "scale_model_input":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
 
 
 class Ancestral(Euler):
@@ -322,5 +351,5 @@ class Multistep(Euler):
         return self.gave((sample.double() + (after - sigma) * mixed).to(sample.dtype))
 
 
-CORRECT = [DDIM, Euler, Ancestral, Heun, RungeKutta, RungeKuttaInLogSigma, FlowEuler, Multistep]
+CORRECT = [DDIM, LargeVariance, Euler, Unscaled, Ancestral, Heun, RungeKutta, RungeKuttaInLogSigma, FlowEuler, Multistep]
 assert math.isclose(sum(RungeKutta.weights), 1)
