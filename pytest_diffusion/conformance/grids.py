@@ -162,6 +162,30 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken("the sample's noise level to be that of the timestep", seen, count=count)
 
 
+@law(
+    "the first noise has the size of the first level",
+    source="Karras et al. 2022, arXiv:2206.00364, algorithm 1, line 2",
+    counts=(2, 5, 20),
+    rests_on=("runs", "sigmas_fall"),
+)
+def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
+    """`init_noise_sigma` is 1 where samples keep their variance, and else the first sigma, or √(σ² + 1) with the image in it.
+
+    Pipelines multiply the first noise by it: another size is a sample that no step expects.
+    """
+    loops.require_levels(subject)
+    if not hasattr(subject.scheduler, "init_noise_sigma") or subject.is_inverse:
+        raise NotApplicable(f"{subject.name} has no init_noise_sigma, or starts from an image.")
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        sigma = float(loops.level_before(scheduler, torch.as_tensor(scheduler.timesteps)[0]).sigma)
+        low, high = (sigma, (sigma**2 + 1) ** 0.5) if subject.kind in ("sigma", "edm") else (1.0, 1.0)
+        size = float(scheduler.init_noise_sigma)
+        if not low * 0.999 <= size <= high * 1.001:
+            wanted = f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+            raise Broken(f"an init_noise_sigma of {wanted}", f"{size:.5g}", count=count)
+
+
 def _require_own_conditioning(scheduler: Any, count: int) -> None:
     """EDM tells the model a function of σ of its own choice, `precondition_noise`."""
     for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):

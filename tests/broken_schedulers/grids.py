@@ -139,6 +139,13 @@ class LogOfZero(Euler):
         return self.gave((sample + sigma * (ratio - 1) * model_output).to(sample.dtype))
 
 
+@breaks("initial_noise", because="the first noise is scaled by the variance where its deviation is meant")
+class NoiseByItsVariance(Euler):
+    @property
+    def init_noise_sigma(self):
+        return super().init_noise_sigma ** 2
+
+
 @breaks("terminal_step", because="interpolation keeps the ends of its range and never reaches σ = 0")
 class NeverClean(Euler):
     least = 0.2
