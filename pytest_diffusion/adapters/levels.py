@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pytest_diffusion.adapters.schedulers import config_value, has_own_sigma_range, is_flow, num_train_timesteps
+from pytest_diffusion.adapters.schedulers import as_values, config_value, has_own_sigma_range, is_flow, num_train_timesteps
 from pytest_diffusion.errors import NotApplicable, unknown_name
 
 Kind = Literal["vp", "sigma", "edm", "flow"]
@@ -133,7 +133,7 @@ def as_prediction(
 
 def prediction_type_of(scheduler: Any) -> str:
     """What the scheduler takes the model's output for."""
-    named = config_value(scheduler, "prediction_type")
+    named = config_value(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", None)
     return str(named) if named else ("flow_prediction" if kind_of(scheduler) == "flow" else "epsilon")
 
 
@@ -166,5 +166,5 @@ def _step_index(scheduler: Any, timestep: torch.Tensor) -> int:
     index = getattr(scheduler, "step_index", None)
     if index is not None:
         return int(index)
-    found = (scheduler.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
+    found = (as_values(scheduler.timesteps) == torch.as_tensor(timestep).cpu()).nonzero()
     return int(found[0]) if len(found) else 0

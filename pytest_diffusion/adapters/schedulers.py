@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pytest_diffusion.adapters.objects import load_object
@@ -61,6 +62,13 @@ def evaluations_per_step(scheduler: Any) -> int:
 def revisits_timesteps(scheduler: Any) -> bool:
     """Whether `timesteps` goes back by design: Runge-Kutta warm-up (PNDM) or resampling (RePaint)."""
     return hasattr(scheduler, "prk_timesteps") or hasattr(scheduler, "plms_timesteps") or hasattr(scheduler, "undo_step")
+
+
+def as_values(values: Any) -> torch.Tensor:
+    """Timesteps or sigmas as a tensor on the processor: authors keep them as tensors, lists, and arrays of any stride."""
+    if isinstance(values, torch.Tensor):
+        return values.cpu()
+    return torch.as_tensor(np.ascontiguousarray(values))
 
 
 def fewest_steps(scheduler: Any) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from pytest_diffusion.adapters.schedulers import config_value
+from pytest_diffusion.adapters.schedulers import as_values, config_value
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject, calling, quiet
@@ -66,30 +67,29 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
     if not others:
         raise NotApplicable(f"{subject.name} names no compatible schedulers.")
     subject.require_kind()
-    tried = 0
-    # What one side does not have, from_config leaves out.
+    # What one side does not have, from_config leaves out, and so it does with what is the other's default.
     own = inspect.signature(subject.scheduler_class).parameters
+    tried: set[str] = set()
     for other in others:
         theirs = inspect.signature(other).parameters
-        for changes in (dict[str, Any](), *({name: value} for name, value in _FOREIGN if name in own and name in theirs)):
-            try:
-                with quiet():
-                    foreign = other(**changes)
-            except Exception:  # noqa: S112 - another's own troubles: a missing package, a combination that it refuses
+        for changes in ((), *((one,) for one in _FOREIGN if one[0] in own and one[0] in theirs)):
+            config = _config_of(other, changes)
+            if config is None or config.get("prediction_type") not in (None, "epsilon") or "Inverse" in other.__name__:
                 continue
-            shown = f"{other.__name__}({', '.join(f'{key}={value!r}' for key, value in changes.items())})"
-            if foreign.config.get("prediction_type") not in (None, "epsilon") or "Inverse" in other.__name__:
+            received = {name: config[name] for name in own if name in config and name not in config.get("_use_default_values", ())}
+            if repr(received) in tried:
                 continue
+            tried.add(repr(received))
+            what = f"from_config({other.__name__}({', '.join(f'{key}={value!r}' for key, value in changes)}).config)"
             try:
-                with calling(f"from_config({shown}.config)"):
-                    received = Subject(subject.scheduler_class.from_config(foreign.config))
+                with calling(what):
+                    taken = Subject(subject.scheduler_class.from_config(config))
             except Crash as crash:
                 if changes and isinstance(crash.error, ValueError | NotImplementedError):
                     continue  # it says which choice it does not have
                 raise Broken("the default configuration of a compatible scheduler to be taken", str(crash)) from crash
-            tried += 1
-            for count in received.counts(*counts):
-                _require_finite(received, count, f"from_config({shown}.config)")
+            for count in taken.counts(*counts):
+                _require_finite(taken, count, what)
     if not tried:
         raise NotApplicable(f"none of the schedulers that {subject.name} is compatible with can be made here.")
 
@@ -98,8 +98,8 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
 def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
     """A misspelt choice raises an error that names it, at the latest in `step`: it never runs as something else."""
     choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str)]
-    if not choices:
-        raise NotApplicable(f"{subject.name} has no configuration with named choices.")
+    if not choices or not hasattr(subject.scheduler_class, "from_config"):
+        raise NotApplicable(f"{subject.name} has no configuration with named choices, or no from_config.")
     loops.require_drivable(subject)
     for name in choices:
         try:
@@ -151,10 +151,20 @@ _FOREIGN = (
 """Choices that one solver family has and another has not: what `from_config` must translate."""
 
 
+@cache
+def _config_of(scheduler_class: Any, changes: tuple[tuple[str, Any], ...]) -> Any:
+    """A class's configuration with changes, or None where it cannot be made so: a missing package, a combination that it refuses."""
+    try:
+        with quiet():
+            return scheduler_class(**dict(changes)).config
+    except Exception:
+        return None
+
+
 def _require_list(subject: Subject, count: int, name: str) -> None:
     """A plan of descending whole timesteps (or of sigmas between the planned ones), given as a list."""
     planned = subject.planned(count)
-    given = [float(value) for value in torch.as_tensor(getattr(planned, name))]
+    given = [float(value) for value in as_values(getattr(planned, name))]
     given = given[: len(planned.timesteps)]
     if name == "timesteps":
         given = [int(value) for value in given]
@@ -172,7 +182,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
             return  # it says which configuration does not go with them
         raise Broken(f"a list of {name} to be taken", str(crash), count=count) from crash
     # Some count the sigma of the end among those that they are given.
-    seen = len(torch.as_tensor(scheduler.timesteps))
+    seen = len(as_values(scheduler.timesteps))
     if seen not in (len(given), len(given) - (name == "sigmas")):
         raise Broken(f"{len(given)} timesteps from {len(given)} {name}", f"{seen}", count=count)
 

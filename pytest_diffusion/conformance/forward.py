@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.adapters.levels import NoiseLevel, level_of_timestep
-from pytest_diffusion.adapters.schedulers import evaluations_per_step
+from pytest_diffusion.adapters.schedulers import as_values, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.randomness import Draws
@@ -119,7 +119,7 @@ def _method(subject: Subject) -> str:
         raise NotApplicable(f"{subject.name} has neither add_noise nor scale_noise.")
     scheduler = subject.planned(subject.some_count)
     try:
-        noised(scheduler, subject.noising, _image(), _image(), torch.as_tensor(scheduler.timesteps)[:1])
+        noised(scheduler, subject.noising, _image(), _image(), as_values(scheduler.timesteps)[:1])
     except Crash as crash:
         if isinstance(crash.error, NotImplementedError):
             raise NotApplicable(f"{subject.name} leaves {subject.noising} to others: {crash.error}") from crash
@@ -143,7 +143,7 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
     for one in found.steps[:: evaluations_per_step(scheduler)]:
         by_timestep.setdefault(one.timestep, []).append(one.level)
     kept = []
-    for timestep in torch.as_tensor(scheduler.timesteps).unique().flip(0):
+    for timestep in as_values(scheduler.timesteps).unique().flip(0):
         levels = by_timestep.get(float(timestep), [])
         # Rounded timesteps may collide; which of their sigmas is meant is the scheduler's choice.
         if levels and all(abs(float(level.sigma) - float(levels[0].sigma)) < 1e-6 for level in levels):
@@ -196,15 +196,17 @@ def _require_before_planning(subject: Subject, method: str, image: torch.Tensor,
     told = subject.kind == "flow" or getattr(scheduler, "alphas_cumprod", None) is not None
     if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or not told:
         return
-    known = torch.as_tensor(timesteps)[:: evaluations_per_step(scheduler)]
+    known = as_values(timesteps)[:: evaluations_per_step(scheduler)]
     # An unplanned grid of rounded timesteps may mean the sigma of a neighbour.
     neighbours = (-1.0, 1.0) if subject.kind == "sigma" else ()
     for timestep in known[[0, len(known) // 2, len(known) - 1]]:
         level = level_of_timestep(scheduler, timestep)
         wanted = [loops.level_of_state(scheduler, level)]
         bounds = [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep + shift)) for shift in neighbours]
+        if subject.kind == "flow" and getattr(scheduler, "sigmas", None) is None:
+            return  # it has no schedule before it is planned
         if subject.kind == "flow":
-            sigma = torch.as_tensor(scheduler.sigmas)[int((torch.as_tensor(timesteps) == timestep).nonzero()[0])].double()
+            sigma = as_values(scheduler.sigmas)[int((as_values(timesteps) == timestep).nonzero()[0])].double()
             wanted = [NoiseLevel(1 - sigma, sigma)]
         # Training draws whole timesteps.
         asked = timestep.long() if float(timestep) == int(timestep) and subject.kind != "flow" else timestep

@@ -10,6 +10,7 @@ import torch
 
 from pytest_diffusion.adapters.levels import level_of_timestep
 from pytest_diffusion.adapters.schedulers import (
+    as_values,
     config_value,
     evaluations_per_step,
     has_own_sigma_range,
@@ -54,7 +55,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
     loops.require_levels(subject)
     for count in subject.counts(*counts):
         scheduler = _planned(subject, count)
-        timesteps = torch.as_tensor(scheduler.timesteps).to("cpu", torch.float64)
+        timesteps = as_values(scheduler.timesteps).to("cpu", torch.float64)
         if not bool(torch.isfinite(timesteps).all()):
             raise Broken("finite timesteps", loops.unfit(timesteps), count=count)
         order, revisits = evaluations_per_step(scheduler), revisits_timesteps(scheduler)
@@ -65,7 +66,10 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken(f"{wanted} timesteps", f"{len(timesteps)}", count=count)
             _require_order(timesteps, order, count, rising=subject.is_inverse, rounded=_is_rounded(scheduler, count))
         if not has_own_sigma_range(scheduler) or is_flow(scheduler):
-            top = subject.num_train_timesteps - (0 if is_flow(scheduler) else 1)
+            # A table with a clean entry in front is counted from 1.
+            alphas = getattr(scheduler, "alphas_cumprod", None)
+            table = 0 if alphas is None else len(alphas)
+            top = subject.num_train_timesteps if is_flow(scheduler) else max(subject.num_train_timesteps, table) - 1
             outside = timesteps[(timesteps < 0) | (timesteps > top)]
             if len(outside):
                 raise Broken(f"timesteps from 0 to {top}", f"timestep {float(outside[0]):g}", count=count)
@@ -89,11 +93,12 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
     if shaped or has_own_sigma_range(subject.scheduler) or subject.kind == "flow":
         raise NotApplicable(f"{subject.name} spaces its sigmas{' by ' + shaped[0] if shaped else ''}, not its timesteps.")
-    if subject.is_inverse or (hasattr(subject.scheduler, "sigmas") and not config_value(subject.scheduler, "timestep_spacing")):
+    has_sigmas = getattr(subject.planned(subject.some_count), "sigmas", None) is not None
+    if subject.is_inverse or (has_sigmas and not config_value(subject.scheduler, "timestep_spacing")):
         raise NotApplicable(f"{subject.name} does not say that its timesteps are spaced evenly, from noisy to clean.")
     total = subject.num_train_timesteps
     for count in subject.counts(*counts):
-        grid = torch.as_tensor(subject.planned(count).timesteps).to("cpu", torch.float64).unique().flip(0).tolist()
+        grid = as_values(subject.planned(count).timesteps).to("cpu", torch.float64).unique().flip(0).tolist()
         for above, below in pairwise([float(total), *grid, 0.0]):
             # Rounding and an offset are worth a timestep each.
             if above - below > 2 * total / count + 2:
@@ -114,7 +119,9 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"{subject.name} has no sigmas.")
     for count in subject.counts(*counts):
         scheduler = _planned(subject, count)
-        sigmas = torch.as_tensor(scheduler.sigmas).to("cpu", torch.float64)
+        sigmas = as_values(scheduler.sigmas).to("cpu", torch.float64)
+        if len(sigmas) == subject.num_train_timesteps != len(scheduler.timesteps):
+            raise NotApplicable(f"{subject.name} keeps sigmas of its training, not of its plan.")
         if not bool(torch.isfinite(sigmas).all()):
             raise Broken("finite sigmas", loops.unfit(sigmas), count=count)
         if subject.is_inverse:
@@ -174,11 +181,11 @@ def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
     Pipelines multiply the first noise by it: another size is a sample that no step expects.
     """
     loops.require_levels(subject)
-    if not hasattr(subject.scheduler, "init_noise_sigma") or subject.is_inverse:
+    if not hasattr(subject.planned(subject.some_count), "init_noise_sigma") or subject.is_inverse:
         raise NotApplicable(f"{subject.name} has no init_noise_sigma, or starts from an image.")
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
-        sigma = float(loops.level_before(scheduler, torch.as_tensor(scheduler.timesteps)[0]).sigma)
+        sigma = float(loops.level_before(scheduler, as_values(scheduler.timesteps)[0]).sigma)
         low, high = (sigma, (sigma**2 + 1) ** 0.5) if subject.kind in ("sigma", "edm") else (1.0, 1.0)
         size = float(scheduler.init_noise_sigma)
         if not low * 0.999 <= size <= high * 1.001:
@@ -221,8 +228,8 @@ def _require_training_grid(subject: Subject) -> None:
     if shaped or trained is None or len(trained) not in (total, total + 1):
         raise NotApplicable(f"{subject.name} plans by {shaped[0] if shaped else 'shares of noise'}, not by its training schedule.")
     if subject.counts(total):
-        own = torch.as_tensor(trained)[:total].double()
-        planned = _without_repeats(torch.as_tensor(subject.planned(total).sigmas).double())[:total]
+        own = as_values(trained)[:total].double()
+        planned = _without_repeats(as_values(subject.planned(total).sigmas).double())[:total]
         gap = (planned - own).abs() if len(planned) == total else torch.full((1,), torch.inf)
         place = int(gap.argmax())
         if float(gap[place]) > 1e-3:
@@ -255,5 +262,8 @@ def _without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
 
 def _is_rounded(scheduler: Any, count: int) -> bool:
     """Whether sigmas of their own are what it steps by: the timestep shown to the model is rounded, and may repeat."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    return sigmas is not None and len(sigmas) > count and bool((sigmas[1:count] < sigmas[: count - 1]).all())
+    values = getattr(scheduler, "sigmas", None)
+    if values is None or len(values) <= count:
+        return False
+    sigmas = as_values(values)
+    return bool((sigmas[1:count] < sigmas[: count - 1]).all())

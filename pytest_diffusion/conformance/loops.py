@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pytest_diffusion.adapters.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
-from pytest_diffusion.adapters.schedulers import config_value
+from pytest_diffusion.adapters.schedulers import as_values, config_value
 from pytest_diffusion.conformance.randomness import Draw, Draws
 from pytest_diffusion.conformance.subject import EXTRAS, Crash, Subject, calling
 from pytest_diffusion.errors import NotApplicable
@@ -68,7 +68,8 @@ def walk(
     `replace` gives other values for what a step draws. Raises Crash for the scheduler's errors.
     """
     visits: list[Visit] = []
-    timesteps = list(torch.as_tensor(scheduler.timesteps).unbind())
+    # As a pipeline's own loop gives them: of a list, Python's numbers.
+    timesteps = list(scheduler.timesteps)
     # What only inpainting schedulers ask for: a known image, and where it is known.
     extras = {"original_image": torch.full_like(sample, 0.25), "mask": torch.ones_like(sample), **extras}
     known = {name: value for name, value in extras.items() if name in subject.step_parameters or name not in EXTRAS}
@@ -124,7 +125,7 @@ def run(
         clean = denoiser(sample, levels[-1]).to(sample)
         return as_prediction(clean, scaled, level, prediction_type_of(scheduler), scheduler=scheduler)
 
-    sample = start(level_before(scheduler, torch.as_tensor(scheduler.timesteps)[first]))
+    sample = start(level_before(scheduler, as_values(scheduler.timesteps)[first]))
     visits = walk(subject, scheduler, sample, predict, first=first, **rest)
     steps = [
         Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on) for one, level in zip(visits, levels, strict=True)
@@ -169,7 +170,7 @@ def require_levels(subject: Subject) -> None:
     subject.require_kind()
     try:
         scheduler = subject.planned(subject.some_count)
-        level_before(scheduler, torch.as_tensor(scheduler.timesteps)[0])
+        level_before(scheduler, as_values(scheduler.timesteps)[0])
         walk(subject, scheduler, normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
     except Crash as crash:
         if isinstance(crash.error, ValueError) and "model output channels" in str(crash.error):
@@ -215,7 +216,7 @@ def declared_end(scheduler: Any) -> NoiseLevel:
     kind = kind_of(scheduler)
     sigmas, timesteps = getattr(scheduler, "sigmas", None), scheduler.timesteps
     if sigmas is not None and len(sigmas) == len(timesteps) + 1:
-        sigma = torch.as_tensor(sigmas[-1]).to("cpu", torch.float64)
+        sigma = as_values(sigmas)[-1].to("cpu", torch.float64)
         if kind == "vp":
             return NoiseLevel.of_ratio(sigma)
         return NoiseLevel(1 - sigma if kind == "flow" else torch.ones_like(sigma), sigma)

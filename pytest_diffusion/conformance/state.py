@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Subject, calling
@@ -25,7 +26,7 @@ def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
         one, other = subject.planned(count), subject.planned(count)
         if one is other:
             raise Broken("a new scheduler from every call of the factory", "the same object twice", count=count)
-        length = len(torch.as_tensor(one.timesteps))
+        length = len(as_values(one.timesteps))
         first = _states(subject, count, scheduler=one, last=max(length // 2, 1))
         _states(subject, count, scheduler=other, seed=1)
         rest = _continued(subject, one, first[-1], max(length // 2, 1))
@@ -48,7 +49,7 @@ def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
     """A run that is stopped after any of its steps, in the middle of a Runge-Kutta block too, does not change the next one."""
     for count in subject.counts(*counts):
         fresh = _states(subject, count)
-        length = len(torch.as_tensor(subject.planned(count).timesteps))
+        length = len(as_values(subject.planned(count).timesteps))
         for stop in range(1, min(length, 6)):
             used = subject.planned(count)
             _states(subject, count, scheduler=used, last=stop)
@@ -67,10 +68,10 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         scheduler = subject.fresh()
         config = getattr(scheduler, "config", None)
-        before = copy.deepcopy(dict(config)) if config is not None else {}
+        before = copy.deepcopy(_entries(config))
         subject.plan(scheduler, count)
         _states(subject, count, scheduler=scheduler)
-        after = dict(getattr(scheduler, "config", None) or {})
+        after = _entries(getattr(scheduler, "config", None))
         changed = [key for key in {*before, *after} if not _equal(before.get(key), after.get(key))]
         if changed:
             key = min(changed)
@@ -88,7 +89,7 @@ def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         whole = _states(subject, count)
         scheduler = subject.planned(count)
-        half = max(len(torch.as_tensor(scheduler.timesteps)) // 2, 1)
+        half = max(len(as_values(scheduler.timesteps)) // 2, 1)
         first = _states(subject, count, scheduler=scheduler, last=half)
         with calling("copy.deepcopy(scheduler)"):
             copied = copy.deepcopy(scheduler)
@@ -117,6 +118,11 @@ def _require_same(fresh: list[torch.Tensor], seen: list[torch.Tensor], what: str
         if (not torch.equal(one, other) and not (one.isnan() == other.isnan()).all()) or float((one - other).nan_to_num().abs().max()) > 0:
             gap = float((one - other).abs().max())
             raise Broken("the samples of a fresh scheduler, bit for bit", f"{what} differs from step {index} on, by {gap:.4g}", count=count)
+
+
+def _entries(config: Any) -> dict[str, Any]:
+    """A configuration as a dictionary: diffusers' own, another mapping, or an object with attributes."""
+    return dict(config) if isinstance(config, Mapping) else dict(getattr(config, "__dict__", {}))
 
 
 def _equal(one: Any, other: Any) -> bool:

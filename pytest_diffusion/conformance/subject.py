@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.adapters.levels import Kind, kind_of, prediction_type_of
-from pytest_diffusion.adapters.schedulers import config_value, fewest_steps, num_train_timesteps
+from pytest_diffusion.adapters.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
 from pytest_diffusion.errors import NotApplicable
 
 EXTRAS = ("generator", "prev_timestep", "original_image", "mask")
@@ -108,7 +109,7 @@ class Subject:
     @cached_property
     def is_inverse(self) -> bool:
         """Whether its timesteps rise, from clean to noisy."""
-        timesteps = torch.as_tensor(self.planned(self.some_count).timesteps)
+        timesteps = as_values(self.planned(self.some_count).timesteps)
         return len(timesteps) > 1 and float(timesteps[0]) < float(timesteps[-1]) and not hasattr(self.scheduler, "undo_step")
 
     def counts(self, *wanted: int) -> list[int]:
@@ -120,7 +121,8 @@ class Subject:
         try:
             self.planned(count)
         except Crash as crash:
-            return isinstance(crash.error, ValueError) and "num_inference_steps" in str(crash.error)
+            # PNDM's and other crashes are ValueErrors as well: a refusal speaks of steps, or of what divides them.
+            return isinstance(crash.error, ValueError) and re.search(r"step|divi|multiple", str(crash.error)) is not None
         return False
 
     def require_kind(self) -> None:
@@ -165,15 +167,12 @@ class Subject:
 
     def require_plain_step(self) -> None:
         """Raise NotApplicable where `step` needs what a loop over a denoiser does not have."""
-        required = [
-            name for name, one in self.step_parameters.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
-        ]
-        if beyond := [name for name in required if name not in ("model_output", "timestep", "sample", *EXTRAS)]:
-            raise NotApplicable(f"{self.name}.step needs {', '.join(beyond)} as well.")
         if any(one.kind is one.VAR_POSITIONAL for one in self.step_parameters.values()):
             return
-        if missing := [name for name in ("model_output", "timestep", "sample") if name not in self.step_parameters]:
-            raise NotApplicable(f"{self.name}.step has no parameter {', '.join(missing)}.")
+        first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
+        beyond = [name for name, one in rest if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in EXTRAS]
+        if beyond or len(first) < 3:
+            raise NotApplicable(f"{self.name}.step takes {', '.join([*first, *beyond])}; expected a model output, a timestep and a sample.")
 
 
 @contextmanager

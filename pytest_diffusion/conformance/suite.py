@@ -131,6 +131,10 @@ class Suite:
             if isinstance(error, Crash) and one.name != "runs" and self.verdict("runs").outcome != "pass":
                 return _skipped(one, f"{one.name} could not be measured: {error} (see `runs`).")
             return _failed(one, smallest(one, self.subject, error))
+        except Exception as error:
+            # What the suite itself could not read says nothing about the scheduler, and must not look like a pass.
+            text = f"{one.name} could not be measured: {type(error).__name__}: {error}"
+            return Verdict(one.name, "inconclusive", text, mode="schedule", title=one.title)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
         return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, gates=False)
 

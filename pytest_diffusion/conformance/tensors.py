@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject
@@ -43,7 +44,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
     """float16, bfloat16, float32 and float64 go in and come out, finite, from step, scale_model_input and noising alike."""
     for count in subject.counts(*counts):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            if dtype == torch.float16 and float(getattr(subject.scheduler, "init_noise_sigma", 1.0)) > 1e4:
+            if dtype == torch.float16 and float(getattr(subject.planned(count), "init_noise_sigma", 1.0)) > 1e4:
                 continue  # the first noise itself does not fit into float16
             sample = loops.normal(2, 4, 4, 4).to(dtype)
             states = _require_runs(subject, count, sample, f"{dtype} samples")
@@ -59,7 +60,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
                         count=count,
                     )
             scheduler = subject.planned(count)
-            scaled = loops.scale(scheduler, sample, torch.as_tensor(scheduler.timesteps)[0])
+            scaled = loops.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
             if scaled.dtype != dtype:
                 raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
 
@@ -119,7 +120,7 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
             return output
 
         scheduler = subject.planned(count)
-        timesteps = torch.as_tensor(scheduler.timesteps)
+        timesteps = as_values(scheduler.timesteps)
         kept.append(("scheduler.timesteps", timesteps, timesteps.clone()))
         first = loops.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         scaled_before = first.clone()
@@ -136,12 +137,53 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken("inputs that are left as they were", f"{what} has changed by up to {gap:.4g}", count=count)
 
 
+@law("both ways to return a sample are the same", source="diffusers' scheduler interface: return_dict", counts=(5,))
+def return_types(subject: Subject, counts: Sequence[int]) -> None:
+    """`step(..., return_dict=False)`, as pipelines call it, gives the samples of `return_dict=True`, and moves on as it does."""
+    if "return_dict" not in subject.step_parameters:
+        raise NotApplicable(f"{subject.name}.step has no return_dict.")
+    loops.require_drivable(subject)
+    for count in subject.counts(*counts):
+        sample = loops.normal(2, 4, 4, 4)
+        outputs = loops.states(subject, count, sample, replace=torch.zeros_like, return_dict=True)
+        try:
+            tuples = loops.states(subject, count, sample, replace=torch.zeros_like, return_dict=False)
+        except Crash as crash:
+            raise Broken("a loop with return_dict=False that runs", str(crash), count=count) from crash
+        for index, (one, other) in enumerate(zip(outputs, tuples, strict=True)):
+            _require_close(other, one, f"step {index} with return_dict=False and with True", count)
+
+
+@law("scaling the input twice is scaling it once", source="diffusers' scheduler interface: scale_model_input", counts=(5,))
+def scaling_is_pure(subject: Subject, counts: Sequence[int]) -> None:
+    """`scale_model_input` gives the same for the same sample and timestep, and does not move the run on."""
+    if not callable(getattr(subject.scheduler, "scale_model_input", None)):
+        raise NotApplicable(f"{subject.name} has no scale_model_input.")
+    loops.require_drivable(subject)
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        first = loops.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+        def predict(
+            sample: torch.Tensor, scaled: torch.Tensor, timestep: Any, scheduler: Any = scheduler, count: int = count
+        ) -> torch.Tensor:
+            _require_close(loops.scale(scheduler, sample, timestep), scaled, "two calls of scale_model_input", count)
+            return loops.smooth(sample, scaled, timestep)
+
+        try:
+            twice = loops.walk(subject, scheduler, first, predict, replace=torch.zeros_like)[-1].after
+        except Crash as crash:
+            raise Broken("a loop that scales its input twice to run", str(crash), count=count) from crash
+        once = _states(subject, count, loops.normal(2, 4, 4, 4))[-1]
+        _require_close(twice, once, "samples of a loop that scales twice and of one that scales once", count)
+
+
 def _noise_once(subject: Subject, count: int, image: torch.Tensor, noise: torch.Tensor) -> None:
     from pytest_diffusion.conformance.forward import noised
 
     scheduler = subject.planned(count)
     try:
-        noised(scheduler, str(subject.noising), image, noise, torch.as_tensor(scheduler.timesteps)[:1].repeat(len(image)))
+        noised(scheduler, str(subject.noising), image, noise, as_values(scheduler.timesteps)[:1].repeat(len(image)))
     except Crash:
         return  # `forward_process` and `forward_is_pure` say so
 

@@ -250,3 +250,30 @@ class BeginsOneLater(EulerDiscreteScheduler):
 class InvertsWithGuidance(DDIMInverseScheduler):
     def step(self, model_output, timestep, sample, return_dict=True):
         return super().step(1.2 * model_output, timestep, sample)
+
+
+@breaks("return_types", because="the tuple is returned before the step index moves on")
+class TupleTooEarly(Euler):
+    def step(self, model_output, timestep, sample, return_dict=True):
+        index = self.now(timestep)
+        gave = super().step(model_output, timestep, sample)
+        if not return_dict:
+            self.step_index = index
+            return (gave.prev_sample,)
+        return gave
+
+
+@breaks("scaling_is_pure", because="scale_model_input moves the run on where it is called again")
+class ScalingMovesOn(Euler):
+    def scale_model_input(self, sample, timestep):
+        sigma = self.sigmas[self.now(timestep)]
+        self.asked = getattr(self, "asked", 0) + 1
+        return sample / float((sigma**2 + 1).sqrt()) * (1.0 if self.asked == 1 else 1.01)
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps)
+        self.asked = 0
+
+    def step(self, model_output, timestep, sample):
+        self.asked = 0
+        return super().step(model_output, timestep, sample)
