@@ -34,7 +34,7 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
     count = getattr(error, "count", 0)
     own = subject.own_values
     keys = sorted(own) if _can_be_rebuilt(subject) else []
-    counts = sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if 0 < number <= count}) or list(one.counts)
+    counts = sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if min(one.counts) <= number <= count}) or list(one.counts)
     found: dict[tuple[frozenset[str], int], Broken | Crash] = {(frozenset(keys), count): error}
 
     def breaks(case: tuple[list[bool], int]) -> bool:

@@ -19,6 +19,7 @@ from pytest_diffusion.verdict import Limits, Measurement, Verdict, skipped
 # Each registers its laws, in the order in which they run.
 for _module in (
     "grids",
+    "choices",
     "point_mass",
     "forward",
     "convergence",

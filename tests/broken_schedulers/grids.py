@@ -172,3 +172,27 @@ class TimestepsOfTheStepBefore(DPMSolverMultistepScheduler):
 )
 class OffsetBeyondTheEnd(DDIMScheduler):
     pass
+
+
+@breaks("named_betas", because="scaled_linear is linear in β, not in its root", beta_schedule="scaled_linear", clip_sample=False)
+class ScaledInNameOnly(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps, device)
+        if self.config.beta_schedule == "scaled_linear" and not self.config.rescale_betas_zero_snr:
+            betas = torch.linspace(self.config.beta_start, self.config.beta_end, self.config.num_train_timesteps)
+            self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+
+
+@breaks("named_spacing", because="trailing spacing is leading spacing under another name", timestep_spacing="trailing", clip_sample=False)
+class TrailsInNameOnly(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps, device)
+        if self.config.timestep_spacing == "trailing":
+            step = self.config.num_train_timesteps // num_inference_steps
+            self.timesteps = torch.arange(num_inference_steps - 1, -1, -1) * step
+
+
+@breaks("named_spacing", because="Karras's sigmas are even in log σ", use_karras_sigmas=True)
+class KarrasInNameOnly(DPMSolverMultistepScheduler):
+    def _convert_to_karras(self, in_sigmas, num_inference_steps):
+        return np.exp(np.linspace(np.log(in_sigmas[0]), np.log(in_sigmas[-1]), num_inference_steps))

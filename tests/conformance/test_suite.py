@@ -50,8 +50,8 @@ def test_all_failures_stand_in_one_message():
     with pytest.raises(ConformanceFailure, match=r"^LastSigmaTwice breaks 1 of the scheduler checks: sigmas_fall\.") as failure:
         check_scheduler(LastSigmaTwice)
     (verdict,) = failure.value.verdicts
-    assert "Seen: sigma 14 is followed by 14 (number 0 and 1 of 2)." in verdict.message
-    assert "Smallest configuration: LastSigmaTwice(), num_inference_steps=1" in verdict.message
+    assert "Seen: sigma 0.03 is followed by 0.03 (number 1 and 2 of 3)." in verdict.message
+    assert "Smallest configuration: LastSigmaTwice(), num_inference_steps=2" in verdict.message
     again = check_scheduler(LastSigmaTwice, raise_on_failure=False)
     assert [one.check for one in again if one.outcome == "fail"] == ["sigmas_fall"]
 

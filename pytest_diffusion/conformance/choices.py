@@ -1,0 +1,80 @@
+"""Laws of named choices: a schedule that is asked for by name has the closed form of that name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pytest_diffusion.adapters.schedulers import as_values, config_value, evaluations_per_step
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.errors import NotApplicable
+
+_SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+
+
+@law(
+    "betas have the closed form of their name",
+    source="arXiv:2006.11239, section 4 (linear); arXiv:2112.10752 (scaled_linear); arXiv:2102.09672, equation 17 (squaredcos_cap_v2)",
+    rests_on=("runs",),
+)
+def named_betas(subject: Subject, counts: Sequence[int]) -> None:
+    """`beta_schedule` names a formula between `beta_start` and `beta_end`; a checkpoint that was trained with it needs that one."""
+    del counts
+    name, config = config_value(subject.scheduler, "beta_schedule"), subject.config
+    alphas = getattr(subject.planned(subject.some_count), "alphas_cumprod", None)
+    others = [key for key in ("trained_betas", "rescale_betas_zero_snr", "snr_shift_scale") if config_value(subject.scheduler, key)]
+    if alphas is None or name not in ("linear", "scaled_linear", "squaredcos_cap_v2") or others:
+        raise NotApplicable(f"{subject.name} names no beta schedule of a closed form{', but ' + others[0] if others else ''}.")
+    total = subject.num_train_timesteps
+    if name == "squaredcos_cap_v2":
+        share = torch.linspace(0, 1, total + 1, dtype=torch.float64)
+        products = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
+        betas = (1 - products[1:] / products[:-1]).clamp(max=0.999)
+    elif "beta_start" not in config or "beta_end" not in config:
+        raise NotApplicable(f"{subject.name} names no ends of its betas.")
+    else:
+        power = 0.5 if name == "scaled_linear" else 1.0
+        first, last = (float(config[key]) ** power for key in ("beta_start", "beta_end"))
+        betas = torch.linspace(first, last, total, dtype=torch.float64) ** (1 / power)
+    wanted, own = torch.cumprod(1 - betas, 0), as_values(alphas).double()
+    gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
+    if not float(gap.max()) < 1e-4:
+        place = int(gap.argmax())
+        raise Broken(f"ᾱ of {float(wanted[place]):.5g} at timestep {place} with beta_schedule={name!r}", f"{float(own[place]):.5g}")
+
+
+@law(
+    "timesteps and sigmas are spaced as their name says",
+    source="arXiv:2305.08891, table 2; Karras et al. 2022, arXiv:2206.00364, equation 5",
+    counts=(5, 10, 40),
+    rests_on=("runs", "timesteps_well_formed", "sigmas_fall"),
+)
+def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
+    """`linspace` and `trailing` start at the last training timestep; Karras's sigmas are even in σ^(1/7), exponential ones in log σ."""
+    loops.require_levels(subject)
+    shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
+    spacing = config_value(subject.scheduler, "timestep_spacing")
+    known = (not shaped and spacing in ("linspace", "trailing")) or shaped in (["use_karras_sigmas"], ["use_exponential_sigmas"])
+    if not known or subject.kind in ("edm", "flow") or subject.is_inverse or "original_inference_steps" in subject.config:
+        raise NotApplicable(f"{subject.name} names no spacing of a closed form.")
+    if config_value(subject.scheduler, "timestep_type") == "continuous" and not shaped:
+        raise NotApplicable(f"{subject.name} tells the model its sigmas, not timesteps.")
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        if not shaped:
+            first, last = float(as_values(scheduler.timesteps)[0]), subject.num_train_timesteps - 1
+            if abs(first - last) > 1.0:
+                raise Broken(f"{last} as the first timestep with timestep_spacing={spacing!r}", f"{first:g}", count=count)
+            continue
+        sigmas = as_values(scheduler.sigmas).double()
+        sigmas = sigmas[:count] if evaluations_per_step(scheduler) == 1 else sigmas[sigmas > 0].unique().flip(0)
+        even = sigmas ** (1 / 7) if shaped == ["use_karras_sigmas"] else sigmas.log()
+        steps = even[1:] - even[:-1]
+        spread = float((steps - steps.mean()).abs().max() / steps.mean().abs())
+        if len(even) == count and not spread < 0.02:
+            named = "σ^(1/7)" if shaped == ["use_karras_sigmas"] else "log σ"
+            raise Broken(f"steps of the same size in {named} with {shaped[0]}", f"steps that differ by {spread:.0%}", count=count)
