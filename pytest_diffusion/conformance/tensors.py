@@ -137,7 +137,12 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken("inputs that are left as they were", f"{what} has changed by up to {gap:.4g}", count=count)
 
 
-@law("both ways to return a sample are the same", source="diffusers' scheduler interface: return_dict", counts=(5,))
+@law(
+    "both ways to return a sample are the same",
+    source="diffusers' scheduler interface: return_dict",
+    counts=(5,),
+    rests_on=("runs", "noise_is_normal"),
+)
 def return_types(subject: Subject, counts: Sequence[int]) -> None:
     """`step(..., return_dict=False)`, as pipelines call it, gives the samples of `return_dict=True`, and moves on as it does."""
     if "return_dict" not in subject.step_parameters:
@@ -154,7 +159,12 @@ def return_types(subject: Subject, counts: Sequence[int]) -> None:
             _require_close(other, one, f"step {index} with return_dict=False and with True", count)
 
 
-@law("scaling the input twice is scaling it once", source="diffusers' scheduler interface: scale_model_input", counts=(5,))
+@law(
+    "scaling the input twice is scaling it once",
+    source="diffusers' scheduler interface: scale_model_input",
+    counts=(5,),
+    rests_on=("runs", "noise_is_normal"),
+)
 def scaling_is_pure(subject: Subject, counts: Sequence[int]) -> None:
     """`scale_model_input` gives the same for the same sample and timestep, and does not move the run on."""
     if not callable(getattr(subject.scheduler, "scale_model_input", None)):
