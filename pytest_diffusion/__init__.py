@@ -48,8 +48,11 @@ _PLACES = {
     "pytest_diffusion.assertions": (
         "assert_alphas_cumprod_monotonic",
         "assert_attention_compact",
+        "assert_attention_is_conditional",
         "assert_attention_is_cross",
+        "assert_attention_localises",
         "assert_attention_not_uniform",
+        "assert_attention_noun_specific",
         "assert_attention_rows_sum",
         "assert_attention_sharpens",
         "assert_attention_tokens_differ",

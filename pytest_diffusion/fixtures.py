@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_diffusion.analytic.compare import Denoisers
     from pytest_diffusion.maths.feature_statistics import FeatureStatistics
     from pytest_diffusion.samples.attention_run import AttentionRun
+    from pytest_diffusion.samples.localisation import Localisation
     from pytest_diffusion.samples.store import Samples
     from pytest_diffusion.samples.trials import Direction, Trials
     from pytest_diffusion.settings import Settings
@@ -214,6 +215,15 @@ def diffusion_attention(diffusion_settings: Settings, diffusion_pipeline: Any) -
     count = min(ATTENTION_PROMPTS, diffusion_settings.num_samples)
     with _readable_errors():
         return run_attention(diffusion_pipeline, phrases(diffusion_settings.prompts, count), diffusion_settings)
+
+
+@pytest.fixture(scope="session")
+def diffusion_localisation(diffusion_settings: Settings, diffusion_pipeline: Any, diffusion_reference: Reference) -> Localisation:
+    """Attention over noised reference images that say where the things are which their prompts name."""
+    from pytest_diffusion.samples.localisation import run_localisation
+
+    with _readable_errors():
+        return run_localisation(diffusion_pipeline, diffusion_reference, diffusion_settings)
 
 
 @pytest.fixture(scope="session")

@@ -107,9 +107,10 @@ def modules(pipeline: Any) -> dict[str, torch.nn.Module]:
 
 
 def denoiser(pipeline: Any) -> torch.nn.Module | None:
-    """The UNet or transformer, None where the pipeline has neither."""
+    """The UNet or transformer, out of the shell of torch.compile; None where the pipeline has neither."""
     part = getattr(pipeline, "unet", None)
-    return part if part is not None else getattr(pipeline, "transformer", None)
+    part = part if part is not None else getattr(pipeline, "transformer", None)
+    return getattr(part, "_orig_mod", part)
 
 
 def is_text_conditioned(pipeline: Any) -> bool:
@@ -128,6 +129,24 @@ def uses_guidance(pipeline: Any) -> bool:
     config = getattr(denoiser(pipeline), "config", None) or {}
     distilled = config.get("guidance_embeds") is not None or config.get("time_cond_proj_dim") is not None
     return "guidance_scale" in _parameters(pipeline) and not distilled
+
+
+def predicts_negative_apart(pipeline: Any) -> bool:
+    """Whether the prediction for the negative prompt is a call of the denoiser of its own (Flux), not half of a batch."""
+    return "true_cfg_scale" in _parameters(pipeline)
+
+
+def guidance_groups(pipeline: Any, encoder_calls: int) -> tuple[int, int]:
+    """How many predictions a call of the denoiser stacks in its batch during a run, and which of them is for the prompt.
+
+    Classifier-free guidance puts the negative prompt first, perturbed-attention guidance its own prediction last.
+    Where the pipeline does not say whether it guides (PixArt), a second call of the text encoder tells it.
+    """
+    if predicts_negative_apart(pipeline):
+        return 1, 0
+    guided = bool(getattr(pipeline, "do_classifier_free_guidance", encoder_calls > 1))
+    perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
+    return 1 + guided + perturbed, int(guided)
 
 
 def takes_step_callback(pipeline: Any) -> bool:

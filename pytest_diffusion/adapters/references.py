@@ -38,6 +38,10 @@ class Reference:
     """What each image is called: its file, or its place in the data set."""
     alpha: tuple[int, ...] = ()
     """Indices of images with transparent pixels, which were laid on white."""
+    masks: torch.Tensor | None = None
+    """Where the thing is that `words` name, bool (M, H, W), for references that say so."""
+    words: tuple[tuple[str, ...], ...] = ()
+    """Words of each image's prompt that stand for what its mask shows."""
 
     def label(self, index: int) -> str:
         """What an image is called in a message."""
@@ -48,6 +52,8 @@ class _Row(NamedTuple):
     label: str
     image: Image.Image
     prompt: str | None
+    mask: Image.Image | None = None
+    words: tuple[str, ...] = ()
 
 
 def load_reference(name: str, *, height: int, width: int, limit: int) -> Reference:
@@ -102,9 +108,10 @@ def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
 
 
 def _demo(limit: int) -> Reference:
-    from pytest_diffusion.demo import reference_captions, reference_images
+    from pytest_diffusion.demo import reference_captions, reference_images, reference_masks
 
-    return Reference("demo", reference_images(limit), sizes={"32x32": limit}, prompts=reference_captions(limit))
+    masks, words = reference_masks(limit)
+    return Reference("demo", reference_images(limit), None, {"32x32": limit}, reference_captions(limit), masks=masks, words=tuple(words))
 
 
 def _digits(height: int, width: int, limit: int) -> Reference:
@@ -119,7 +126,8 @@ def _digits(height: int, width: int, limit: int) -> Reference:
 
 def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int) -> Reference:
     images, prompts, labels = list[torch.Tensor](), list[str | None](), list[str]()
-    sizes, alpha = dict[str, int](), list[int]()
+    sizes, alpha, masks = dict[str, int](), list[int](), list[torch.Tensor]()
+    words = list[tuple[str, ...]]()
     for row in rows:
         if len(images) == limit:
             break
@@ -134,10 +142,25 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         images.append(resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None], height, width))
         prompts.append(row.prompt)
         labels.append(row.label)
+        words.append(row.words)
+        if row.mask is not None:
+            masks.append(torch.from_numpy(np.asarray(row.mask.convert("L").resize((width, height))) > 127))
     if not images:
         raise ModelError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     known = [prompt for prompt in prompts if prompt]
-    return Reference(name, torch.cat(images), None, sizes, known if len(known) == len(images) else None, tuple(labels), tuple(alpha))
+    if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
+        raise ModelError(f"{_OPTION}: {name} has masks for some rows only; each row with a 'mask' needs 'words' and a prompt.")
+    return Reference(
+        name,
+        torch.cat(images),
+        None,
+        sizes,
+        known if len(known) == len(images) else None,
+        tuple(labels),
+        tuple(alpha),
+        torch.stack(masks) if masks else None,
+        tuple(words) if masks else (),
+    )
 
 
 def _folder(folder: Path) -> Iterator[_Row]:
@@ -150,7 +173,14 @@ def _pairs(path: Path) -> Iterator[_Row]:
         image = row.get("image") or row.get("file_name")
         if not isinstance(image, str) or not image.strip():
             raise ModelError(f"{_OPTION}: {path}, line {number} has no 'image'.")
-        yield _Row(image, _open(path.parent / image, f"{path}, line {number}: {image}"), _prompt(row))
+        mask, words = row.get("mask"), str(row.get("words") or "")
+        yield _Row(
+            image,
+            _open(path.parent / image, f"{path}, line {number}: {image}"),
+            _prompt(row),
+            _open(path.parent / mask, f"{path}, line {number}: {mask}") if isinstance(mask, str) and mask.strip() else None,
+            tuple(words.split()),
+        )
 
 
 def _prompt(row: dict[str, Any]) -> str | None:

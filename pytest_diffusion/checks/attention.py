@@ -1,4 +1,4 @@
-"""Checks of cross-attention: that it is what was recorded, that it localises, and that it sharpens."""
+"""Checks of attention to text: that it is what was recorded, that it localises, and that it sharpens."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.adapters.text_tokens import plain
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.maths.attention import half_mass_share, map_correlation
-from pytest_diffusion.maths.statistics import mean_error, wilson_interval
+from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, map_correlation
+from pytest_diffusion.maths.statistics import choice_p_value, mean_error, wilson_interval
 from pytest_diffusion.verdict import Measurement
 
 
@@ -22,7 +23,41 @@ def attention_is_cross(attention: Any) -> Measurement:
     hint = ""
     if wrong:
         hint = f"{wrong[0]} attends to the image's own positions (self-attention, attn1): record attn2 instead."
-    return Measurement(len(wrong), "number of layers that are not cross-attention", num_samples=len(attention.phrases), hint=hint)
+    joint = any(record.is_joint for one in attention.records for record in one.layers.values())
+    block = "image to text, of joint attention, renormalised over the text" if joint else "cross-attention"
+    return Measurement(
+        len(wrong),
+        "number of layers that are not cross-attention",
+        num_samples=len(attention.phrases),
+        protocol={"layer": f"{len(layers)} layers, {block}"},
+        hint=hint,
+    )
+
+
+@check("attention", "what was recorded is the prompt's prediction")
+def attention_is_conditional(attention: Any) -> Measurement:
+    """Total variation between token maps of the first step with and without guidance, mean over pixels, the largest of all layers.
+
+    At the first step the latents do not depend on guidance, so the prompt's part of the batch attends as it does
+    alone; a record that mixes in the negative prompt's part, or is of other rows, does not.
+    """
+    _require_cross(attention)
+    if attention.unguided is None:
+        raise NotApplicable("without classifier-free guidance every prediction is the prompt's.")
+    differences = {}
+    for name, alone in attention.unguided.layers.items():
+        guided, own = attention.records[0].layers[name].steps[0], alone.steps[0]
+        if guided.shape != own.shape:
+            raise ValueError(f"{name} recorded maps {tuple(guided.shape)} with guidance and {tuple(own.shape)} without.")
+        differences[name] = float((guided - own).abs().sum(1).mean()) / 2
+    worst = max(differences, key=lambda name: differences[name])
+    return Measurement(
+        differences[worst],
+        "largest total variation between the first step's maps with and without guidance",
+        num_samples=len(attention.unguided.tokens),
+        protocol={"layer": f"{len(differences)} layers"},
+        hint=f"{worst} is not the prompt's attention: the guidance halves of the batch are mixed up or averaged.",
+    )
 
 
 @check("attention", "attention rows sum to one")
@@ -63,6 +98,60 @@ def attention_compact(attention: Any) -> Measurement:
         num_samples=len(shares),
         protocol={"layer": _named(attention)},
         series=_overlays(attention),
+    )
+
+
+@check("attention", "nouns are more compact than tokens drawn at random")
+def attention_noun_specific(attention: Any) -> Measurement:
+    """p-value of the nouns' compactness under shuffled tokens: a random token of each prompt's sequence in the noun's place.
+
+    The start token and the padding are drawn too, unless a mask hides them from the image.
+    """
+    _require_cross(attention)
+    nouns = [phrase.noun for phrase in attention.phrases]
+    chosen = torch.stack([half_mass_share(attention.token_maps(name, nouns)) for name in attention.named]).mean(0).tolist()
+    pools = []
+    for layers in zip(*(attention.all_maps(name) for name in attention.named), strict=True):
+        seen = torch.stack([maps.sum((1, 2)) for maps in layers]).amin(0) > 0
+        pools.append(torch.stack([half_mass_share(maps[seen]) for maps in layers]).mean(0))
+    others = sum(float(pool.mean()) for pool in pools) / len(pools)
+    return Measurement(
+        choice_p_value(chosen, pools),
+        "p-value of nouns under shuffled tokens",
+        num_samples=len(pools),
+        protocol={"layer": _named(attention)},
+        hint=f"Half of a noun's attention lies on {sum(chosen) / len(chosen):.3f} of the picture, that of a random token on {others:.3f}.",
+    )
+
+
+@check("attention", "words look at what they name")
+def attention_localises(localisation: Any) -> Measurement:
+    """Intersection over union of each word's highest pixels with the mask of what it names, on noised reference images.
+
+    The mean over images of the worse of a phrase's words: a modifier and its noun both belong to the thing.
+    """
+    values = _word_ious(localisation.word_maps(), localisation.masks)
+    value = float(values.mean())
+    share = localisation.masks.double().mean((1, 2))
+    others = {
+        "one place further along the prompt": localisation.word_maps(shift=1),
+        "one place earlier in the prompt": localisation.word_maps(shift=-1),
+        "transposed": localisation.word_maps().transpose(-1, -2),
+    }
+    fits = {name: float(_word_ious(maps, localisation.masks).mean()) for name, maps in others.items()}
+    best = max(fits, key=lambda name: fits[name])
+    hint = f"Pixels drawn at random would have {float((share / (2 - share)).mean()):.2f}."
+    # A cause is named only where it explains much: more than chance and noise could.
+    if fits[best] > value + max(2 * mean_error(values), 0.1):
+        cause = "maps look transposed" if best == "transposed" else "tokens look shifted by one"
+        hint += f" The map {best} fits better ({fits[best]:.2f}): {cause}."
+    return Measurement.with_error(
+        value,
+        mean_error(values),
+        name="overlap of words' maps with what they name",
+        num_samples=len(values),
+        protocol={"layer": _shown(localisation.layers)},
+        hint=hint,
     )
 
 
@@ -115,10 +204,11 @@ def attention_sharpens(attention: Any) -> Measurement:
     if len(curves) < 2:
         raise NotApplicable(f"{len(curves)} step gives no early and late to compare.")
     falls = curves[-span:].mean(0) < curves[:span].mean(0)
-    by_layer = {
-        name: float((attention.entropies(name)[-span:].mean(0) < attention.entropies(name)[:span].mean(0)).double().mean())
-        for name in attention.records[0].layers
-    }
+    by_layer = {}
+    for name in attention.records[0].layers:
+        own = attention.entropies(name)
+        count = int((own[-span:].mean(0) < own[:span].mean(0)).sum())
+        by_layer[name] = [count / own.shape[1], *wilson_interval(count, own.shape[1])]
     return Measurement(
         float(falls.double().mean()),
         "share of prompts whose token entropy falls",
@@ -139,10 +229,19 @@ def _require_cross(attention: Any) -> None:
 
 
 def _named(attention: Any) -> str:
-    if len(attention.named) == 1:
-        return str(attention.named[0].removesuffix(".attn2").removesuffix(".transformer_blocks.0"))
-    prefixes = list(dict.fromkeys(name.split(".")[0] for name in attention.named))
-    return f"{', '.join(prefixes)}: {len(attention.named)} layers"
+    return _shown(attention.named)
+
+
+def _shown(layers: list[str]) -> str:
+    if len(layers) == 1:
+        return str(layers[0].removesuffix(".attn2").removesuffix(".transformer_blocks.0"))
+    prefixes = list(dict.fromkeys(name.split(".")[0] for name in layers))
+    return f"{', '.join(prefixes)}: {len(layers)} layers"
+
+
+def _word_ious(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The worse overlap of each image's words, (N,), of maps (N, words, h, w)."""
+    return torch.stack([area_matched_iou(maps[:, word], masks) for word in range(maps.shape[1])]).amin(0)
 
 
 def _overlays(attention: Any) -> dict[str, Any]:
@@ -154,7 +253,7 @@ def _overlays(attention: Any) -> dict[str, Any]:
     return {
         "image": data_uri(attention.images[0]),
         "prompt": attention.phrases[0].prompt,
-        "tokens": [record.tokens[0][place].replace("</w>", "") for place in kept],
+        "tokens": [plain(record.tokens[0][place]) for place in kept],
         "map_timesteps": [record.timesteps[step] for step in steps],
         "maps": [[_small(maps[0, place]) for place in kept] for maps in steps.values()],
         "map_layer": name,

@@ -35,6 +35,19 @@ def reference_captions(count: int) -> list[str]:
     return [scene.caption for scene in sample_scenes(count, seed=REFERENCE_SEED)]
 
 
+def reference_masks(count: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    """Where the object is that each caption names first, bool (count, 32, 32), and the two words that name it."""
+    import torch
+
+    from pytest_diffusion.demo.scenes import KINDS, render, sample_scenes
+
+    scenes = sample_scenes(count, seed=REFERENCE_SEED)
+    words = [(scene.caption.split()[1], scene.caption.split()[2]) for scene in scenes]
+    # "below" and "right of" name the second object first.
+    slots = [0 if KINDS[scene.first] == pair else 1 for scene, pair in zip(scenes, words, strict=True)]
+    return render(scenes, seed=REFERENCE_SEED)[1][torch.arange(count), slots] > 0.5, words
+
+
 def prompts(count: int = 2000) -> list[str]:
     """Captions drawn as the training captions were, with another seed."""
     from pytest_diffusion.demo.scenes import sample_scenes

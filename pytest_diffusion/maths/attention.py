@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.nn import functional as F
 
 
-def token_entropy(scores: torch.Tensor) -> torch.Tensor:
-    """Entropy over the last axis of softmax(scores), divided by ln(tokens): 0 is one token, 1 is uniform.
+def token_entropy(scores: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    """Entropy of softmax(scores) over the content tokens, divided by ln(their number): 0 is one token, 1 is uniform.
 
-    `scores` (..., tokens) are logits of the tokens that count, so that padding has no say.
+    `scores` (B, ..., tokens) are logits, `content` bool (B, tokens): padding has no say. Returns the mean over
+    all axes between, (B,); nan for a row with fewer than two content tokens, whose entropy says nothing.
     """
-    count = scores.shape[-1]
-    if count < 2:
-        raise ValueError(f"An entropy over {count} token says nothing; at least 2 are needed.")
-    log_probs = scores.log_softmax(-1)
-    entropy: torch.Tensor = -(log_probs.exp() * log_probs).sum(-1) / math.log(count)
-    return entropy
+    shown = content.any(0)
+    shape = (len(content),) + (1,) * (scores.ndim - 2) + (-1,)
+    kept = content[:, shown].reshape(shape)
+    log_probs = scores[..., shown].masked_fill(~kept, -torch.inf).log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs.masked_fill(~kept, 0.0)).sum(-1).flatten(1).mean(1)
+    count = content.sum(1).to(entropy)
+    return torch.where(count > 1, entropy / count.log(), torch.nan)
 
 
 def half_mass_share(maps: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,3 +61,29 @@ def jackknife(figure: Callable[..., float], *sides: torch.Tensor, groups: int = 
         replicates.append(figure(*kept))
     values = torch.tensor(replicates, dtype=torch.float64)
     return Estimate(figure(*sides), math.sqrt((groups - 1) / groups * float((values - values.mean()).square().sum())))
+
+
+def choice_p_value(chosen: Sequence[float], pools: Sequence[torch.Tensor], *, draws: int = 9999, seed: int = 0) -> float:
+    """How often a random member of each pool gives a mean as small as that of the chosen ones: a one-sided Monte Carlo p-value.
+
+    Each `chosen` value is a member of its pool (K,), K >= 1, and under the null as likely as any other. Never below
+    1/(draws + 1). Source: Davison & Hinkley 1997, equation 4.11.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(draws, dtype=torch.float64)
+    for pool in pools:
+        total += pool.double()[torch.randint(len(pool), (draws,), generator=generator)]
+    # Sums of the same numbers in another order differ by rounding: a tie is a tie.
+    observed = math.fsum(chosen)
+    return (1 + int((total <= observed + 1e-9 * abs(observed)).sum())) / (draws + 1)
+
+
+def sign_flip_p_value(statistic: Callable[[torch.Tensor], torch.Tensor], count: int, *, draws: int = 999, seed: int = 0) -> float:
+    """How often random signs of `count` exchangeable differences give a statistic as large as that of all signs +1.
+
+    `statistic` maps signs (draws, count), float64, to values (draws,). Source: Fisher 1935, section 21.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (draws, count), generator=generator, dtype=torch.float64) * 2 - 1
+    observed = float(statistic(torch.ones(1, count, dtype=torch.float64))[0])
+    return (1 + int((statistic(signs) >= observed - 1e-9 * abs(observed)).sum())) / (draws + 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pytest_diffusion import record_attention
-from pytest_diffusion.adapters.attention import cross_attention_layers
+from pytest_diffusion.adapters.attention import attention_layers
 from pytest_diffusion.errors import ModelError, NotApplicable
 
 PROMPTS = ["a red circle", "a blue square above a green cross"]
@@ -32,7 +32,7 @@ def test_recording_changes_nothing(demo_copy):
 
 def test_maps_are_the_softmax_of_the_hooked_projections(demo_copy):
     """Against Q and K taken by hooks, the conditional half, averaged over heads by hand."""
-    name = cross_attention_layers(demo_copy)[0]
+    name = attention_layers(demo_copy)[0]
     attn = demo_copy.unet.get_submodule(name)
     taken = {}
     hooks = [
@@ -89,7 +89,7 @@ def test_prompt_embeds_alone_are_refused(demo_copy):
 
 def test_a_pixel_model_has_none(pixel_pipeline):
     with pytest.raises(NotApplicable, match="not conditioned on text"):
-        cross_attention_layers(pixel_pipeline)
+        attention_layers(pixel_pipeline)
 
 
 def test_memory_does_not_grow_with_steps(demo_copy):

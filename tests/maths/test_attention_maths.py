@@ -5,10 +5,26 @@ from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, 
 
 
 def test_entropy_of_known_laws():
-    assert float(token_entropy(torch.zeros(7))) == pytest.approx(1)
-    assert float(token_entropy(torch.tensor([100.0, 0, 0]))) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="at least 2"):
-        token_entropy(torch.zeros(1))
+    content = torch.tensor([[True] * 3 + [False] * 4, [False] + [True] * 6])
+    assert torch.allclose(token_entropy(torch.zeros(2, 5, 7), content), torch.ones(2))
+    sure = torch.zeros(2, 5, 7)
+    sure[..., 2] = 100
+    assert torch.allclose(token_entropy(sure, content), torch.zeros(2), atol=1e-6)
+    # Two of three tokens share all: ln 2 / ln 3.
+    two = torch.tensor([50.0, 50, 0, 90, 90, 90, 90]).expand(1, 2, 4, 7)
+    assert float(token_entropy(two, content[:1])) == pytest.approx(0.6309, abs=1e-4)
+
+
+def test_padding_has_no_say_in_the_entropy():
+    scores = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    content = torch.tensor([[True] * 4 + [False] * 3] * 2)
+    others = torch.where(content[:, None, None], scores, scores * 40)
+    assert torch.allclose(token_entropy(scores, content), token_entropy(others, content))
+
+
+def test_one_token_has_no_entropy():
+    entropy = token_entropy(torch.zeros(2, 3, 4), torch.tensor([[True, False, False, False], [True, True, False, False]]))
+    assert entropy.isnan().tolist() == [True, False]
 
 
 def test_half_mass_share():

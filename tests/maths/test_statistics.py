@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pytest_diffusion.maths.statistics import auroc, auroc_error, mean_error, wilson_interval
+from pytest_diffusion.maths.statistics import auroc, auroc_error, choice_p_value, mean_error, sign_flip_p_value, wilson_interval
 
 
 def test_auroc_is_scikit_learns_with_ties():
@@ -43,3 +43,34 @@ def test_wilson_interval_at_the_ends():
 def test_mean_error():
     assert mean_error(torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(1 / math.sqrt(3))
     assert math.isnan(mean_error(torch.tensor([1.0])))
+
+
+def test_p_values_of_random_choices_are_uniform():
+    """Under the null the share of p-values below a level is the level; a real difference is always seen."""
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for trial in range(400):
+        pools = [torch.rand(int(torch.randint(2, 9, (1,), generator=generator)), generator=generator) for _ in range(20)]
+        chosen = [float(pool[torch.randint(len(pool), (1,), generator=generator)]) for pool in pools]
+        values.append(choice_p_value(chosen, pools, draws=199, seed=trial))
+    shares = [sum(value <= level for value in values) / len(values) for level in (0.05, 0.2, 0.5)]
+    assert shares == pytest.approx([0.05, 0.2, 0.5], abs=0.075)
+    pools = [torch.arange(10.0) for _ in range(20)]
+    assert choice_p_value([1.0] * 20, pools) == 1e-4
+    assert choice_p_value([8.0] * 20, pools) > 0.99
+
+
+def test_equal_members_are_ties_whatever_their_rounding():
+    pools = [torch.full((5,), 0.1) for _ in range(30)]
+    assert choice_p_value([float(torch.tensor(0.1))] * 30, pools) == 1
+
+
+def test_p_values_of_sign_flips_are_uniform():
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for trial in range(400):
+        differences = torch.randn(16, generator=generator, dtype=torch.float64)
+        values.append(sign_flip_p_value(lambda signs, own=differences: (signs * own).mean(1), 16, draws=199, seed=trial))
+    shares = [sum(value <= level for value in values) / len(values) for level in (0.05, 0.2, 0.5)]
+    assert shares == pytest.approx([0.05, 0.2, 0.5], abs=0.075)
+    assert sign_flip_p_value(lambda signs: signs.mean(1), 16) == 0.001

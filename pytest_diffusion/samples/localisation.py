@@ -1,0 +1,108 @@
+"""Attention over noised reference images whose objects are known, to see whether a word looks at what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_diffusion.adapters.attention import attention_layers, record_attention
+from pytest_diffusion.adapters.latents import LatentCodec
+from pytest_diffusion.adapters.levels import level_of_timestep
+from pytest_diffusion.adapters.pipelines import call_pipeline, denoiser
+from pytest_diffusion.adapters.references import Reference
+from pytest_diffusion.adapters.text_tokens import word_places
+from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.samples.attention_run import EnoughSeen, judged_layers
+from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.settings import Settings
+
+IMAGES = 64
+PLAN, STEP = 4, 2
+"""The third of four steps: half of the noise is gone, and the picture is not yet settled."""
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Maps float32 (N, tokens, h, w) of noised references, mean over the judged layers, and where each word's object is."""
+
+    maps: torch.Tensor
+    masks: torch.Tensor
+    """bool (N, H, W)."""
+    places: list[list[list[int]]]
+    """For each image and each of its words, the places of the word's tokens."""
+    layers: list[str]
+
+    def word_maps(self, *, shift: int = 0) -> torch.Tensor:
+        """Maps (N, words, h, w), of the tokens `shift` places after each word's own."""
+        last = self.maps.shape[1] - 1
+        return torch.stack(
+            [
+                torch.stack([self.maps[row, [min(max(place + shift, 0), last) for place in word]].mean(0) for word in words])
+                for row, words in enumerate(self.places)
+            ]
+        )
+
+
+def run_localisation(pipeline: Any, reference: Reference, settings: Settings) -> Localisation:
+    """Noise reference images to the middle of a short plan and record one call of the denoiser on them.
+
+    Raises NotApplicable for references without masks, and models without text, a VAE, or a known noise level.
+    """
+    if reference.images is None or reference.masks is None or reference.prompts is None:
+        raise NotApplicable("the reference says of no word where it is: give a .jsonl or .csv with columns mask and words.")
+    layers = judged_layers(attention_layers(pipeline), settings)
+    codec = LatentCodec.of(pipeline)
+    count = min(IMAGES, len(reference.images))
+    batch_size = automatic_batch_size(settings, pipeline)
+    maps, places = [], []
+    for start in range(0, count, batch_size):
+        rows = range(start, min(start + batch_size, count))
+        latents = codec.encode(reference.images[rows.start : rows.stop])
+        record = _record_at(pipeline, layers, latents, [reference.prompts[row] for row in rows], rows, settings)
+        # Layers of several sizes are brought to the largest.
+        maps += [record.maps(index)[0].mean(0) for index in range(len(rows))]
+        places += [[word_places(record.tokens[index], word) for word in reference.words[row]] for index, row in enumerate(rows)]
+    width = min(len(words) for words in places)
+    return Localisation(torch.stack(maps), reference.masks[:count], [words[:width] for words in places], layers)
+
+
+def _record_at(pipeline: Any, layers: Sequence[str], latents: torch.Tensor, prompts: Sequence[str], rows: range, settings: Settings) -> Any:
+    """The record of one call of the denoiser, on `latents` with the noise of step STEP."""
+    network = denoiser(pipeline)
+    assert network is not None
+    calls = 0
+
+    def replace(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls != STEP + 1:
+            return args, kwargs
+        level = level_of_timestep(pipeline.scheduler, pipeline.scheduler.timesteps[STEP])
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(settings.seed + rows.start))
+        noised = float(level.alpha) * latents + float(level.sigma) * noise
+        name = "sample" if "sample" in kwargs or "hidden_states" not in kwargs else "hidden_states"
+        own = kwargs.get(name, args[0] if args else None)
+        if not isinstance(own, torch.Tensor):
+            raise NotApplicable(f"{type(module).__name__} is given its latents in a way that is not known here.")
+        if own.ndim == 3:
+            noised = pipeline._pack_latents(noised, *noised.shape)
+        noised = noised.repeat(len(own) // len(noised), *[1] * (noised.ndim - 1)).to(own)
+        return (args, {**kwargs, name: noised}) if name in kwargs else ((noised, *args[1:]), kwargs)
+
+    def stop(*_: Any) -> None:
+        if calls == STEP + 1:
+            raise EnoughSeen
+
+    with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
+        handles = [network.register_forward_pre_hook(replace, with_kwargs=True), network.register_forward_hook(stop)]
+        try:
+            call_pipeline(pipeline, prompts=prompts, seeds=list(rows), settings=settings, num_inference_steps=PLAN)
+        except EnoughSeen:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+    return record
