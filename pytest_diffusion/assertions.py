@@ -7,7 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pytest_diffusion.checks import attention, colours, denoising, determinism, guards, latents, quality, schedule
+from pytest_diffusion.checks import (
+    attention,
+    colours,
+    denoising,
+    determinism,
+    directions,
+    guards,
+    latents,
+    outliers,
+    paths,
+    quality,
+    schedule,
+)
 from pytest_diffusion.checks.registry import Check, check
 from pytest_diffusion.errors import InconclusiveFailure, NotApplicable, QualityFailure
 from pytest_diffusion.recording import record
@@ -121,15 +133,25 @@ assert_modifier_noun_overlap = _helper(attention.modifier_noun_overlap)
 assert_attention_tokens_differ = _helper(attention.attention_tokens_differ)
 assert_attention_sharpens = _helper(attention.attention_sharpens)
 assert_vae_psnr_above = _helper(latents.vae_psnr)
+assert_vae_ssim_above = _helper(latents.vae_ssim)
 assert_latent_std = _helper(latents.latent_std)
-assert_slerp_smooth = _helper(latents.slerp_smooth)
-assert_slerp_drift = _helper(latents.slerp_drift)
-assert_semantic_direction = _helper(latents.semantic_direction)
-assert_ood_auroc_above = _helper(latents.ood_auroc)
-assert_ood_false_alarms_below = _helper(latents.ood_false_alarms)
+assert_pipeline_decodes = _helper(latents.pipeline_decodes)
+assert_latent_scale = _helper(latents.latent_scale)
+assert_latent_shift = _helper(latents.latent_shift)
+assert_latent_channels = _helper(latents.latent_channels)
+assert_slerp_smooth = _helper(paths.slerp_smooth)
+assert_slerp_drift = _helper(paths.slerp_drift)
+assert_slerp_no_detour = _helper(paths.slerp_detour)
+assert_slerp_no_zigzag = _helper(paths.slerp_curvature)
+assert_semantic_direction = _helper(directions.semantic_direction)
+assert_semantic_direction_chance = _helper(directions.semantic_direction_chance)
+assert_semantic_strength = _helper(directions.semantic_strength)
+assert_ood_auroc_above = _helper(outliers.ood_auroc)
+assert_ood_false_alarms_below = _helper(outliers.ood_false_alarms)
 assert_same_seed = _helper(determinism.same_seed)
 assert_batch_invariance = _helper(determinism.batch_invariance)
 assert_seeds_differ = _helper(determinism.seeds_differ)
+assert_prompt_sensitivity = _helper(determinism.prompt_sensitivity)
 assert_guidance_effect = _helper(determinism.guidance_effect)
 assert_guidance_linearity = _helper(determinism.guidance_linearity)
 

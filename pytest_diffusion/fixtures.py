@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_diffusion.fixture_support import describe, is_overridden, note, readable_errors
 from pytest_diffusion.stash import NOTES, NUMBERS, RUN, active_settings
 
 if TYPE_CHECKING:
@@ -20,18 +21,11 @@ if TYPE_CHECKING:
 
     from pytest_diffusion.adapters.clip import Clip
     from pytest_diffusion.adapters.features import Features
-    from pytest_diffusion.adapters.latents import LatentCodec
     from pytest_diffusion.adapters.references import Reference
-    from pytest_diffusion.analytic.compare import Denoisers
     from pytest_diffusion.maths.feature_statistics import FeatureStatistics
-    from pytest_diffusion.samples.attention_run import AttentionRun
-    from pytest_diffusion.samples.localisation import Localisation
     from pytest_diffusion.samples.store import Samples
-    from pytest_diffusion.samples.trials import Direction, Trials
     from pytest_diffusion.settings import Settings
     from pytest_diffusion.thresholds import Thresholds
-
-ATTENTION_PROMPTS = 64
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +48,7 @@ def diffusion_thresholds(request: pytest.FixtureRequest, diffusion_settings: Set
     if not names:
         names = [own_preset(diffusion_settings.model) or _family(request, diffusion_settings)]
     thresholds = load_thresholds(names)
-    _note(request, diffusion_settings, thresholds=list(thresholds.files), inconclusive="fail" if thresholds.inconclusive_fails else "warn")
+    note(request, diffusion_settings, thresholds=list(thresholds.files), inconclusive="fail" if thresholds.inconclusive_fails else "warn")
     return thresholds
 
 
@@ -64,7 +58,7 @@ def diffusion_pipeline(request: pytest.FixtureRequest, diffusion_settings: Setti
     from pytest_diffusion.adapters.pipelines import load_pipeline
 
     _share_cores(request.config)
-    with _readable_errors():
+    with readable_errors():
         return load_pipeline(diffusion_settings)
 
 
@@ -76,8 +70,8 @@ def diffusion_scheduler(request: pytest.FixtureRequest, diffusion_settings: Sett
     from pytest_diffusion.adapters.pipelines import load_scheduler
 
     scheduler: Any = None
-    if not _is_overridden(request, "diffusion_pipeline"):
-        with _readable_errors():
+    if not is_overridden(request, "diffusion_pipeline"):
+        with readable_errors():
             scheduler = load_scheduler(diffusion_settings)
     if scheduler is None:
         scheduler = request.getfixturevalue("diffusion_pipeline").scheduler
@@ -89,7 +83,7 @@ def diffusion_prompts(diffusion_settings: Settings) -> list[str]:
     """The prompts of `--diffusion-prompts`, else those of a reference of pairs, else the built-in list."""
     from pytest_diffusion.samples.prompts import load_prompts
 
-    with _readable_errors():
+    with readable_errors():
         if diffusion_settings.prompts is None and (diffusion_settings.reference or "").endswith((".jsonl", ".csv")):
             from pytest_diffusion.adapters.references import pair_prompts
 
@@ -107,10 +101,10 @@ def diffusion_reference(request: pytest.FixtureRequest, diffusion_settings: Sett
     if diffusion_settings.reference is None:
         pytest.skip("no reference images are given: use --diffusion-reference.")
     height, width = image_size(diffusion_pipeline, diffusion_settings)
-    with _readable_errors():
+    with readable_errors():
         # The demo renders what is asked for; a folder is read up to the size that FID is quoted at.
         limit = max(diffusion_settings.num_samples, 1000 if diffusion_settings.reference == "demo" else 10_000)
-        _note(request, diffusion_settings, resize=RESIZE_PROTOCOL)
+        note(request, diffusion_settings, resize=RESIZE_PROTOCOL)
         return load_reference(diffusion_settings.reference, height=height, width=width, limit=limit)
 
 
@@ -124,12 +118,12 @@ def diffusion_samples(
     settings = diffusion_settings
     if _is_own_code(request, settings):
         settings = replace(settings, cache_dir=str(_session_folder(request)))
-    with _readable_errors():
+    with readable_errors():
         samples = generate_samples(diffusion_pipeline, diffusion_prompts, settings, progress=_progress(request.config))
-    _note(request, diffusion_settings, **_describe(diffusion_pipeline))
+    note(request, diffusion_settings, **describe(diffusion_pipeline))
     # A test with a marker makes pytest build this fixture twice; the second time all samples are found.
     generated = request.config.stash.get(RUN, {}).get("generated", 0) + samples.generated
-    _note(request, diffusion_settings, samples=len(samples.images), generated=generated, store=str(samples.folder))
+    note(request, diffusion_settings, samples=len(samples.images), generated=generated, store=str(samples.folder))
     return samples
 
 
@@ -139,7 +133,7 @@ def diffusion_extractor(diffusion_settings: Settings, diffusion_pipeline: Any) -
     from pytest_diffusion.adapters.features import load_extractor
     from pytest_diffusion.adapters.pipelines import device_of
 
-    with _readable_errors():
+    with readable_errors():
         try:
             return load_extractor(diffusion_settings.features, device=str(device_of(diffusion_pipeline)))
         except ImportError as error:
@@ -154,7 +148,7 @@ def diffusion_features(diffusion_samples: Samples, diffusion_extractor: Callable
     """Features (N, D) and class probabilities of the samples, kept beside them in the store."""
     from pytest_diffusion.samples.features import stored_features
 
-    with _readable_errors():
+    with readable_errors():
         return stored_features(diffusion_samples, diffusion_extractor)
 
 
@@ -179,11 +173,11 @@ def diffusion_reference_features(
     from pytest_diffusion.samples.canaries import canary_figures, require_telling
 
     root = cache_root(diffusion_settings.cache_dir)
-    with _readable_errors():
+    with readable_errors():
         features = stored_reference_features(diffusion_reference.images, diffusion_extractor, root)
         figures = canary_figures(diffusion_reference, features, diffusion_extractor, root)
         require_telling(figures, features.extractor)
-    _note(request, diffusion_settings, canaries=figures)
+    note(request, diffusion_settings, canaries=figures)
     return features
 
 
@@ -198,73 +192,12 @@ def diffusion_clip(request: pytest.FixtureRequest, diffusion_settings: Settings,
     from pytest_diffusion.samples.canaries import require_aligned
     from pytest_diffusion.samples.store import cache_root
 
-    with _readable_errors():
+    with readable_errors():
         clip = load_clip(diffusion_settings.clip_model, device=str(device_of(diffusion_pipeline)))
         clip = replace(clip, cache=cache_root(diffusion_settings.cache_dir))
         if diffusion_settings.reference is not None:
             require_aligned(request.getfixturevalue("diffusion_reference"), clip)
         return clip
-
-
-@pytest.fixture(scope="session")
-def diffusion_attention(diffusion_settings: Settings, diffusion_pipeline: Any) -> AttentionRun:
-    """Cross-attention recorded over 64 prompts whose modifier and noun are known."""
-    from pytest_diffusion.samples.attention_run import run_attention
-    from pytest_diffusion.samples.prompts import phrases
-
-    count = min(ATTENTION_PROMPTS, diffusion_settings.num_samples)
-    with _readable_errors():
-        return run_attention(diffusion_pipeline, phrases(diffusion_settings.prompts, count), diffusion_settings)
-
-
-@pytest.fixture(scope="session")
-def diffusion_localisation(diffusion_settings: Settings, diffusion_pipeline: Any, diffusion_reference: Reference) -> Localisation:
-    """Attention over noised reference images that say where the things are which their prompts name."""
-    from pytest_diffusion.samples.localisation import run_localisation
-
-    with _readable_errors():
-        return run_localisation(diffusion_pipeline, diffusion_reference, diffusion_settings)
-
-
-@pytest.fixture(scope="session")
-def diffusion_latents(diffusion_pipeline: Any) -> LatentCodec:
-    """Encode and decode between images and scaled latents; skips for a pixel-space model."""
-    from pytest_diffusion.adapters.latents import LatentCodec
-
-    with _readable_errors():
-        return LatentCodec.of(diffusion_pipeline)
-
-
-@pytest.fixture(scope="session")
-def diffusion_trials(
-    request: pytest.FixtureRequest, diffusion_pipeline: Any, diffusion_prompts: list[str], diffusion_settings: Settings
-) -> Trials:
-    """Small controlled runs: the same seed again, another batch size, another guidance."""
-    from pytest_diffusion.samples.trials import Trials
-
-    _note(request, diffusion_settings, **_describe(diffusion_pipeline))
-    return Trials(diffusion_pipeline, diffusion_prompts, diffusion_settings)
-
-
-@pytest.fixture(scope="session")
-def diffusion_denoisers(diffusion_pipeline: Any, diffusion_reference: Reference) -> Denoisers:
-    """The denoiser of an unconditional pixel model beside a closed form of half of the reference; skips for other models."""
-    from pytest_diffusion.analytic.compare import denoisers_of
-
-    if diffusion_reference.images is None:
-        pytest.skip("the reference is a file of statistics; a closed form needs its images.")
-    with _readable_errors():
-        return denoisers_of(diffusion_pipeline, diffusion_reference.images)
-
-
-@pytest.fixture(scope="session")
-def diffusion_direction(diffusion_pipeline: Any, diffusion_settings: Settings) -> Direction:
-    """Images of two prompts that differ in one attribute, at the same seeds."""
-    from pytest_diffusion.samples.prompts import direction_pair
-    from pytest_diffusion.samples.trials import run_direction
-
-    with _readable_errors():
-        return run_direction(diffusion_pipeline, direction_pair(diffusion_settings.prompts), diffusion_settings)
 
 
 @pytest.fixture
@@ -298,28 +231,6 @@ def diffusion_report(request: pytest.FixtureRequest) -> ReportNotes:
     return ReportNotes(request.node)
 
 
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Reasons become skips, and known errors one line instead of a traceback through the plugin."""
-    from pytest_diffusion.errors import ModelError, NotApplicable, SettingsError
-
-    try:
-        yield
-    except NotApplicable as reason:
-        pytest.skip(str(reason))
-    except (ModelError, SettingsError, ImportError) as error:
-        pytest.fail(str(error), pytrace=False)
-
-
-def _note(request: pytest.FixtureRequest, settings: Settings, **facts: Any) -> None:
-    """Facts of this run for the report; they travel with the next test report.
-
-    A test with a marker of its own runs under other settings, which are not those of the run.
-    """
-    if "marker" not in settings.sources.values():
-        request.config.stash.setdefault(RUN, {}).update(facts)
-
-
 def _share_cores(config: pytest.Config) -> None:
     """Divide torch's threads among xdist workers: more threads than cores are many times slower than one each."""
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
@@ -329,23 +240,11 @@ def _share_cores(config: pytest.Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
-def _describe(pipeline: Any) -> dict[str, Any]:
-    from pytest_diffusion.adapters import pipelines
-
-    return {
-        "pipeline": type(pipeline).__name__,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "weights": pipelines.fingerprint(pipeline),
-        "device": str(pipelines.device_of(pipeline)),
-        "dtype": pipelines.dtype_of(pipeline),
-    }
-
-
 def _family(request: pytest.FixtureRequest, settings: Settings) -> str:
     from pytest_diffusion.adapters import pipelines
 
-    if not _is_overridden(request, "diffusion_pipeline"):
-        with _readable_errors():
+    if not is_overridden(request, "diffusion_pipeline"):
+        with readable_errors():
             scheduler = pipelines.load_scheduler(settings)
             if scheduler is not None:
                 return pipelines.family_of_index(settings.model, scheduler)
@@ -359,23 +258,13 @@ def _is_own_code(request: pytest.FixtureRequest, settings: Settings) -> bool:
         from pytest_diffusion.analytic import is_built_in
 
         named = ["" if is_built_in(settings.model.partition(":")[2]) else settings.model, settings.scheduler or ""]
-    return _is_overridden(request, "diffusion_pipeline") or any(":" in name and not Path(name).exists() for name in named)
+    return is_overridden(request, "diffusion_pipeline") or any(":" in name and not Path(name).exists() for name in named)
 
 
 def _session_folder(request: pytest.FixtureRequest) -> Path:
     """A folder of this session, the same for all its workers: samples of code that may change are not kept."""
     folder: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
     return (folder.parent if hasattr(request.config, "workerinput") else folder) / "diffusion-samples"
-
-
-def _is_overridden(request: pytest.FixtureRequest, name: str) -> bool:
-    """Whether a conftest or module redefines a fixture of ours for this test.
-
-    pytest has no public question for it; getfixturedefs has kept its name since pytest 3.
-    """
-    # The test that asked first: in a session-scoped fixture request.node is the session, which sees no conftest.py.
-    manager, item = request.session._fixturemanager, request._pyfuncitem
-    return len(manager.getfixturedefs(name, item) or ()) > 1
 
 
 def _progress(config: pytest.Config) -> Callable[[Iterable[range], int], Any] | None:

@@ -13,7 +13,7 @@ import pytest
 from pytest_diffusion.settings import OPTIONS
 from pytest_diffusion.stash import NOTES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings
 
-pytest_plugins = ("pytest_diffusion.fixtures",)
+pytest_plugins = ("pytest_diffusion.fixtures", "pytest_diffusion.lens_fixtures")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from pytest_diffusion.adapters.attention_probe import Probe, Run
 from pytest_diffusion.adapters.attention_record import AttentionRecord
-from pytest_diffusion.adapters.pipelines import denoiser, is_text_conditioned, modules
+from pytest_diffusion.adapters.pipelines import denoiser, is_text_conditioned, uncompiled
 from pytest_diffusion.adapters.text_tokens import TokenListener
 from pytest_diffusion.errors import ModelError, NotApplicable
 
@@ -64,8 +64,7 @@ def record_attention(pipeline: Any, *, layers: Sequence[str] | None = None, step
     with ExitStack() as stack:
         _RECORDED.add(network)
         stack.callback(_RECORDED.discard, network)
-        if any(_is_compiled(module) for module in (*modules(pipeline).values(), *named.values())):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled(pipeline))
         handles = run.tokens.listen()
         handles.append(network.register_forward_pre_hook(run.note_call, with_kwargs=True))
         for name in chosen:
@@ -94,7 +93,3 @@ def _attends_to_text(module: Any) -> bool:
         return False
     joins_text = getattr(module, "add_k_proj", None) is not None or getattr(module, "pre_only", False)
     return bool(joins_text or getattr(module, "is_cross_attention", False))
-
-
-def _is_compiled(module: Any) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

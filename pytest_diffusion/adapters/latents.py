@@ -12,14 +12,19 @@ from pytest_diffusion.adapters.pipelines import has_vae
 from pytest_diffusion.errors import NotApplicable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentCodec:
-    """Encoder and decoder of a VAE with its `scaling_factor`, and its shift and spread per channel."""
+    """Encoder and decoder of a VAE with its `scaling_factor`, and its shift and spread per channel.
+
+    Scaled latents are (raw − shift)·scaling_factor/spread. Tiling and slicing stay as they are set on the VAE.
+    """
 
     vae: Any
     scaling_factor: float
     shift: torch.Tensor
+    """(1, C or 1, 1, 1), float32: the configuration's `shift_factor`, or `latents_mean` per channel."""
     spread: torch.Tensor
+    """(1, C or 1, 1, 1), float32: the configuration's `latents_std` per channel, else 1."""
 
     @classmethod
     def of(cls, pipeline: Any) -> LatentCodec:
@@ -42,9 +47,7 @@ class LatentCodec:
         with torch.no_grad():
             for batch in images.split(batch_size):
                 pixels = (batch.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
-                posterior = self.vae.encode(pixels)
-                mean = posterior.latent_dist.mode() if hasattr(posterior, "latent_dist") else posterior.latents
-                latents.append((mean.float().cpu() - self.shift) * self.scaling_factor / self.spread)
+                latents.append((_raw_latents(self.vae.encode(pixels)).float().cpu() - self.shift) * self.scaling_factor / self.spread)
         return torch.cat(latents)
 
     def decode(self, latents: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
@@ -53,6 +56,17 @@ class LatentCodec:
         images = []
         with torch.no_grad():
             for batch in latents.split(batch_size):
-                raw = (batch * self.spread / self.scaling_factor + self.shift).to(parameter.device, parameter.dtype)
-                images.append((self.vae.decode(raw).sample.float() / 2 + 0.5).clamp(0, 1).cpu())
+                # In the VAE's own dtype and order, as pipelines do: then their images are the same to the last bit.
+                scaled, spread, shift = (values.to(parameter.device, parameter.dtype) for values in (batch, self.spread, self.shift))
+                raw = scaled * spread / self.scaling_factor + shift
+                images.append((self.vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1).float().cpu())
         return torch.cat(images)
+
+
+def _raw_latents(encoded: Any) -> torch.Tensor:
+    """The mean of a VAE's posterior, or the latents of an encoder without one (VQ, tiny, deep compression)."""
+    if hasattr(encoded, "latent_dist"):
+        mean: torch.Tensor = encoded.latent_dist.mode()
+        return mean
+    latents: torch.Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+    return latents

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ def denoiser(pipeline: Any) -> torch.nn.Module | None:
     return getattr(part, "_orig_mod", part)
 
 
+def uncompiled(pipeline: Any) -> AbstractContextManager[Any]:
+    """A context in which a compiled denoiser runs as it was written, so that hooks on it are called."""
+    parts = [module for part in modules(pipeline).values() for module in part.modules()]
+    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return nullcontext()
+
+
 def is_text_conditioned(pipeline: Any) -> bool:
     """Whether the pipeline takes a prompt and has an encoder for it."""
     return getattr(pipeline, "text_encoder", None) is not None and "prompt" in _parameters(pipeline)
@@ -147,6 +157,11 @@ def guidance_groups(pipeline: Any, encoder_calls: int) -> tuple[int, int]:
     guided = bool(getattr(pipeline, "do_classifier_free_guidance", encoder_calls > 1))
     perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
     return 1 + guided + perturbed, int(guided)
+
+
+def takes(pipeline: Any, name: str) -> bool:
+    """Whether calling the pipeline takes an argument of this name."""
+    return name in _parameters(pipeline)
 
 
 def takes_step_callback(pipeline: Any) -> bool:

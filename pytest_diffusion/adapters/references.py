@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from pytest_diffusion.adapters.images import as_uint8, resize_images
 from pytest_diffusion.adapters.objects import load_object
 from pytest_diffusion.adapters.rows import read_rows
-from pytest_diffusion.errors import ModelError, missing_package
+from pytest_diffusion.errors import ModelError, NotApplicable
 from pytest_diffusion.maths.feature_statistics import UNREADABLE, FeatureStatistics
 
 _OPTION = "--diffusion-reference"
@@ -42,6 +42,12 @@ class Reference:
     """Where the thing is that `words` name, bool (M, H, W), for references that say so."""
     words: tuple[tuple[str, ...], ...] = ()
     """Words of each image's prompt that stand for what its mask shows."""
+
+    def require_images(self) -> torch.Tensor:
+        """The images. Raises NotApplicable for a reference of statistics alone."""
+        if self.images is None:
+            raise NotApplicable("the reference is a file of statistics and holds no images.")
+        return self.images
 
     def label(self, index: int) -> str:
         """What an image is called in a message."""
@@ -116,10 +122,8 @@ def _demo(limit: int) -> Reference:
 
 def _digits(height: int, width: int, limit: int) -> Reference:
     """The 1,797 grey digits of 8x8 that scikit-learn brings along."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise missing_package("scikit-learn", f"{_OPTION}=digits", "'pytest-diffusion[analytic]'") from error
+    from sklearn.datasets import load_digits
+
     grey = torch.from_numpy(load_digits().images[:limit] * (255 / 16)).round().to(torch.uint8)
     return _resized("digits", grey[:, None].repeat(1, 3, 1, 1), height, width)
 

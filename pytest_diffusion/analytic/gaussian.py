@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.analytic.base import AnalyticModel, Dataset, batches, whole
 from pytest_diffusion.analytic.registry import register_model
-from pytest_diffusion.errors import ModelError, missing_package
+from pytest_diffusion.errors import ModelError
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 
 _LARGEST = 16_384
@@ -117,11 +117,9 @@ class GaussianMixture(AnalyticModel):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def fit(self, dataset: Dataset) -> GaussianMixture:
-        """The model with a mixture fitted by expectation maximisation (scikit-learn). Raises ImportError without it."""
-        try:
-            from sklearn.mixture import GaussianMixture as Fitted
-        except ImportError as error:
-            raise missing_package("scikit-learn", "fitting a gaussian_mixture", "'pytest-diffusion[analytic]'") from error
+        """The model with a mixture fitted by expectation maximisation (scikit-learn)."""
+        from sklearn.mixture import GaussianMixture as Fitted
+
         images = whole(dataset)
         if len(images) < self.components:
             raise ValueError(f"{len(images)} images cannot be fitted by {self.components} components.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.pipelines import denoiser
+from pytest_diffusion.adapters.pipelines import denoiser, is_text_conditioned
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.verdict import Measurement
@@ -52,6 +52,25 @@ def seeds_differ(trials: Any) -> Measurement:
         "levels",
         num_samples=len(images),
         hint=f"Seeds {seeds[closest[0]]} and {seeds[closest[1]]} give almost the same image: is the generator heard?",
+    )
+
+
+@check("always", "different prompts give different images")
+def prompt_sensitivity(trials: Any) -> Measurement:
+    """Mean difference in 8-bit levels between images of two prompts at the same seed; the smallest over four seeds."""
+    if trials.prompts is None or not is_text_conditioned(trials.pipeline):
+        raise NotApplicable(f"{type(trials.pipeline).__name__} is not conditioned on text.")
+    distinct = list(dict.fromkeys(trials.prompts))
+    if len(distinct) < 2:
+        raise NotApplicable("all prompts are the same.")
+    sides = [type(trials)(trials.pipeline, [prompt], trials.settings).run() for prompt in (distinct[0], distinct[len(distinct) // 2])]
+    differences = (sides[0].float() - sides[1].float()).abs().flatten(1).mean(1)
+    return Measurement(
+        float(differences.min()),
+        "smallest mean difference between prompts",
+        "levels",
+        num_samples=len(differences),
+        hint=f"{distinct[0]!r} and {distinct[len(distinct) // 2]!r} give almost the same image: the prompt is not heard.",
     )
 
 

@@ -1,35 +1,35 @@
-"""Checks of the latent space: round trip, scale, paths, a semantic direction, and what lies outside."""
+"""Checks of the latent space: round trip, scale, shift and channels, and that pipeline and denoiser agree on them."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri, grid_uri
+from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.maths.interpolation import path_figures, slerp
-from pytest_diffusion.maths.ood import MahalanobisScorer
-from pytest_diffusion.maths.statistics import auroc, auroc_error, mean_error, wilson_interval
+from pytest_diffusion.maths.similarity import psnr, ssim
+from pytest_diffusion.maths.statistics import jackknife, mean_error
 from pytest_diffusion.verdict import Measurement
 
 ROUND_TRIP_IMAGES = 200
-PATHS, FRAMES = 8, 17
-OOD_REFERENCES = 400
-MAX_DIMENSIONS = 2048
+FACTORS = [2 ** (index / 4) for index in range(-16, 17)]
+OFFSET = 0.1
 
 
 @check("latent", "the VAE gives images back")
 def vae_psnr(latents: Any, reference: Reference) -> Measurement:
     """Mean peak signal-to-noise ratio of decode(encode(x)) over reference images, in dB."""
-    images = _images(reference)[:ROUND_TRIP_IMAGES]
-    decoded = latents.decode(latents.encode(images))
-    errors = (decoded - images.float() / 255).square().mean((1, 2, 3)).clamp(min=1e-12)
-    values = -10 * errors.log10()
+    images = reference.require_images()[:ROUND_TRIP_IMAGES]
+    encoded = latents.encode(images)
+    decoded = latents.decode(encoded)
+    values = psnr(decoded, images.float() / 255)
     worst = int(values.argmin())
     shown = (decoded * 255).round().to(torch.uint8)
     series = {"originals": [data_uri(image) for image in images[:6]], "round_trips": [data_uri(image) for image in shown[:6]]}
@@ -40,14 +40,30 @@ def vae_psnr(latents: Any, reference: Reference) -> Measurement:
         unit="dB",
         num_samples=len(values),
         series=series,
-        hint=f"The worst is reference image {worst} with {float(values[worst]):.1f} dB.",
+        hint=f"The worst is {reference.label(worst)} with {float(values[worst]):.1f} dB." + _swapped_in_decoder(latents, encoded, images),
+    )
+
+
+@check("latent", "the VAE keeps the structure of images")
+def vae_ssim(latents: Any, reference: Reference) -> Measurement:
+    """Mean structural similarity of decode(encode(x)) and x over reference images; 1 is the same."""
+    images = reference.require_images()[:ROUND_TRIP_IMAGES]
+    values = ssim(latents.decode(latents.encode(images)), images.float() / 255)
+    worst = int(values.argmin())
+    return Measurement.with_error(
+        float(values.mean()),
+        mean_error(values),
+        name="round-trip SSIM",
+        num_samples=len(values),
+        hint=f"The worst is {reference.label(worst)} with {float(values[worst]):.2f}.",
     )
 
 
 @check("latent", "scaled latents have unit spread")
 def latent_std(latents: Any, reference: Reference) -> Measurement:
     """Standard deviation of scaled latents of reference images; the denoiser was trained at about 1."""
-    encoded = latents.encode(_images(reference)[:ROUND_TRIP_IMAGES])
+    images = reference.require_images()[:ROUND_TRIP_IMAGES]
+    encoded = latents.encode(images)
     value = float(encoded.std())
     raw = value / latents.scaling_factor
     # A factor f brings raw latents to 1; missing it leaves 1/f, applying it twice leaves f.
@@ -59,171 +75,147 @@ def latent_std(latents: Any, reference: Reference) -> Measurement:
         hint += " It looks as if the VAE's scaling factor was applied twice."
     elif not 0.7 < value < 1.4:
         hint += " The VAE's scaling factor is wrong."
+    if not 0.7 < value < 1.4 and value > 0:
+        # What a denoiser that makes latents of unit spread would give: too small a factor saturates, too large a one is flat.
+        contrast = float(latents.decode(encoded[:16] / value).std()), float((images[:16].float() / 255).std())
+        hint += f" Latents of unit spread decode to a contrast of {contrast[0]:.2f}; the references have {contrast[1]:.2f}."
     per_sample = encoded.flatten(1).std(1)
     return Measurement.with_error(
         value, mean_error(per_sample), name="standard deviation of scaled latents", num_samples=len(encoded), hint=hint
     )
 
 
-@check("latent", "slerp between references has no jump")
-def slerp_smooth(latents: Any, reference: Reference) -> Measurement:
-    """Largest over mean step between decoded frames of 17-frame slerps, the worst of 8 pairs of references."""
-    paths = _paths(latents, reference)
-    figures = [path_figures(frames) for frames in paths]
-    worst = max(range(len(figures)), key=lambda index: figures[index].jump)
-    encoded = latents.encode(_images(reference)[: 2 * PATHS])
-    strip = (paths[0] * 255).round().to(torch.uint8)
-    series = {
-        "strip": grid_uri(strip, columns=FRAMES),
-        "steps": [float(step) for step in (paths[0][1:] - paths[0][:-1]).flatten(1).norm(dim=1)],
-        "slerp_norms": _norms(encoded, spherical=True),
-        "lerp_norms": _norms(encoded, spherical=False),
-    }
-    return Measurement(
-        figures[worst].jump,
-        "largest over mean step",
-        num_samples=len(paths),
-        series=series,
-        hint=f"The jump lies between frames {figures[worst].jump_at} and {figures[worst].jump_at + 1} of pair {worst}.",
-    )
+@check("latent", "the pipeline decodes its latents as the VAE's configuration says")
+def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
+    """Mean difference in 8-bit levels between the pipeline's images and its final latents decoded by factor and shift."""
+    final, images = trials.latents(), trials.plain.float() / 255
+    difference = _levels(latents.decode(final), images)
+    hint = ""
+    if difference > 0:
+        shown = slice(0, 1)
+        causes = {name: _levels(codec.decode(order(final[shown])), images[shown]) for name, codec, order in _misreadings(latents, final)}
+        best = min(causes, key=lambda name: causes[name])
+        hint = "No factor, shift or order of channels explains it."
+        if causes[best] < difference / 4:
+            hint = f"The pipeline decodes as if {best} (then the difference is {causes[best]:.2g})."
+    return Measurement(difference, "mean difference between pipeline and configuration", "levels", num_samples=len(final), hint=hint)
 
 
-@check("latent", "slerp drifts steadily away from its start")
-def slerp_drift(latents: Any, reference: Reference) -> Measurement:
-    """Share of steps on which the decoded frame does not come nearer to the first one, mean over 8 pairs."""
-    values = torch.tensor([path_figures(frames).drift for frames in _paths(latents, reference)])
-    return Measurement(float(values.mean()), "share of steps that drift away", num_samples=len(values))
+@check("latent", "the denoiser expects latents of the scale that the encoder gives")
+def latent_scale(latent_fit: Any) -> Measurement:
+    """The factor on encoded references at which the denoiser predicts best, with the same noise and images; 1 is right."""
+    errors = torch.stack([latent_fit.errors(factor=factor) for factor in FACTORS], 1)
+    place = int(errors.mean(0).argmin())
+    if place in (0, len(FACTORS) - 1):
+        return Measurement(FACTORS[place], "best factor on latents", num_samples=len(errors), hint=_UNKNOWN)
+
+    def best(values: torch.Tensor) -> float:
+        return math.log2(FACTORS[place]) + _vertex(values.mean(0)) / 4
+
+    exponent, error = jackknife(best, errors[:, place - 1 : place + 2], groups=min(20, len(errors)))
+    value, factor = 2**exponent, latent_fit.scaling_factor
+    hint = f"The denoiser predicts best with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
+    if factor == 1:
+        hint += " It looks as if the VAE's scaling factor is missing."
+    elif abs(math.log(value * math.sqrt(factor))) < 0.3:
+        hint += " It looks as if the VAE's scaling factor was applied twice."
+    interval = 2 ** (exponent - 1.96 * error), 2 ** (exponent + 1.96 * error)
+    return Measurement(value, "best factor on latents", interval=interval, num_samples=len(errors), series=_curve(errors), hint=hint)
 
 
-@check("latent", "a prompt pair changes different samples the same way")
-def semantic_direction(direction: Any, clip: Any) -> Measurement:
-    """Mean cosine between each sample's change and the mean change of the others, in CLIP's image space.
+@check("latent", "the denoiser expects latents centred where the encoder puts them")
+def latent_shift(latent_fit: Any) -> Measurement:
+    """The offset on all encoded references at which the denoiser predicts best, in units of scaled latents; 0 is right."""
+    errors = torch.stack([latent_fit.errors(offset=offset) for offset in (-OFFSET, 0.0, OFFSET)], 1)
 
-    `direction` holds images of both prompts at the same seeds. Random changes give about 0.
-    """
-    change = clip.image_embeds(direction.target_images).double() - clip.image_embeds(direction.source_images).double()
-    others = change.sum(0) - change
-    values = torch.nn.functional.cosine_similarity(change, others, dim=1).nan_to_num(0.0)
-    series = {
-        "sources": [data_uri(image) for image in direction.source_images[:8]],
-        "targets": [data_uri(image) for image in direction.target_images[:8]],
-        "prompts": [direction.pair.source, direction.pair.target],
-    }
+    def best(values: torch.Tensor) -> float:
+        return OFFSET * _vertex(values.mean(0))
+
+    value, error = jackknife(best, errors, groups=min(20, len(errors)))
+    raw = value / latent_fit.scaling_factor
+    hint = f"The encoder's raw latents lie {-raw:+.4g} from where the denoiser expects them: is the shift factor ignored, or applied twice?"
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
-        name="agreement of changes",
-        num_samples=len(values),
-        series=series,
-        protocol={"extractor": f"CLIP {clip.name}"},
-        hint=f"{direction.pair.source!r} to {direction.pair.target!r} moves different samples in different directions.",
+        value, error, name="best offset on latents", num_samples=len(errors), hint=_UNKNOWN if math.isnan(value) else hint
     )
 
 
-@check("latent", "outliers score as outliers")
-def ood_auroc(latents: Any, reference: Reference) -> Measurement:
-    """AUROC of the Mahalanobis score for noise, shuffled patches and inversion against held-out references; the lowest."""
-    fit, held_out = _split(reference)
-    scorer = MahalanobisScorer.fit(_flat(latents.encode(fit)))
-    inliers = scorer.scores(_flat(latents.encode(held_out)))
-    generator = torch.Generator().manual_seed(0)
-    values, scores = {}, {"held-out references": inliers}
-    for name, make in OUTLIERS.items():
-        scores[name] = scorer.scores(_flat(latents.encode(make(held_out, generator))))
-        values[name] = auroc(inliers, scores[name])
-    lowest = min(values, key=lambda name: values[name])
-    error = auroc_error(values[lowest], len(inliers), len(inliers))
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-    return Measurement(
-        values[lowest],
-        f"AUROC for {lowest}",
-        interval=(max(0.0, values[lowest] - 1.96 * error), min(1.0, values[lowest] + 1.96 * error)),
-        num_samples=len(inliers),
-        num_reference=len(fit),
-        series={"scores": {name: [float(score) for score in value] for name, value in scores.items()}},
-        hint=f"By kind: {listed}.",
+@check("latent", "the denoiser expects the channels where the encoder puts them")
+def latent_channels(latent_fit: Any) -> Measurement:
+    """Smallest relative change of the denoiser's error when two channels of the encoded references trade places; above 0 is right."""
+    own = latent_fit.own_errors
+    changes = {}
+    for pair in itertools.combinations(range(latent_fit.channels), 2):
+        changes[pair] = latent_fit.errors(order=_swap(latent_fit.channels, *pair)) - own
+    if not changes:
+        raise NotApplicable("latents of one channel have no order.")
+    pair = min(changes, key=lambda pair: float(changes[pair].mean()))
+    mean = float(own.mean())
+    return Measurement.with_error(
+        float(changes[pair].mean()) / mean,
+        mean_error(changes[pair]) / mean,
+        name="least change of the error by swapping channels",
+        num_samples=len(own),
+        hint=f"The denoiser predicts no worse with channels {pair[0]} and {pair[1]} swapped: latent channels look permuted.",
     )
 
 
-@check("latent", "references do not score as outliers")
-def ood_false_alarms(latents: Any, reference: Reference) -> Measurement:
-    """Share of held-out references above the 95 % quantile of other held-out references; 0.05 is nominal."""
-    fit, held_out = _split(reference)
-    scorer = MahalanobisScorer.fit(_flat(latents.encode(fit)))
-    scores = scorer.scores(_flat(latents.encode(held_out)))
-    calibration, tested = scores[::2].sort().values, scores[1::2]
-    # Conformal rank: with n calibration scores, at most 5 % of exchangeable ones lie above the k-th.
-    rank = min(math.ceil(0.95 * (len(calibration) + 1)), len(calibration)) - 1
-    alarms = int((tested > calibration[rank]).sum())
-    return Measurement(
-        alarms / len(tested),
-        "share of references flagged as outliers",
-        interval=wilson_interval(alarms, len(tested)),
-        num_samples=len(tested),
-        num_reference=len(fit),
-    )
+_UNKNOWN = "The denoiser's error has no minimum near the encoder's latents: it does not know them."
 
 
-def _noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+def _vertex(values: torch.Tensor) -> float:
+    """Where a parabola through values at -1, 0 and 1 is lowest; nan where it has no lowest point."""
+    low, middle, high = (float(value) for value in values)
+    bend = low - 2 * middle + high
+    return (low - high) / (2 * bend) if bend > 0 else math.nan
 
 
-def _shuffled_patches(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image cut into 4 by 4 patches in a random order."""
-    count, channels, height, width = images.shape
-    rows, columns = height // 4, width // 4
-    cut = images[..., : rows * 4, : columns * 4].reshape(count, channels, 4, rows, 4, columns).permute(0, 2, 4, 1, 3, 5)
-    order = torch.rand(count, 16, generator=generator).argsort(1)
-    patches = cut.reshape(count, 16, channels, rows, columns)[torch.arange(count)[:, None], order]
-    return patches.reshape(count, 4, 4, channels, rows, columns).permute(0, 3, 1, 4, 2, 5).reshape(count, channels, rows * 4, columns * 4)
+def _curve(errors: torch.Tensor) -> dict[str, Any]:
+    return {"factors": FACTORS, "errors": [float(value) for value in errors.mean(0)]}
 
 
-def _inverted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return 255 - images
+def _levels(images: torch.Tensor, others: torch.Tensor) -> float:
+    """Mean difference of images in [0, 1], both rounded to 8 bits, in levels."""
+    return float(((images * 255).round() - (others * 255).round()).abs().mean())
 
 
-OUTLIERS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
-    "noise": _noise,
-    "shuffled patches": _shuffled_patches,
-    "inverted": _inverted,
-}
+def _swap(count: int, one: int, other: int) -> list[int]:
+    order = list(range(count))
+    order[one], order[other] = order[other], order[one]
+    return order
 
 
-def _images(reference: Reference) -> torch.Tensor:
-    if reference.images is None:
-        raise NotApplicable("the reference is a file of statistics and holds no images.")
-    return reference.images
+def _misreadings(codec: Any, final: torch.Tensor) -> list[tuple[str, Any, Callable[[torch.Tensor], torch.Tensor]]]:
+    """What a pipeline may do wrong with its latents: a name, the codec that does it, and the order of channels."""
+
+    def same(values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    factor, shift = codec.scaling_factor, codec.shift
+    found: list[tuple[str, Any, Callable[[torch.Tensor], torch.Tensor]]] = [
+        ("the scaling factor were missing", replace(codec, scaling_factor=1.0), same),
+        ("the scaling factor were applied twice", replace(codec, scaling_factor=factor**2), same),
+        ("the shift were ignored", replace(codec, shift=torch.zeros_like(shift)), same),
+        ("the shift were applied twice", replace(codec, shift=2 * shift), same),
+        ("the spread of each channel were ignored", replace(codec, spread=torch.ones_like(codec.spread)), same),
+    ]
+    for one, other in itertools.combinations(range(final.shape[1]), 2):
+        found.append((f"channels {one} and {other} were swapped", codec, _swapper(final.shape[1], one, other)))
+    return found
 
 
-def _flat(latents: torch.Tensor) -> torch.Tensor:
-    """Latents (N, C, h, w) as (N, D), averaged over squares until D is at most 2048: a covariance has D² entries."""
-    while latents[0].numel() > MAX_DIMENSIONS and min(latents.shape[-2:]) > 1:
-        latents = torch.nn.functional.avg_pool2d(latents, 2)
-    return latents.flatten(1)
+def _swapper(count: int, one: int, other: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda values: values[:, _swap(count, one, other)]
 
 
-def _split(reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reference images to fit on, and as many held out."""
-    images = _images(reference)[: 2 * OOD_REFERENCES]
-    half = len(images) // 2
-    if half < 8:
-        raise NotApplicable(f"{len(images)} reference images are too few to fit and to hold out; at least 16 are needed.")
-    return images[:half], images[half:]
-
-
-def _paths(latents: Any, reference: Reference) -> list[torch.Tensor]:
-    """Decoded slerps between pairs of encoded references: PATHS tensors (FRAMES, 3, H, W)."""
-    images = _images(reference)[: 2 * PATHS]
-    if len(images) < 2:
-        raise NotApplicable(f"a path needs 2 reference images; there are {len(images)}.")
-    encoded = latents.encode(images)
-    weights = torch.linspace(0, 1, FRAMES)
-    return [latents.decode(slerp(encoded[index], encoded[index + 1], weights)) for index in range(0, len(encoded) - 1, 2)]
-
-
-def _norms(encoded: torch.Tensor, *, spherical: bool) -> list[float]:
-    """Norms along the first path; a straight line dips in the middle."""
-    weights = torch.linspace(0, 1, FRAMES)
-    column = weights[:, None, None, None]
-    path = slerp(encoded[0], encoded[1], weights) if spherical else (1 - column) * encoded[0] + column * encoded[1]
-    return [float(norm) for norm in path.flatten(1).norm(dim=1)]
+def _swapped_in_decoder(codec: Any, encoded: torch.Tensor, images: torch.Tensor) -> str:
+    """Two channels that the decoder takes for one another, if trading them brings the images back."""
+    few, target = encoded[:4], images[:4].float() / 255
+    own = float(psnr(codec.decode(few), target).mean())
+    if own > 20:
+        return ""
+    pairs = list(itertools.combinations(range(few.shape[1]), 2))
+    gains = {pair: float(psnr(codec.decode(few[:, _swap(few.shape[1], *pair)]), target).mean()) - own for pair in pairs}
+    best = max(gains, key=lambda pair: gains[pair], default=None)
+    if best is None or gains[best] < 3:
+        return ""
+    return f" With channels {best[0]} and {best[1]} swapped it is {gains[best]:.1f} dB better: latent channels look permuted."

@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
+_SMALL_ANGLE = 1e-7
+"""Radians; below it sin(angle) has lost half of its digits, and an arc is its chord to 1e-14."""
+
 
 class PathFigures(NamedTuple):
-    """Largest over mean step, where the largest step begins, and the share of frames that drift away."""
+    """How smooth a path of frames is, by Euclidean distances between flattened frames."""
 
     jump: float
+    """Largest over mean step; 1 for even steps, the number of steps for one hard jump."""
     jump_at: int
+    """The frame that the largest step leaves."""
     drift: float
+    """Share of steps on which the distance from the first frame does not fall."""
+    over_chord: float
+    """Length of the path over the distance between its ends; 1 for a straight line, inf for a closed path."""
+    curvature: float
+    """Mean angle in degrees between successive steps; 0 for a straight line, 90 for a random walk."""
 
 
-def slerp(start: torch.Tensor, end: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+def slerp(start: torch.Tensor, end: torch.Tensor, weight: float | torch.Tensor, *, batch_dims: int = 0) -> torch.Tensor:
     """Spherical linear interpolation from `start` (weight 0) to `end` (weight 1), same shape and dtype.
 
-    `weight` is a number, or a tensor (K,) that adds a leading axis. Direction is turned at constant speed
-    and length is interpolated linearly, so the ends are exact. Parallel vectors are interpolated linearly.
-    Raises ValueError for different shapes, and for antiparallel or zero vectors, between which no arc is shortest.
-    Source: Shoemake 1985.
+    The first `batch_dims` axes hold vectors of their own, all others belong to one vector: latents (N, C, h, w)
+    are a batch with `batch_dims=1`. `weight` is a number, or a tensor (K,) that adds a leading axis. Direction is
+    turned at constant speed and length is interpolated linearly, so the ends are exact.
+
+    Where no arc is given, the path is defined all the same: parallel vectors, and vectors of which one is zero,
+    are joined by a straight line; antiparallel ones by the half circle through a fixed perpendicular direction
+    (each pair of coordinates turned by a quarter). Raises ValueError for different shapes, and for antiparallel
+    vectors of one coordinate. Source: Shoemake 1985.
     """
     if start.shape != end.shape:
         raise ValueError(f"start has shape {tuple(start.shape)} and end {tuple(end.shape)}; expected the same.")
-    first, last = start.double().flatten(), end.double().flatten()
-    lengths = first.norm(), last.norm()
-    if min(lengths) == 0:
-        raise ValueError("start or end is the zero vector, which has no direction.")
-    cosine = float((first @ last / (lengths[0] * lengths[1])).clamp(-1, 1))
-    if cosine < -1 + 1e-10:
-        raise ValueError("start and end are antiparallel: every great circle through them is equally short.")
+    shape = start.shape[:batch_dims]
+    first, last = (side.double().reshape(math.prod(shape), -1) for side in (start, end))
+    lengths = [side.norm(dim=1, keepdim=True) for side in (first, last)]
+    units = [side / length.clamp(min=1e-300) for side, length in zip((first, last), lengths, strict=True)]
+    # More exact than an arccosine, whose digits are lost at both ends.
+    angle = 2 * torch.atan2((units[0] - units[1]).norm(dim=1, keepdim=True), (units[0] + units[1]).norm(dim=1, keepdim=True))
+    has_zero = (lengths[0] == 0) | (lengths[1] == 0)
+    straight = has_zero | (angle < _SMALL_ANGLE)
+    opposite = ~has_zero & (angle > math.pi - _SMALL_ANGLE)
     weights = torch.as_tensor(weight, dtype=torch.float64, device=start.device)
-    column = weights.reshape(-1, 1)
-    angle = torch.acos(torch.tensor(cosine, dtype=torch.float64))
-    if cosine > 1 - 1e-10:
-        path = (1 - column) * first + column * last
-    else:
-        turned = ((1 - column) * angle).sin() * first / lengths[0] + (column * angle).sin() * last / lengths[1]
-        path = turned / angle.sin() * ((1 - column) * lengths[0] + column * lengths[1])
+    column = weights.reshape(-1, 1, 1)
+    length = (1 - column) * lengths[0] + column * lengths[1]
+    sine = torch.where(straight | opposite, torch.ones_like(angle), angle.sin())
+    path = length * (((1 - column) * angle).sin() * units[0] + (column * angle).sin() * units[1]) / sine
+    if bool(opposite.any()):
+        half_turn = length * ((column * math.pi).cos() * units[0] + (column * math.pi).sin() * _perpendicular(units[0]))
+        path = torch.where(opposite, half_turn, path)
+    path = torch.where(straight, (1 - column) * first + column * last, path)
     return path.reshape(*weights.shape, *start.shape).to(start.dtype)
 
 
 def path_figures(frames: torch.Tensor) -> PathFigures:
-    """Figures of a path of frames (K, ...), K ≥ 3, by Euclidean distance between flattened frames.
-
-    `drift` is the share of steps on which the distance from the first frame does not fall.
-    """
+    """Figures of a path of frames (K, ...), K ≥ 3. Raises ValueError for fewer; nan where no frame moves."""
     flat = frames.double().flatten(1)
     if len(flat) < 3:
         raise ValueError(f"A path of {len(flat)} frames has no inner step; at least 3 are needed.")
-    steps = (flat[1:] - flat[:-1]).norm(dim=1)
+    moves = flat[1:] - flat[:-1]
+    steps = moves.norm(dim=1)
     away = (flat - flat[0]).norm(dim=1)
     rises = (away[1:] >= away[:-1] - 1e-9 * away.max()).double()
-    mean = float(steps.mean())
-    return PathFigures(float(steps.max()) / mean if mean > 0 else float("nan"), int(steps.argmax()), float(rises.mean()))
+    mean, chord = float(steps.mean()), float(away[-1])
+    if mean == 0:
+        return PathFigures(math.nan, 0, 1.0, math.nan, math.nan)
+    # A frame that stands still has no direction to turn from.
+    moving = (steps[1:] > 0) & (steps[:-1] > 0)
+    cosines = torch.nn.functional.cosine_similarity(moves[1:], moves[:-1], dim=1)[moving].clamp(-1, 1)
+    curvature = float(cosines.arccos().rad2deg().mean()) if len(cosines) else math.nan
+    length = float(steps.sum())
+    return PathFigures(
+        float(steps.max()) / mean, int(steps.argmax()), float(rises.mean()), length / chord if chord else math.inf, curvature
+    )
+
+
+def _perpendicular(units: torch.Tensor) -> torch.Tensor:
+    """A unit vector (N, D) perpendicular to each of `units`, the same for the same vector."""
+    count, size = units.shape
+    if size < 2:
+        raise ValueError("start and end are antiparallel numbers: there is no half circle between them.")
+    turned = torch.zeros_like(units)
+    even = size - size % 2
+    turned[:, 0:even:2], turned[:, 1:even:2] = -units[:, 1:even:2], units[:, 0:even:2]
+    # An odd last coordinate has no partner: where it holds nearly all of the vector, the first axis is perpendicular enough.
+    norm = turned.norm(dim=1, keepdim=True)
+    axis = torch.zeros_like(units)
+    axis[:, 0] = 1
+    axis = axis - (axis * units).sum(1, keepdim=True) * units
+    return torch.where(norm > 1e-6, turned / norm.clamp(min=1e-300), axis / axis.norm(dim=1, keepdim=True).clamp(min=1e-300)).reshape(
+        count, size
+    )

@@ -1,35 +1,39 @@
-"""Out-of-distribution scores: Mahalanobis distance with a shrunk covariance, judged on both sides."""
+"""Out-of-distribution scores: Mahalanobis and nearest-neighbour distances, two-sided, with calibrated p-values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from pytest_diffusion.maths.tensors import ArrayLike, as_matrix, same_width
 
 
-@dataclass(frozen=True)
-class MahalanobisScorer:
-    """Distances to a Gaussian fitted to reference latents, and the range that held-out references span.
+class Distances(Protocol):
+    """Something that says how far latents (N, D) lie from a reference: (N,), float64."""
 
-    Fit and calibration use different references, so the false-alarm rate of `is_outlier` is the nominal one.
-    """
+    def distances(self, latents: ArrayLike) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Mahalanobis:
+    """Distances in units of the reference's own spread, by a covariance that is shrunk towards a sphere."""
 
     mean: torch.Tensor
     precision_factor: torch.Tensor
-    centre: float
 
     @classmethod
-    def fit(cls, reference: ArrayLike) -> MahalanobisScorer:
-        """Fit to reference latents (M, D), M ≥ 4: three quarters give mean and covariance, the rest the typical distance."""
-        matrix = as_matrix(reference, "reference", min_rows=4)
-        count = len(matrix) * 3 // 4
-        mean = matrix[:count].mean(0)
-        covariance = ledoit_wolf(matrix[:count])
-        factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
-        scorer = cls(mean, factor, 0.0)
-        return cls(mean, factor, float(scorer.distances(matrix[count:]).log().mean()))
+    def fit(cls, reference: ArrayLike) -> Mahalanobis:
+        """Mean and Ledoit-Wolf covariance (scikit-learn) of latents (M, D), M >= 2.
+
+        Source: Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
+        """
+        from sklearn.covariance import ledoit_wolf
+
+        matrix = as_matrix(reference, "reference", min_rows=2)
+        covariance = torch.from_numpy(ledoit_wolf(matrix.numpy())[0])
+        return cls(matrix.mean(0), torch.linalg.inv(torch.linalg.cholesky(covariance)))
 
     def distances(self, latents: ArrayLike) -> torch.Tensor:
         """Mahalanobis distances (N,), float64, of latents (N, D)."""
@@ -38,27 +42,70 @@ class MahalanobisScorer:
         distances: torch.Tensor = ((matrix - self.mean) @ self.precision_factor.T).norm(dim=1)
         return distances
 
-    def scores(self, latents: ArrayLike) -> torch.Tensor:
-        """How atypical each latent is, (N,): |log distance − typical log distance|.
 
-        Two-sided, because a flat image lies *closer* to the mean than any real one.
-        """
-        return (self.distances(latents).clamp(min=1e-300).log() - self.centre).abs()
+@dataclass(frozen=True)
+class NearestNeighbours:
+    """Euclidean distances to the k-th nearest reference. Source: Sun et al. 2022 (arXiv:2204.06507)."""
+
+    reference: torch.Tensor
+    k: int = 5
+
+    @classmethod
+    def fit(cls, reference: ArrayLike, *, k: int = 5) -> NearestNeighbours:
+        """Keep latents (M, D), M >= k."""
+        return cls(as_matrix(reference, "reference", min_rows=k), k)
+
+    def distances(self, latents: ArrayLike) -> torch.Tensor:
+        """Distances (N,), float64, of latents (N, D)."""
+        matrix = as_matrix(latents, "latents")
+        same_width(matrix, self.reference)
+        distances: torch.Tensor = torch.cdist(matrix, self.reference).kthvalue(self.k, dim=1).values
+        return distances
 
 
-def ledoit_wolf(matrix: torch.Tensor) -> torch.Tensor:
-    """Covariance (D, D) of rows (N, D), shrunk towards a multiple of the identity by the Ledoit–Wolf weight.
+@dataclass(frozen=True)
+class OutlierDetector:
+    """Both distances, each held against what is typical, and p-values that hold whatever the law of the latents.
 
-    Source: Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
+    A score is two-sided, |log distance − typical log distance| in units of its spread, because a flat image lies
+    *closer* to the mean than any real one. The larger of the two scores counts.
     """
-    centred = matrix - matrix.mean(0)
-    count, size = centred.shape
-    sample = centred.T @ centred / count
-    scale = sample.trace() / size
-    target = scale * torch.eye(size, dtype=matrix.dtype)
-    distance = (sample - target).square().sum() / size
-    # E‖x xᵀ − S‖² / N, expanded so that no N×D×D array is formed.
-    noise = ((centred.square().sum(1) ** 2).mean() - sample.square().sum()) / (count * size)
-    weight = float((noise.clamp(min=0) / distance).clamp(max=1)) if distance > 0 else 1.0
-    shrunk: torch.Tensor = weight * target + (1 - weight) * sample
-    return shrunk
+
+    scorers: tuple[Distances, ...]
+    centres: torch.Tensor
+    spreads: torch.Tensor
+    calibration: torch.Tensor
+    """Scores of references that had no part in anything else, ascending."""
+
+    @classmethod
+    def fit(cls, reference: ArrayLike) -> OutlierDetector:
+        """Fit to reference latents (M, D), M >= 10.
+
+        Three fifths give the distances, one fifth what is typical of them, one fifth the calibration.
+        """
+        matrix = as_matrix(reference, "reference", min_rows=10)
+        fifth = len(matrix) // 5
+        own, typical, calibration = matrix[: -2 * fifth], matrix[-2 * fifth : -fifth], matrix[-fifth:]
+        scorers: tuple[Distances, ...] = (Mahalanobis.fit(own), NearestNeighbours.fit(own))
+        logs = _log_distances(scorers, typical)
+        detector = cls(scorers, logs.mean(1), logs.std(1).clamp(min=1e-12), torch.zeros(0))
+        return cls(scorers, detector.centres, detector.spreads, detector.scores(calibration).sort().values)
+
+    def scores(self, latents: ArrayLike) -> torch.Tensor:
+        """How atypical each latent is, (N,), float64."""
+        deviations = (_log_distances(self.scorers, latents) - self.centres[:, None]).abs() / self.spreads[:, None]
+        return deviations.amax(0)
+
+    def p_values(self, latents: ArrayLike) -> torch.Tensor:
+        """Conformal p-values (N,): for latents like the reference, P(p <= α) <= α.
+
+        Source: Vovk et al. 2005; Bates et al. 2023 (arXiv:2104.08279).
+        """
+        count = len(self.calibration)
+        above = count - torch.searchsorted(self.calibration, self.scores(latents), side="left")
+        return (1 + above).double() / (1 + count)
+
+
+def _log_distances(scorers: tuple[Distances, ...], latents: ArrayLike) -> torch.Tensor:
+    """(scorers, N)."""
+    return torch.stack([scorer.distances(latents).clamp(min=1e-300).log() for scorer in scorers])

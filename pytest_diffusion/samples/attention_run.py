@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytest_diffusion.adapters.pipelines import call_pipeline, denoiser, uses_gu
 from pytest_diffusion.adapters.text_tokens import word_places
 from pytest_diffusion.errors import ModelError, NotApplicable
 from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.one_call import EnoughSeen
 from pytest_diffusion.samples.prompts import Phrase
 from pytest_diffusion.settings import Settings
 
@@ -92,10 +94,6 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
     return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]), named, unguided)
 
 
-class EnoughSeen(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a run of which the rest is not needed."""
-
-
 def _first_step_unguided(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, layers: Sequence[str]) -> AttentionRecord:
     """The first step alone, without guidance: at that step the latents do not depend on it."""
 
@@ -107,15 +105,14 @@ def _first_step_unguided(pipeline: Any, phrases: Sequence[Phrase], settings: Set
     with record_attention(pipeline, layers=layers, steps=[0]) as record:
         handle = network.register_forward_hook(stop)
         try:
-            call_pipeline(
-                pipeline,
-                prompts=[phrase.prompt for phrase in phrases],
-                seeds=[settings.seed + index for index in range(len(phrases))],
-                settings=settings,
-                guidance_scale=1.0,
-            )
-        except EnoughSeen:
-            pass
+            with suppress(EnoughSeen):
+                call_pipeline(
+                    pipeline,
+                    prompts=[phrase.prompt for phrase in phrases],
+                    seeds=[settings.seed + index for index in range(len(phrases))],
+                    settings=settings,
+                    guidance_scale=1.0,
+                )
         finally:
             handle.remove()
     return record

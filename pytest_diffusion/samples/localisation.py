@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,15 @@ import torch
 
 from pytest_diffusion.adapters.attention import attention_layers, record_attention
 from pytest_diffusion.adapters.latents import LatentCodec
-from pytest_diffusion.adapters.levels import level_of_timestep
-from pytest_diffusion.adapters.pipelines import call_pipeline, denoiser
 from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.adapters.text_tokens import word_places
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.samples.attention_run import EnoughSeen, judged_layers
+from pytest_diffusion.samples.attention_run import judged_layers
 from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.samples.one_call import STEP, DenoiserCall
 from pytest_diffusion.settings import Settings
 
 IMAGES = 64
-PLAN, STEP = 4, 2
-"""The third of four steps: half of the noise is gone, and the picture is not yet settled."""
 
 
 @dataclass(frozen=True)
@@ -61,48 +57,12 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
     for start in range(0, count, batch_size):
         rows = range(start, min(start + batch_size, count))
         latents = codec.encode(reference.images[rows.start : rows.stop])
-        record = _record_at(pipeline, layers, latents, [reference.prompts[row] for row in rows], rows, settings)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(settings.seed + start))
+        with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
+            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in rows], settings)
+            call.output(call.noised(latents, noise))
         # Layers of several sizes are brought to the largest.
         maps += [record.maps(index)[0].mean(0) for index in range(len(rows))]
         places += [[word_places(record.tokens[index], word) for word in reference.words[row]] for index, row in enumerate(rows)]
     width = min(len(words) for words in places)
     return Localisation(torch.stack(maps), reference.masks[:count], [words[:width] for words in places], layers)
-
-
-def _record_at(pipeline: Any, layers: Sequence[str], latents: torch.Tensor, prompts: Sequence[str], rows: range, settings: Settings) -> Any:
-    """The record of one call of the denoiser, on `latents` with the noise of step STEP."""
-    network = denoiser(pipeline)
-    assert network is not None
-    calls = 0
-
-    def replace(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        nonlocal calls
-        calls += 1
-        if calls != STEP + 1:
-            return args, kwargs
-        level = level_of_timestep(pipeline.scheduler, pipeline.scheduler.timesteps[STEP])
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(settings.seed + rows.start))
-        noised = float(level.alpha) * latents + float(level.sigma) * noise
-        name = "sample" if "sample" in kwargs or "hidden_states" not in kwargs else "hidden_states"
-        own = kwargs.get(name, args[0] if args else None)
-        if not isinstance(own, torch.Tensor):
-            raise NotApplicable(f"{type(module).__name__} is given its latents in a way that is not known here.")
-        if own.ndim == 3:
-            noised = pipeline._pack_latents(noised, *noised.shape)
-        noised = noised.repeat(len(own) // len(noised), *[1] * (noised.ndim - 1)).to(own)
-        return (args, {**kwargs, name: noised}) if name in kwargs else ((noised, *args[1:]), kwargs)
-
-    def stop(*_: Any) -> None:
-        if calls == STEP + 1:
-            raise EnoughSeen
-
-    with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
-        handles = [network.register_forward_pre_hook(replace, with_kwargs=True), network.register_forward_hook(stop)]
-        try:
-            call_pipeline(pipeline, prompts=prompts, seeds=list(rows), settings=settings, num_inference_steps=PLAN)
-        except EnoughSeen:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-    return record

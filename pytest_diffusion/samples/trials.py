@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.pipelines import call_pipeline, is_text_conditioned, takes_step_callback, uses_guidance
+from pytest_diffusion.adapters.pipelines import call_pipeline, image_size, is_text_conditioned, takes_step_callback, uses_guidance
 from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.samples.generate import BatchSize, generate_images, to_uint8
-from pytest_diffusion.samples.prompts import DirectionPair
 from pytest_diffusion.settings import Settings
 
 COUNT = 4
-DIRECTION_SEEDS = 32
 
 
 @dataclass(frozen=True)
@@ -72,28 +70,24 @@ class Trials:
         )
         return kept[0]
 
+    def latents(self) -> torch.Tensor:
+        """Final latents (N, C, h, w), float32, of the plain run's seeds, unpacked where the pipeline packs them.
+
+        Raises NotApplicable for a pipeline that hands out no latents.
+        """
+        found = torch.from_numpy(
+            call_pipeline(self.pipeline, prompts=self._prompts(0, COUNT), seeds=self.seeds, settings=self.settings, output_type="latent")
+        )
+        if found.ndim == 3:
+            height, width = image_size(self.pipeline, self.settings)
+            found = self.pipeline._unpack_latents(found, height, width, self.pipeline.vae_scale_factor)
+        config = self.pipeline.vae.config
+        channels = config.get("latent_channels") or config.get("z_dim")
+        if found.ndim != 4 or (channels is not None and found.shape[1] != channels):
+            raise NotApplicable(f"{type(self.pipeline).__name__} hands out no latents (it returned {tuple(found.shape)}).")
+        return found
+
     def _prompts(self, start: int, count: int) -> list[str] | None:
         if self.prompts is None or not is_text_conditioned(self.pipeline):
             return None
         return [self.prompts[(start + index) % len(self.prompts)] for index in range(count)]
-
-
-@dataclass(frozen=True)
-class Direction:
-    """Images uint8 (N, 3, H, W) of two prompts at the same seeds."""
-
-    pair: DirectionPair
-    source_images: torch.Tensor
-    target_images: torch.Tensor
-
-
-def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Direction:
-    """Both prompts of a pair at 32 seeds. Raises NotApplicable for a model without prompts."""
-    if not is_text_conditioned(pipeline):
-        raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
-    seeds = [settings.seed + index for index in range(DIRECTION_SEEDS)]
-
-    def images(prompt: str) -> torch.Tensor:
-        return torch.from_numpy(to_uint8(generate_images(pipeline, [prompt] * len(seeds), seeds, settings))[0])
-
-    return Direction(pair, images(pair.source), images(pair.target))

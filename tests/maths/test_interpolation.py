@@ -37,15 +37,70 @@ def test_many_weights_add_an_axis_and_keep_the_dtype():
     assert path.dtype == torch.float16
 
 
-def test_degenerate_cases():
-    start, _ = vectors(0)
+def test_degenerate_cases_are_defined():
+    start, end = vectors(0)
     assert torch.allclose(slerp(start, 2 * start, 0.5), 1.5 * start)
-    with pytest.raises(ValueError, match="antiparallel"):
-        slerp(start, -start, 0.5)
-    with pytest.raises(ValueError, match="zero vector"):
-        slerp(start, torch.zeros_like(start), 0.5)
+    zero = torch.zeros_like(start)
+    assert torch.allclose(slerp(start, zero, 0.25), 0.75 * start)
+    assert torch.allclose(slerp(zero, end, 0.25), 0.25 * end)
+    assert torch.equal(slerp(zero, zero, 0.5), zero)
     with pytest.raises(ValueError, match="expected the same"):
         slerp(start, start[:2], 0.5)
+    with pytest.raises(ValueError, match="antiparallel numbers"):
+        slerp(torch.tensor([1.0]), torch.tensor([-1.0]), 0.5)
+
+
+@pytest.mark.parametrize("size", [2, 5, 36])
+def test_antiparallel_vectors_are_joined_by_a_half_circle(size):
+    start = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    path = slerp(start, -2 * start, torch.linspace(0, 1, 9))
+    assert torch.allclose(path[0], start)
+    assert torch.allclose(path[-1], -2 * start)
+    assert torch.allclose(path.norm(dim=1), start.norm() * torch.linspace(1, 2, 9, dtype=torch.float64))
+    assert abs(float(path[4] @ start)) < 1e-9, "half way it is perpendicular"
+    turns = torch.nn.functional.cosine_similarity(path[1:], path[:-1], dim=1)
+    assert torch.allclose(turns, torch.full_like(turns, math.cos(math.pi / 8)))
+
+
+def test_an_odd_last_coordinate_has_a_perpendicular_too():
+    start = torch.tensor([0.0, 0.0, 3.0])
+    assert slerp(start, -start, 0.5).tolist() == pytest.approx([3, 0, 0], abs=1e-6)
+
+
+def test_a_batch_is_turned_vector_by_vector():
+    first, second = vectors(0), vectors(1)
+    start, end = torch.stack([first[0], second[0], first[0]]), torch.stack([first[1], second[1], -first[0]])
+    path = slerp(start, end, torch.linspace(0, 1, 4), batch_dims=1)
+    assert path.shape == (4, 3, 4, 3, 3)
+    assert torch.allclose(path[:, 0], slerp(*first, torch.linspace(0, 1, 4)))
+    assert torch.allclose(path[:, 1], slerp(*second, torch.linspace(0, 1, 4)))
+    assert torch.allclose(path[:, 2], slerp(first[0], -first[0], torch.linspace(0, 1, 4)))
+    whole = slerp(start, end, 0.3)
+    assert not torch.allclose(whole, slerp(start, end, 0.3, batch_dims=1)), "without batch_dims all is one vector"
+
+
+@given(st.floats(1e-12, 3.0), st.floats(0, 1))
+def test_small_angles_keep_their_digits(angle, weight):
+    """Against the closed form in the plane, from nearly parallel to nearly antiparallel."""
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    end = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    point = slerp(start, end, weight)
+    assert point.tolist() == pytest.approx([math.cos(weight * angle), math.sin(weight * angle)], abs=1e-13, rel=1e-9)
+
+
+def test_figures_of_known_paths():
+    line = path_figures(torch.linspace(0, 1, 9)[:, None].repeat(1, 3))
+    assert line.over_chord == pytest.approx(1)
+    assert line.curvature == pytest.approx(0, abs=1e-3)
+    angle = torch.linspace(0, math.pi, 181, dtype=torch.float64)
+    half_circle = path_figures(torch.stack([angle.cos(), angle.sin()], 1))
+    assert half_circle.over_chord == pytest.approx(math.pi / 2, rel=1e-3)
+    assert half_circle.curvature == pytest.approx(1, rel=1e-6)
+    zigzag = torch.stack([torch.arange(9.0), torch.arange(9) % 2], 1)
+    assert path_figures(zigzag).curvature == pytest.approx(90)
+    closed = path_figures(torch.tensor([[0.0, 0], [1, 0], [0, 1], [0, 0]]))
+    assert math.isinf(closed.over_chord)
+    assert math.isnan(path_figures(torch.zeros(4, 2)).jump)
 
 
 @pytest.mark.parametrize("place", [0, 7, 15])

@@ -1,9 +1,7 @@
-import numpy as np
 import pytest
 import torch
-from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
-from pytest_diffusion.maths.ood import MahalanobisScorer, ledoit_wolf
+from pytest_diffusion.maths.ood import Mahalanobis, NearestNeighbours, OutlierDetector
 from pytest_diffusion.maths.statistics import auroc
 
 
@@ -11,25 +9,57 @@ def draws(count, size=30, *, seed, scale=1.0):
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-@pytest.mark.parametrize("count", [20, 60, 500])
-def test_ledoit_wolf_is_scikit_learns(count):
-    matrix = draws(count, seed=0) * torch.linspace(0.5, 3, 30)
-    expected, _ = sklearn_ledoit_wolf(matrix.numpy())
-    assert np.allclose(ledoit_wolf(matrix).numpy(), expected, rtol=1e-10)
-
-
 def test_scores_are_two_sided():
-    scorer = MahalanobisScorer.fit(draws(400, seed=0))
-    inside = scorer.scores(draws(300, seed=1))
-    assert auroc(inside, scorer.scores(draws(300, seed=2, scale=2.0))) > 0.99
-    assert auroc(inside, scorer.scores(draws(300, seed=3, scale=0.3))) > 0.99  # too typical is atypical
-    assert abs(auroc(inside, scorer.scores(draws(300, seed=4))) - 0.5) < 0.1
+    detector = OutlierDetector.fit(draws(400, seed=0))
+    inside = detector.scores(draws(300, seed=1))
+    assert auroc(inside, detector.scores(draws(300, seed=2, scale=2.0))) > 0.99
+    assert auroc(inside, detector.scores(draws(300, seed=3, scale=0.3))) > 0.99  # too typical is atypical
+    assert abs(auroc(inside, detector.scores(draws(300, seed=4))) - 0.5) < 0.1
 
 
 def test_distances_follow_the_covariance():
     matrix = draws(5000, 4, seed=0) * torch.tensor([1.0, 10.0, 1.0, 1.0])
-    scorer = MahalanobisScorer.fit(matrix)
+    scorer = Mahalanobis.fit(matrix)
     along, across = scorer.distances(torch.tensor([[0.0, 10, 0, 0], [10.0, 0, 0, 0]])).tolist()
     assert across > 5 * along
+    assert across == pytest.approx(10, rel=0.1)
     with pytest.raises(ValueError, match="columns"):
         scorer.distances(torch.zeros(1, 5))
+
+
+def test_fewer_references_than_dimensions_still_have_a_covariance():
+    assert torch.isfinite(Mahalanobis.fit(draws(20, 200, seed=0)).distances(draws(5, 200, seed=1))).all()
+
+
+def test_neighbours_see_a_hole_that_a_covariance_cannot():
+    """References on a ring: its centre is the most typical point for a Gaussian, and far from every neighbour."""
+    angle = torch.linspace(0, 6.28, 300, dtype=torch.float64)
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    centre = torch.zeros(1, 2, dtype=torch.float64)
+    assert float(Mahalanobis.fit(ring).distances(centre)) < 0.1
+    distance = NearestNeighbours.fit(ring).distances(centre)
+    assert float(distance) == pytest.approx(1)
+    assert float(distance) > 10 * float(NearestNeighbours.fit(ring).distances(ring).max())
+    shuffled = ring[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    assert float(OutlierDetector.fit(shuffled).p_values(centre)) < 0.05
+
+
+@pytest.mark.parametrize("count", [100, 300])
+def test_p_values_are_calibrated(count):
+    """Over many references the rate of false alarms is at most the nominal one, and near it; heavy tails included."""
+    alarms, total = 0, 0
+    for seed in range(60):
+        latents = draws(count + 100, 12, seed=seed)
+        if seed % 2:
+            latents = latents / latents[:, :1].abs().clamp(min=0.05)
+        values = OutlierDetector.fit(latents[:count]).p_values(latents[count:])
+        alarms += int((values <= 0.05).sum())
+        total += 100
+    assert 0.02 < alarms / total < 0.06
+
+
+def test_an_outlier_has_the_smallest_p_value_there_is():
+    detector = OutlierDetector.fit(draws(100, seed=0))
+    assert detector.p_values(draws(3, seed=1, scale=50.0)).tolist() == pytest.approx([1 / 21] * 3)
+    with pytest.raises(ValueError, match="10"):
+        OutlierDetector.fit(draws(8, seed=0))

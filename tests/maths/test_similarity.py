@@ -1,0 +1,36 @@
+import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from pytest_diffusion.maths.similarity import psnr, ssim
+
+
+def pictures(seed, count=4, shape=(3, 24, 40)):
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_they_are_torchmetrics():
+    first = pictures(0)
+    second = (first + 0.1 * pictures(1)).clamp(0, 1)
+    for index in range(len(first)):
+        one, other = first[index : index + 1], second[index : index + 1]
+        assert float(psnr(one, other)) == pytest.approx(float(peak_signal_noise_ratio(one, other, data_range=1.0)), rel=1e-5)
+        _, full = structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)
+        # torchmetrics counts a border of reflected pixels too; without it the two are the same.
+        assert float(ssim(one, other)) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-5)
+
+
+def test_closed_forms():
+    images = pictures(2)
+    assert psnr(images, images).tolist() == [pytest.approx(120)] * 4
+    assert psnr(torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)).item() == pytest.approx(20, abs=1e-5)
+    assert ssim(images, images).tolist() == [pytest.approx(1)] * 4
+    # Flat images: only the luminance term, (2ab + c)/(a² + b² + c) with c = 1e-4.
+    flat = ssim(torch.full((1, 3, 16, 16), 0.2), torch.full((1, 3, 16, 16), 0.6))
+    assert flat.item() == pytest.approx((0.24 + 1e-4) / (0.4 + 1e-4), rel=1e-5)
+    assert ssim(images, pictures(3)).abs().max() < 0.2
+
+
+def test_images_smaller_than_the_window_are_refused():
+    with pytest.raises(ValueError, match="SSIM needs at least 11"):
+        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
