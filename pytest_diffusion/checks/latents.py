@@ -104,15 +104,18 @@ def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
 @check("latent", "the denoiser expects latents of the scale that the encoder gives")
 def latent_scale(latent_fit: Any) -> Measurement:
     """The factor on encoded references at which the denoiser predicts best, with the same noise and images; 1 is right."""
-    errors = torch.stack([latent_fit.errors(factor=factor) for factor in FACTORS], 1)
-    place = int(errors.mean(0).argmin())
+    scouted = [float(latent_fit.scout.errors(factor=factor).mean()) for factor in FACTORS]
+    place = min(range(len(FACTORS)), key=lambda index: scouted[index])
+    series = {"factors": FACTORS, "errors": scouted}
     if place in (0, len(FACTORS) - 1):
-        return Measurement(FACTORS[place], "best factor on latents", num_samples=len(errors), hint=_UNKNOWN)
+        count = len(latent_fit.own_errors)
+        return Measurement(FACTORS[place], "best factor on latents", num_samples=count, series=series, hint=_UNKNOWN)
+    errors = torch.stack([latent_fit.errors(factor=factor) for factor in FACTORS[place - 1 : place + 2]], 1)
 
     def best(values: torch.Tensor) -> float:
         return math.log2(FACTORS[place]) + _vertex(values.mean(0)) / 4
 
-    exponent, error = jackknife(best, errors[:, place - 1 : place + 2], groups=min(20, len(errors)))
+    exponent, error = jackknife(best, errors, groups=min(20, len(errors)))
     value, factor = 2**exponent, latent_fit.scaling_factor
     hint = f"The denoiser predicts best with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
     if factor == 1:
@@ -120,7 +123,7 @@ def latent_scale(latent_fit: Any) -> Measurement:
     elif abs(math.log(value * math.sqrt(factor))) < 0.3:
         hint += " It looks as if the VAE's scaling factor was applied twice."
     interval = 2 ** (exponent - 1.96 * error), 2 ** (exponent + 1.96 * error)
-    return Measurement(value, "best factor on latents", interval=interval, num_samples=len(errors), series=_curve(errors), hint=hint)
+    return Measurement(value, "best factor on latents", interval=interval, num_samples=len(errors), series=series, hint=hint)
 
 
 @check("latent", "the denoiser expects latents centred where the encoder puts them")
@@ -142,17 +145,16 @@ def latent_shift(latent_fit: Any) -> Measurement:
 @check("latent", "the denoiser expects the channels where the encoder puts them")
 def latent_channels(latent_fit: Any) -> Measurement:
     """Smallest relative change of the denoiser's error when two channels of the encoded references trade places; above 0 is right."""
-    own = latent_fit.own_errors
-    changes = {}
-    for pair in itertools.combinations(range(latent_fit.channels), 2):
-        changes[pair] = latent_fit.errors(order=_swap(latent_fit.channels, *pair)) - own
-    if not changes:
+    pairs = list(itertools.combinations(range(latent_fit.channels), 2))
+    if not pairs:
         raise NotApplicable("latents of one channel have no order.")
-    pair = min(changes, key=lambda pair: float(changes[pair].mean()))
-    mean = float(own.mean())
+    scouted = {pair: float(latent_fit.scout.errors(order=_swap(latent_fit.channels, *pair)).mean()) for pair in pairs}
+    pair = min(scouted, key=lambda pair: scouted[pair])
+    own = latent_fit.own_errors
+    change = latent_fit.errors(order=_swap(latent_fit.channels, *pair)) - own
     return Measurement.with_error(
-        float(changes[pair].mean()) / mean,
-        mean_error(changes[pair]) / mean,
+        float((change / own.mean()).mean()),
+        mean_error(change / own.mean()),
         name="least change of the error by swapping channels",
         num_samples=len(own),
         hint=f"The denoiser predicts no worse with channels {pair[0]} and {pair[1]} swapped: latent channels look permuted.",
@@ -167,10 +169,6 @@ def _vertex(values: torch.Tensor) -> float:
     low, middle, high = (float(value) for value in values)
     bend = low - 2 * middle + high
     return (low - high) / (2 * bend) if bend > 0 else math.nan
-
-
-def _curve(errors: torch.Tensor) -> dict[str, Any]:
-    return {"factors": FACTORS, "errors": [float(value) for value in errors.mean(0)]}
 
 
 def _levels(images: torch.Tensor, others: torch.Tensor) -> float:

@@ -20,7 +20,7 @@ from pytest_diffusion.samples.generate import automatic_batch_size
 from pytest_diffusion.samples.one_call import DenoiserCall
 from pytest_diffusion.settings import Settings
 
-IMAGES = 32
+IMAGES, SCOUTS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class LatentFit:
     latents: list[torch.Tensor]
     noise: list[torch.Tensor]
     scaling_factor: float
+    scout: LatentFit | None = None
+    """The first few images alone, to look through many changes of which the best is then measured on all."""
 
     def errors(self, *, factor: float = 1.0, offset: float = 0.0, order: list[int] | None = None) -> torch.Tensor:
         """Mean squared error of the prediction for each image, (N,), float64, when all latents are changed so.
@@ -63,13 +65,17 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
     Raises NotApplicable for a reference without images, and for models whose noise level is not known.
     """
     images = reference.require_images()[:IMAGES]
-    texts = (reference.prompts or [""] * len(images))[: len(images)]
+    texts = reference.prompts or [""] * len(images)
     batch_size = automatic_batch_size(settings, pipeline)
-    calls, latents, noise = [], [], []
-    for start in range(0, len(images), batch_size):
-        encoded = codec.encode(images[start : start + batch_size])
-        prompts = texts[start : start + batch_size] if is_text_conditioned(pipeline) else None
-        calls.append(DenoiserCall.catch(pipeline, prompts, settings, count=len(encoded)))
-        latents.append(encoded)
-        noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(settings.seed + start)))
-    return LatentFit(calls, latents, noise, codec.scaling_factor)
+
+    def fit(count: int, scout: LatentFit | None = None) -> LatentFit:
+        calls, latents, noise = [], [], []
+        for start in range(0, count, batch_size):
+            encoded = codec.encode(images[start : min(start + batch_size, count)])
+            prompts = texts[start : start + len(encoded)] if is_text_conditioned(pipeline) else None
+            calls.append(DenoiserCall.catch(pipeline, prompts, settings, count=len(encoded)))
+            latents.append(encoded)
+            noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(settings.seed + start)))
+        return LatentFit(calls, latents, noise, codec.scaling_factor, scout)
+
+    return fit(len(images), fit(min(SCOUTS, len(images))))

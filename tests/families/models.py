@@ -62,7 +62,8 @@ def t5(width: int = WIDTH):
 def vae(source: str | None = None, **changes):
     """An f = 8 autoencoder."""
     base = config(source) if source else config("stable-diffusion-xl-base-1.0/vae")
-    return diffusers.AutoencoderKL(**{**base, "block_out_channels": [32] * 4, "layers_per_block": 1, "sample_size": 64, **changes}).eval()
+    narrow = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 64}
+    return diffusers.AutoencoderKL(**{**base, **narrow, **changes}).eval()
 
 
 def scheduler(kind: str, source: str, **changes):
@@ -107,6 +108,7 @@ def sdxl():
         **{
             **config("stable-diffusion-xl-base-1.0/unet"),
             "block_out_channels": [32, 32, 64],
+            "norm_num_groups": 8,
             "attention_head_dim": [2, 4, 8],
             "transformer_layers_per_block": [1, 1, 2],
             "cross_attention_dim": 2 * WIDTH,
@@ -142,7 +144,7 @@ def pixart():
         attention_head_dim=8,
         cross_attention_dim=32,
         num_layers=3,
-        sample_size=8,
+        sample_size=32,  # the pipeline knows bins of aspect ratios for 256 pixels and more
         caption_channels=WIDTH,
         use_additional_conditions=False,
     )
@@ -219,13 +221,14 @@ def dit():
 
 def ddpm():
     """An unconditional pixel model."""
-    narrow = {"block_out_channels": [32] * 6, "sample_size": 32}
+    narrow = {"block_out_channels": [32] * 6, "sample_size": 64}
     unet = diffusers.UNet2DModel(**{**config("ddpm-butterflies-128/unet"), **narrow})
     return diffusers.DDPMPipeline(unet.eval(), scheduler("DDPMScheduler", "ddpm-butterflies-128"))
 
 
 def _unet15(**changes):
     narrow = {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": WIDTH, "sample_size": 8, "layers_per_block": 1}
+    narrow["norm_num_groups"] = 8  # 32 groups of two numbers each would blow rounding up
     return diffusers.UNet2DConditionModel(**{**config("stable-diffusion-v1-5/unet"), **narrow, **changes}).eval()
 
 

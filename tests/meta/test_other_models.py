@@ -122,7 +122,7 @@ def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel
         by_outcome.setdefault((verdict["mode"], verdict["outcome"]), set()).add(name)
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/ddpm.toml"]
     assert by_outcome["always", "pass"] == {"same_seed", "batch_invariance", "seeds_differ"}
-    assert by_outcome["always", "skipped"] == {"guidance_effect", "guidance_linearity"}
+    assert by_outcome["always", "skipped"] == {"guidance_effect", "guidance_linearity", "prompt_sensitivity"}
     assert {outcome for mode, outcome in by_outcome if mode in ("attention", "latent")} == {"skipped"}
     assert by_outcome["metrics", "pass"] == {"finite_images", "constant_images", "duplicate_images"}
     assert len(by_outcome["schedule", "pass"]) == 7

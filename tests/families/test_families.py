@@ -1,0 +1,81 @@
+"""The checklist on every family, loaded from a folder by the real command: what applies is judged, the rest skipped with the reason."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pytest_diffusion.demo import reference_images
+from tests.families.models import FAMILIES, build
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+WITHOUT_TEXT = {"dit", "ddpm"}
+WITHOUT_GUIDANCE = {"lcm", "turbo", "flux"}
+OPTIONS = {"turbo": ["--diffusion-guidance-scale=0"]}
+LATENT = {
+    "vae_psnr",
+    "vae_ssim",
+    "latent_std",
+    "pipeline_decodes",
+    "latent_scale",
+    "latent_shift",
+    "latent_channels",
+    "slerp_smooth",
+    "slerp_drift",
+    "slerp_detour",
+    "slerp_curvature",
+    "ood_auroc",
+    "ood_false_alarms",
+}
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Images as arrays that the harness resizes to each model's size: 48, or 20 for PixArt, whose smallest size is 256 pixels."""
+    folder = tmp_path_factory.mktemp("references")
+    for count in (20, 48):
+        np.savez(folder / f"{count}.npz", arr_0=reference_images(count).permute(0, 2, 3, 1).numpy())
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family(pytester, shared_cache, references, tmp_path, name):
+    build(name).save_pretrained(tmp_path / name)
+    (pytester.path / "prompts.txt").write_text("a photo of a red car\na photo of a blue dog\n")
+    result = pytester.runpytest(
+        f"--diffusion-model={tmp_path / name}",
+        "--diffusion-modes=schedule,attention,latent",
+        f"--diffusion-reference={references / ('20.npz' if name == 'pixart' else '48.npz')}",
+        "--diffusion-prompts=prompts.txt",
+        "--diffusion-clip-model=demo",
+        "--diffusion-num-samples=16",
+        "--diffusion-steps=4",
+        f"--diffusion-cache-dir={shared_cache}",
+        *OPTIONS.get(name, []),
+    )
+    verdicts = {one["check"]: one for one in json.loads((pytester.path / "diffusion-report.json").read_text())["verdicts"]}
+    outcome = {check: one["outcome"] for check, one in verdicts.items()}
+    message = {check: one["message"] for check, one in verdicts.items()}
+    assert [text for text in message.values() if "could not be measured" in text] == []
+    assert "errors" not in result.parseoutcomes()
+    assert {check for check, one in verdicts.items() if one["mode"] == "schedule" and one["outcome"] == "fail"} == set()
+    assert outcome["same_seed"] == outcome["batch_invariance"] == outcome["seeds_differ"] == "pass"
+    attention = {check for check, one in verdicts.items() if one["mode"] == "attention"}
+    if name in WITHOUT_TEXT:
+        assert {outcome[check] for check in attention} == {"skipped"}
+        assert "not conditioned on text" in message["attention_is_cross"]
+    else:
+        # What does not depend on trained weights holds; what does must not pass by luck.
+        assert outcome["attention_is_cross"] == outcome["attention_rows_sum"] == outcome["prompt_sensitivity"] == "pass"
+        assert outcome["attention_is_conditional"] == ("skipped" if name in WITHOUT_GUIDANCE else "pass")
+        assert outcome["attention_noun_specific"] == "fail", message["attention_noun_specific"]
+        assert "columns mask and words" in message["attention_localises"]
+        assert ("joint attention" in message["attention_is_cross"]) == (name in {"sd3", "flux"})
+    if name == "ddpm":
+        assert {outcome[check] for check in LATENT} == {"skipped"}
+        assert "has no VAE" in message["vae_psnr"]
+    else:
+        assert {outcome[check] for check in LATENT - {"pipeline_decodes"}} <= {"pass", "fail", "inconclusive"}
+        assert outcome["vae_psnr"] == "fail"
+        assert outcome["pipeline_decodes"] == ("skipped" if name == "dit" else "pass"), message["pipeline_decodes"]
+        assert outcome["latent_scale"] != "pass" or outcome["latent_channels"] != "pass", "random weights know no latents"
