@@ -189,8 +189,15 @@ def image_size(pipeline: Any, settings: Settings) -> tuple[int, int]:
     own = getattr(getattr(denoiser(pipeline), "config", None), "sample_size", None)
     size = getattr(pipeline, "default_sample_size", None) or own or 64
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    scale = int(getattr(pipeline, "vae_scale_factor", 1)) if has_vae(pipeline) else 1
+    scale = _vae_scale(pipeline) if has_vae(pipeline) else 1
     return settings.height or sides[0] * scale, settings.width or sides[1] * scale
+
+
+def _vae_scale(pipeline: Any) -> int:
+    """Pixels a side for one latent: the pipeline's own figure, else from the VAE's levels (DiT has none)."""
+    own = getattr(pipeline, "vae_scale_factor", None)
+    levels = pipeline.vae.config.get("block_out_channels") or [0]
+    return int(own) if own else 2 ** (len(levels) - 1)
 
 
 def fingerprint(pipeline: Any) -> str:

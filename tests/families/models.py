@@ -103,7 +103,7 @@ def lcm():
 
 def sdxl():
     first, second = clip("stable-diffusion-xl-base-1.0/text_encoder"), clip("stable-diffusion-xl-base-1.0/text_encoder_2", projects=True)
-    second[1].pad_token = "!"  # as released: the second encoder pads with another token
+    second[1].pad_token = "z</w>"  # as released: the second encoder pads with another token of the vocabulary
     unet = diffusers.UNet2DConditionModel(
         **{
             **config("stable-diffusion-xl-base-1.0/unet"),

@@ -11,7 +11,8 @@ from tests.families.models import FAMILIES, build
 pytestmark = pytest.mark.filterwarnings("ignore")
 WITHOUT_TEXT = {"dit", "ddpm"}
 WITHOUT_GUIDANCE = {"lcm", "turbo", "flux"}
-OPTIONS = {"turbo": ["--diffusion-guidance-scale=0"]}
+OPTIONS = {"turbo": ["--diffusion-guidance-scale=0"], "flux": ["--diffusion-height=64", "--diffusion-width=64"]}
+JUDGED = {"pass", "fail", "inconclusive"}
 LATENT = {
     "vae_psnr",
     "vae_ssim",
@@ -56,7 +57,7 @@ def test_a_family(pytester, shared_cache, references, tmp_path, name):
     verdicts = {one["check"]: one for one in json.loads((pytester.path / "diffusion-report.json").read_text())["verdicts"]}
     outcome = {check: one["outcome"] for check, one in verdicts.items()}
     message = {check: one["message"] for check, one in verdicts.items()}
-    assert [text for text in message.values() if "could not be measured" in text] == []
+    assert [text for check, text in message.items() if f"{check} could not be measured" in text] == []
     assert "errors" not in result.parseoutcomes()
     assert {check for check, one in verdicts.items() if one["mode"] == "schedule" and one["outcome"] == "fail"} == set()
     assert outcome["same_seed"] == outcome["batch_invariance"] == outcome["seeds_differ"] == "pass"
@@ -65,17 +66,18 @@ def test_a_family(pytester, shared_cache, references, tmp_path, name):
         assert {outcome[check] for check in attention} == {"skipped"}
         assert "not conditioned on text" in message["attention_is_cross"]
     else:
-        # What does not depend on trained weights holds; what does must not pass by luck.
-        assert outcome["attention_is_cross"] == outcome["attention_rows_sum"] == outcome["prompt_sensitivity"] == "pass"
+        # What does not depend on trained weights holds; the rest is measured, whatever random weights show.
+        assert outcome["attention_is_cross"] == outcome["attention_rows_sum"] == "pass"
+        assert outcome["prompt_sensitivity"] in JUDGED
         assert outcome["attention_is_conditional"] == ("skipped" if name in WITHOUT_GUIDANCE else "pass")
-        assert outcome["attention_noun_specific"] == "fail", message["attention_noun_specific"]
+        assert {outcome[check] for check in ("attention_not_uniform", "attention_compact", "attention_noun_specific")} <= JUDGED
         assert "columns mask and words" in message["attention_localises"]
         assert ("joint attention" in message["attention_is_cross"]) == (name in {"sd3", "flux"})
     if name == "ddpm":
         assert {outcome[check] for check in LATENT} == {"skipped"}
         assert "has no VAE" in message["vae_psnr"]
     else:
-        assert {outcome[check] for check in LATENT - {"pipeline_decodes"}} <= {"pass", "fail", "inconclusive"}
+        assert {outcome[check] for check in LATENT - {"pipeline_decodes"}} <= JUDGED
         assert outcome["vae_psnr"] == "fail"
         assert outcome["pipeline_decodes"] == ("skipped" if name == "dit" else "pass"), message["pipeline_decodes"]
         assert outcome["latent_scale"] != "pass" or outcome["latent_channels"] != "pass", "random weights know no latents"
