@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from pytest_diffusion.adapters.text_tokens import TokenListener
 from pytest_diffusion.errors import ModelError, NotApplicable
 from pytest_diffusion.maths.attention import token_entropy
 
-_CHUNK = 2**26
-"""Most numbers of one block of scores: 256 MB in float32."""
+_BLOCK = {"cpu": 2**18}
+"""Most numbers of one block of scores: what a core's cache holds, or 256 MB on an accelerator."""
+_LARGE_BLOCK = 2**26
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Run:
     is_early: bool = True
     text_states: torch.Tensor | None = None
     content: torch.Tensor | None = None
+    """bool (B, tokens), on the model's device."""
+    columns: slice | torch.Tensor = field(default_factory=lambda: slice(None))
+    """The tokens that carry content in any row: entropies look at no others."""
 
     def note_call(self, network: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Where this call stands in the run: its timestep, its grid, and whether it predicts for the prompt."""
@@ -86,7 +90,7 @@ class Run:
         size = count // groups
         return slice(place * size, (place + 1) * size)
 
-    def align(self, length: int, count: int) -> None:
+    def align(self, length: int, count: int, device: torch.device) -> None:
         """Find the tokens of a text sequence of `length`, for a batch of `count`; once in a run."""
         if self.content is not None:
             return
@@ -94,7 +98,13 @@ class Run:
         rows = self.rows(count)
         self.record.predictions = guidance_groups(self.pipeline, self.tokens.calls)[0]
         self.record.text = text.repeated((rows.stop - rows.start) // len(text.tokens))
-        self.content = self.record.text.content
+        content = self.record.text.content
+        places = content.any(0).nonzero().flatten()
+        if len(places) and len(places) == int(places[-1] - places[0]) + 1:
+            self.columns = slice(int(places[0]), int(places[-1]) + 1)
+        else:
+            self.columns = places.to(device)
+        self.content = content.to(device)[:, self.columns]
 
 
 class Probe:
@@ -146,26 +156,23 @@ class Probe:
         if key is None:
             layer.is_cross = False
             return
-        run.align(key.shape[1], len(query))
+        run.align(key.shape[1], len(query), query.device)
         assert run.content is not None
         rows = run.rows(len(query))
         mask = self.mask if not is_joint else None
         maps, entropy = self._probabilities(query[rows], key[rows], None if mask is None else mask[rows], is_joint)
-        error = (maps.sum(-1) - 1).abs().amax()
-        # torch.maximum keeps nan, which max() would lose.
-        layer.worst = error if layer.worst is None else torch.maximum(error, layer.worst)
         layer.entropy.append(entropy)
         self.step = len(layer.entropy) - 1
-        grid = _grid(run.latent_shape, maps.shape[1])
-        maps = maps.transpose(1, 2).unflatten(2, grid)
+        if layer.grid is None:
+            layer.grid = _grid(run.latent_shape, maps.shape[1])
         if self.step in run.steps:
-            layer.steps[self.step] = maps.cpu().contiguous()
+            layer.steps[self.step] = maps.to("cpu", copy=True)  # the running mean goes on in `maps`
         if run.is_early:
             layer.early_steps += 1
-            layer.early = maps.contiguous() if layer.early is None else layer.early.lerp_(maps, 1 / layer.early_steps)
+            layer.early = maps if layer.early is None else layer.early.lerp_(maps, 1 / layer.early_steps)
         else:
             layer.late_steps += 1
-            layer.late = maps.contiguous() if layer.late is None else layer.late.lerp_(maps, 1 / layer.late_steps)
+            layer.late = maps if layer.late is None else layer.late.lerp_(maps, 1 / layer.late_steps)
 
     def _text_block(self) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
         """Queries of the image (B, pixels, D), keys of the text (B, tokens, D) or None for self-attention, and whether they are joint."""
@@ -195,28 +202,34 @@ class Probe:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean over heads of softmax(Q·Kᵀ/√d), (B, pixels, tokens), and the entropy over content tokens, (B,)."""
         assert self.run.content is not None
-        attn, content = self.attn, self.run.content.to(query.device)
+        attn, content, columns = self.attn, self.run.content, self.run.columns
         queries = _heads(query, attn, getattr(attn, "norm_q", None))
-        keys = _heads(
-            key, attn, getattr(attn, "norm_added_k" if "add_k_proj" in self.seen or "to_added_qkv" in self.seen else "norm_k", None)
-        )
+        text_is_added = "add_k_proj" in self.seen or "to_added_qkv" in self.seen
+        keys = _heads(key, attn, getattr(attn, "norm_added_k" if text_is_added else "norm_k", None))
         if self.rotary is not None and is_joint:
             queries, keys = _rotated(queries, keys, self.rotary)
-        queries = queries.float() * getattr(attn, "scale", queries.shape[-1] ** -0.5)
-        keys = keys.float().transpose(-1, -2)
+        # The smaller side is scaled.
+        keys = keys.float().transpose(-1, -2) * getattr(attn, "scale", queries.shape[-1] ** -0.5)
+        queries = queries.float()
         if mask is not None:
             mask = mask.reshape(len(mask), 1, -1, mask.shape[-1])
             mask = torch.zeros_like(mask, dtype=queries.dtype).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.float()
-        size = max(1, _CHUNK // (queries[0].shape[0] * queries.shape[2] * keys.shape[-1]))
-        means, entropies = [], []
-        for start in range(0, len(queries), size):
-            part = slice(start, start + size)
-            scores = queries[part] @ keys[part]
-            if mask is not None:
-                scores = scores + mask[part]
-            means.append(scores.softmax(-1).mean(1))
-            entropies.append(token_entropy(scores, content[part]))
-        return torch.cat(means), torch.cat(entropies)
+        count, heads, pixels, _ = queries.shape
+        block = max(1, _BLOCK.get(queries.device.type, _LARGE_BLOCK) // (heads * keys.shape[-1]))
+        rows = max(1, min(count, block // pixels))
+        means = queries.new_empty(count, pixels, keys.shape[-1])
+        entropy = queries.new_zeros(count)
+        for first in range(0, count, rows):
+            part = slice(first, first + rows)
+            for start in range(0, pixels, block):
+                few = slice(start, start + block)
+                scores = queries[part, :, few] @ keys[part]
+                if mask is not None:
+                    scores += mask[part]
+                probabilities = scores.softmax(-1)
+                torch.mean(probabilities, 1, out=means[part, few])
+                entropy[part] += token_entropy(probabilities[..., columns], content[part]) * (scores.shape[2] / pixels)
+        return means, entropy
 
 
 def _heads(states: torch.Tensor, attn: Any, norm: Any) -> torch.Tensor:

@@ -24,8 +24,8 @@ class LayerRecord:
     early_steps: int = 0
     late_steps: int = 0
     row_error: float = 0.0
-    """Largest deviation of a row of probabilities from a sum of one; known when the recording has ended."""
-    worst: torch.Tensor | None = None
+    """Largest deviation from one of a row of the maps that are kept; known when the recording has ended."""
+    grid: tuple[int, int] | None = None
     steps: dict[int, torch.Tensor] = field(default_factory=dict)
     """Maps of the steps that were asked for, by step index."""
 
@@ -34,10 +34,20 @@ class LayerRecord:
         return torch.stack(self.entropy).cpu()
 
     def settle(self) -> None:
-        """Bring what was kept to the CPU; a copy at each step would have waited for the device."""
-        self.early, self.late = (maps.cpu() if maps is not None else None for maps in (self.early, self.late))
+        """Bring what was kept to the CPU and into the form of maps; at each step it would have cost more."""
+        self.early, self.late = (None if maps is None else self._as_maps(maps.cpu()) for maps in (self.early, self.late))
+        self.steps = {step: self._as_maps(maps) for step, maps in self.steps.items()}
         self.entropy = [values.cpu() for values in self.entropy]
-        self.row_error = float(self.worst) if self.worst is not None else 0.0
+        kept = [maps for maps in (self.early, self.late, *self.steps.values()) if maps is not None]
+        # amax keeps nan, which max() would lose.
+        errors = [(maps.sum(1) - 1).abs().amax() for maps in kept]
+        self.row_error = float(torch.stack(errors).amax()) if errors else 0.0
+
+    def _as_maps(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of probabilities (B, pixels, tokens) as maps (B, tokens, h, w)."""
+        assert self.grid is not None
+        maps: torch.Tensor = rows.transpose(1, 2).unflatten(2, self.grid).contiguous()
+        return maps
 
 
 @dataclass

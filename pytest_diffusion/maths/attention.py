@@ -6,17 +6,16 @@ import torch
 from torch.nn import functional as F
 
 
-def token_entropy(scores: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
-    """Entropy of softmax(scores) over the content tokens, divided by ln(their number): 0 is one token, 1 is uniform.
+def token_entropy(probabilities: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    """Entropy of attention over the content tokens, divided by ln(their number): 0 is one token, 1 is uniform.
 
-    `scores` (B, ..., tokens) are logits, `content` bool (B, tokens): padding has no say. Returns the mean over
-    all axes between, (B,); nan for a row with fewer than two content tokens, whose entropy says nothing.
+    `probabilities` (B, ..., tokens) need not sum to one: they are renormalised over the tokens of `content`, bool
+    (B, tokens), so that padding has no say. Returns the mean over all axes between, (B,); nan for a row with fewer
+    than two content tokens, whose entropy says nothing.
     """
-    shown = content.any(0)
-    shape = (len(content),) + (1,) * (scores.ndim - 2) + (-1,)
-    kept = content[:, shown].reshape(shape)
-    log_probs = scores[..., shown].masked_fill(~kept, -torch.inf).log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs.masked_fill(~kept, 0.0)).sum(-1).flatten(1).mean(1)
+    kept = probabilities * content.reshape(len(content), *(1,) * (probabilities.ndim - 2), -1)
+    mass = kept.sum(-1).clamp(min=1e-38)
+    entropy = (mass.log() + torch.special.entr(kept).sum(-1) / mass).flatten(1).mean(1)
     count = content.sum(1).to(entropy)
     return torch.where(count > 1, entropy / count.log(), torch.nan)
 

@@ -6,24 +6,32 @@ from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, 
 
 def test_entropy_of_known_laws():
     content = torch.tensor([[True] * 3 + [False] * 4, [False] + [True] * 6])
-    assert torch.allclose(token_entropy(torch.zeros(2, 5, 7), content), torch.ones(2))
+    assert torch.allclose(token_entropy(torch.full((2, 5, 7), 1 / 7), content), torch.ones(2))
     sure = torch.zeros(2, 5, 7)
-    sure[..., 2] = 100
+    sure[..., 2] = 1
     assert torch.allclose(token_entropy(sure, content), torch.zeros(2), atol=1e-6)
     # Two of three tokens share all: ln 2 / ln 3.
-    two = torch.tensor([50.0, 50, 0, 90, 90, 90, 90]).expand(1, 2, 4, 7)
+    two = torch.tensor([0.1, 0.1, 0, 0.2, 0.2, 0.2, 0.2]).expand(1, 2, 4, 7)
     assert float(token_entropy(two, content[:1])) == pytest.approx(0.6309, abs=1e-4)
 
 
-def test_padding_has_no_say_in_the_entropy():
-    scores = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    content = torch.tensor([[True] * 4 + [False] * 3] * 2)
-    others = torch.where(content[:, None, None], scores, scores * 40)
-    assert torch.allclose(token_entropy(scores, content), token_entropy(others, content))
+def test_it_is_the_entropy_of_the_softmax_over_content_tokens():
+    scores = 5 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    content = torch.tensor([[True] * 4 + [False] * 3, [False] * 2 + [True] * 5])
+    entropy = token_entropy(scores.softmax(-1), content)
+    for row in range(2):
+        law = torch.distributions.Categorical(logits=scores[row][..., content[row]].double())
+        assert float(entropy[row]) == pytest.approx(float(law.entropy().mean() / content[row].sum().log()), rel=1e-5)
+
+
+def test_a_start_token_that_takes_nearly_all_leaves_the_entropy_of_the_rest():
+    scores = torch.zeros(1, 2, 4)
+    scores[..., 0] = 60.0
+    assert float(token_entropy(scores.softmax(-1), torch.tensor([[False, True, True, True]]))) == pytest.approx(1, rel=1e-5)
 
 
 def test_one_token_has_no_entropy():
-    entropy = token_entropy(torch.zeros(2, 3, 4), torch.tensor([[True, False, False, False], [True, True, False, False]]))
+    entropy = token_entropy(torch.full((2, 3, 4), 0.25), torch.tensor([[True, False, False, False], [True, True, False, False]]))
     assert entropy.isnan().tolist() == [True, False]
 
 
