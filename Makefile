@@ -11,10 +11,11 @@ demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# Scheduler checks are thousands of tiny operations, one thread each; the demo's runs want all cores.
+# Schedulers and the small models of each family are thousands of tiny operations, one thread each; the demo's runs want all cores.
+SMALL := tests/conformance tests/families tests/test_strategies.py
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/conformance tests/test_strategies.py
-	$(BIN)/python -m pytest --ignore=tests/conformance --ignore=tests/test_strategies.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SMALL)
+	$(BIN)/python -m pytest $(SMALL:%=--ignore=%)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,6 +41,7 @@ $(PEERS)/.installed: $(STAMP)
 bench: peers
 	$(PEERS)/bin/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.attention
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

@@ -153,6 +153,7 @@ def attention_localises(localisation: Any) -> Measurement:
         mean_error(values),
         name="overlap of words' maps with what they name",
         num_samples=len(values),
+        series={"examples": _examples(localisation)},
         protocol={"layer": _shown(localisation.layers)},
         hint=hint,
     )
@@ -240,6 +241,22 @@ def _shown(layers: list[str]) -> str:
         return str(layers[0].removesuffix(".attn2").removesuffix(".transformer_blocks.0"))
     prefixes = list(dict.fromkeys(name.split(".")[0] for name in layers))
     return f"{', '.join(prefixes)}: {len(layers)} layers"
+
+
+def _examples(localisation: Any) -> list[dict[str, Any]]:
+    """The last word of a few references (a phrase's noun): picture, map and mask, for the report."""
+    maps = localisation.word_maps()[:, -1:]
+    overlaps = _word_ious(maps, localisation.masks)
+    return [
+        {
+            "image": data_uri(localisation.images[row]),
+            "word": localisation.words[row][-1],
+            "map": _small(maps[row, 0]),
+            "mask": _small(localisation.masks[row].float()),
+            "overlap": float(overlaps[row]),
+        }
+        for row in range(min(7, len(maps)))
+    ]
 
 
 def _word_ious(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

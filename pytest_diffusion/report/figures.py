@@ -168,6 +168,57 @@ def _maps(series: Series) -> Figure | None:
     return figure
 
 
+def _sharpening(series: Series) -> Figure:
+    layers = series["share_by_layer"]
+    names = [name.replace(".transformer_blocks", "").replace(".attn2", "") for name in layers]
+    figure, axes = _axes(5.6, 0.28 * len(names) + 1.2)
+    for row, (share, low, high) in enumerate(layers.values()):
+        axes.plot([low, high], [row, row], color=_PALETTE[0], linewidth=1.4)
+        axes.plot(share, row, marker="o", color=_PALETTE[0])
+    axes.axvline(0.5, linestyle="--", linewidth=1, color=_PALETTE[1])
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set(xlabel="share of prompts whose token entropy falls, 95 % interval", xlim=(-0.02, 1.02), title="Sharpening, by layer")
+    axes.invert_yaxis()
+    return figure
+
+
+def _localisation(series: Series) -> Figure:
+    from matplotlib.image import imread
+
+    shown = series["examples"]
+    figure = Figure(figsize=(1.45 * len(shown), 1.9))
+    for axes, example in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        image = imread(io.BytesIO(base64.b64decode(example["image"].partition(",")[2])))
+        height, width = image.shape[:2]
+        axes.axis("off")
+        axes.imshow(image[..., :3].mean(-1), extent=(0, width, height, 0), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axes.imshow(example["map"], extent=(0, width, height, 0), cmap="inferno", alpha=0.6, interpolation="bilinear")
+        rows, columns = len(example["mask"]), len(example["mask"][0])
+        places = [width * (column + 0.5) / columns for column in range(columns)], [height * (row + 0.5) / rows for row in range(rows)]
+        axes.contour(*places, example["mask"], levels=[0.5], colors=["white"], linewidths=1.2)
+        axes.set_title(f"{example['word']} {example['overlap']:.2f}", fontsize=9)
+    figure.suptitle("Noised references: where a word looks, and the outline of what it names", fontsize=9)
+    return figure
+
+
+def _scale(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 2.8)
+    axes.plot(series["factors"], series["errors"], marker="o", markersize=3)
+    axes.axvline(1, linestyle="--", linewidth=1, color=_PALETTE[1], label="as encoded")
+    axes.set(xscale="log", yscale="log", xlabel="factor on the encoded latents", ylabel="error of the prediction")
+    axes.set_title("The denoiser predicts best at the latents that it knows")
+    axes.legend()
+    return figure
+
+
+def _strength(series: Series) -> Figure:
+    figure, axes = _axes(4.6, 2.6)
+    axes.plot(series["strengths"], series["change"], marker="o")
+    axes.set(xlabel="strength: from the source's prompt to the target's", ylabel="change along the direction")
+    axes.set_title("Further along, more change")
+    return figure
+
+
 def _slerp(series: Series) -> Figure:
     figure = Figure(figsize=(8.0, 2.6))
     left, right = figure.subplots(1, 2)
@@ -243,6 +294,10 @@ _PLOTS: dict[str, Callable[[Series], Figure | None]] = {
     "clip_score": _clip,
     "attention_not_uniform": _entropy,
     "attention_compact": _maps,
+    "attention_sharpens": _sharpening,
+    "attention_localises": _localisation,
+    "latent_scale": _scale,
+    "semantic_strength": _strength,
     "slerp_smooth": _slerp,
     "ood_auroc": _ood,
     "denoising_loss": _loss,

@@ -30,6 +30,9 @@ class Localisation:
     places: list[list[list[int]]]
     """For each image and each of its words, the places of the word's tokens."""
     layers: list[str]
+    images: torch.Tensor
+    """The references, uint8 (N, 3, H, W)."""
+    words: list[tuple[str, ...]]
 
     def word_maps(self, *, shift: int = 0) -> torch.Tensor:
         """Maps (N, words, h, w), of the tokens `shift` places after each word's own."""
@@ -64,5 +67,6 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
         # Layers of several sizes are brought to the largest.
         maps += [record.maps(index)[0].mean(0) for index in range(len(rows))]
         places += [[word_places(record.tokens[index], word) for word in reference.words[row]] for index, row in enumerate(rows)]
-    width = min(len(words) for words in places)
-    return Localisation(torch.stack(maps), reference.masks[:count], [words[:width] for words in places], layers)
+    width = min(len(named) for named in places)
+    kept, words = [named[:width] for named in places], [named[:width] for named in reference.words[:count]]
+    return Localisation(torch.stack(maps), reference.masks[:count], kept, layers, reference.images[:count], words)
