@@ -11,11 +11,12 @@ demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# Schedulers and the small models of each family are thousands of tiny operations, one thread each; the demo's runs want all cores.
+# Two workers with one thread each; where tests share costly fixtures, file by file. Whole runs of the demo want all cores.
 SMALL := tests/conformance tests/families tests/test_strategies.py
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SMALL)
-	$(BIN)/python -m pytest $(SMALL:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore=tests/meta $(SMALL:%=--ignore=%)
+	$(BIN)/python -m pytest tests/meta
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ encoder's alone (Flux), or one sequence after another (SD3: CLIP, then T5).
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,7 +133,8 @@ def word_places(tokens: Sequence[str], word: str) -> list[int]:
     """
     for places in words_of(tokens):
         spelled = "".join(plain(tokens[place]) for place in places)
-        if spelled.casefold() == word.casefold():
+        # T5 keeps a comma with its word.
+        if spelled.strip(string.punctuation).casefold() == word.casefold():
             return places
     raise ValueError(f"The word {word!r} is not among the tokens {list(tokens)}.")
 
