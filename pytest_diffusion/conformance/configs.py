@@ -127,7 +127,7 @@ def argument_types(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         if "device" in parameters:
             with calling(f"set_timesteps({count}, device='cpu')"):
-                subject.fresh().set_timesteps(count, device="cpu", **_shift(subject))
+                subject.fresh().set_timesteps(count, device="cpu", **plan_arguments(subject))
         with calling(f"set_timesteps({count}) with a whole number of numpy"):
             subject.plan(subject.fresh(), np.int64(count))  # type: ignore[arg-type]
         for name in ("sigmas", "timesteps"):
@@ -172,7 +172,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
             return
     scheduler = subject.fresh()
     call = f"set_timesteps({name}=[...])"
-    arguments = {name: given, **_shift(subject)}
+    arguments = {name: given, **plan_arguments(subject)}
     try:
         with calling(call):
             scheduler.set_timesteps(**arguments)
@@ -187,7 +187,8 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
         raise Broken(f"{len(given)} timesteps from {len(given)} {name}", f"{seen}", count=count)
 
 
-def _shift(subject: Subject) -> dict[str, float]:
+def plan_arguments(subject: Subject) -> dict[str, float]:
+    """What `set_timesteps` must be given beside a plan: the shift `mu`, where it depends on the size of the image."""
     if config_value(subject.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters:
         return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15)}
     return {}

@@ -16,7 +16,7 @@ from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
 from pytest_diffusion.errors import NotApplicable
 
-_SHAPE = (2, 3, 4, 4)
+IMAGE_SHAPE = (2, 3, 4, 4)
 
 
 @law(
@@ -30,8 +30,8 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
 
     The level is that of the sampling loop at the same timestep.
     """
-    method = _method(subject)
-    image, noise = _image(), loops.normal(*_SHAPE)
+    method = noising_method(subject)
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         for timestep, level in _levels(subject, scheduler):
@@ -41,7 +41,9 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken(
                     f"{method} to use the noise that it is given", f"it draws its own by torch's {seen.draws[0].operator}", count=count
                 )
-            _require(got, image, noise, [level, *_named(subject, scheduler, timestep)], f"{method} at timestep {float(timestep):g}", count)
+            require_noised(
+                got, image, noise, [level, *named_levels(subject, scheduler, timestep)], f"{method} at timestep {float(timestep):g}", count
+            )
 
 
 @law(
@@ -55,8 +57,8 @@ def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
 
     Each image of a batch has a timestep of its own, and training asks without ever calling `set_timesteps`.
     """
-    method = _method(subject)
-    image, noise = _image(), loops.normal(*_SHAPE)
+    method = noising_method(subject)
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         levels = _levels(subject, scheduler)
@@ -88,7 +90,7 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
     """`get_velocity` is α·noise − σ·x₀ with the level of `add_noise` at the same timestep."""
     if not hasattr(subject.scheduler, "get_velocity") or subject.kind == "flow":
         raise NotApplicable(f"{subject.name} has no get_velocity.")
-    image, noise = _image(), loops.normal(*_SHAPE)
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         for timestep, level in _levels(subject, scheduler):
@@ -96,9 +98,11 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
                 got = scheduler.get_velocity(image, noise, timestep.repeat(len(image)))
             ratio = level.sigma / level.alpha if float(level.alpha) > 0 else torch.tensor(float("inf"))
             own = NoiseLevel.of_ratio(ratio)
-            named = [NoiseLevel.of_ratio(one.sigma / one.alpha) for one in _named(subject, scheduler, timestep) if float(one.alpha) > 0]
+            named = [
+                NoiseLevel.of_ratio(one.sigma / one.alpha) for one in named_levels(subject, scheduler, timestep) if float(one.alpha) > 0
+            ]
             turned = [NoiseLevel(-one.sigma, one.alpha) for one in (own, *named)]
-            _require(got, image, noise, turned, f"get_velocity at timestep {float(timestep):g}", count)
+            require_noised(got, image, noise, turned, f"get_velocity at timestep {float(timestep):g}", count)
 
 
 def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -113,21 +117,23 @@ def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor
     return got
 
 
-def _method(subject: Subject) -> str:
+def noising_method(subject: Subject) -> str:
+    """Name of the method that adds noise. Raises NotApplicable where there is none, or it leaves the work to another class."""
     subject.require_kind()
     if subject.noising is None:
         raise NotApplicable(f"{subject.name} has neither add_noise nor scale_noise.")
     scheduler = subject.planned(subject.some_count)
     try:
-        noised(scheduler, subject.noising, _image(), _image(), as_values(scheduler.timesteps)[:1])
+        noised(scheduler, subject.noising, some_image(), some_image(), as_values(scheduler.timesteps)[:1])
     except Crash as crash:
         if isinstance(crash.error, NotImplementedError):
             raise NotApplicable(f"{subject.name} leaves {subject.noising} to others: {crash.error}") from crash
     return subject.noising
 
 
-def _image() -> torch.Tensor:
-    return torch.rand(_SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+def some_image() -> torch.Tensor:
+    """Images (2, 3, 4, 4) in [-1, 1]."""
+    return torch.rand(IMAGE_SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
 def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
@@ -153,14 +159,14 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
     return [kept[int(place)] for place in torch.linspace(0, len(kept) - 1, min(8, len(kept)))]
 
 
-def _named(subject: Subject, scheduler: Any, timestep: torch.Tensor) -> list[NoiseLevel]:
+def named_levels(subject: Subject, scheduler: Any, timestep: torch.Tensor) -> list[NoiseLevel]:
     """The level of the timestep's training noise: what a scheduler without a plan takes a rounded timestep for."""
     if subject.kind in ("edm", "flow") or getattr(scheduler, "alphas_cumprod", None) is None:
         return []
     return [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep))]
 
 
-def _require(
+def require_noised(
     got: torch.Tensor,
     image: torch.Tensor,
     noise: torch.Tensor,
@@ -169,6 +175,7 @@ def _require(
     count: int,
     bounds: Sequence[NoiseLevel] = (),
 ) -> None:
+    """Raise Broken where `got` is not α·image + σ·noise of one of the levels, or of a σ within `bounds`."""
     if got.shape != image.shape:
         raise Broken(f"the image's shape {tuple(image.shape)}", f"{what} gives {tuple(got.shape)}", count=count)
     matrix = torch.stack([image.double().flatten(), noise.double().flatten()], dim=1)
@@ -211,4 +218,4 @@ def _require_before_planning(subject: Subject, method: str, image: torch.Tensor,
         # Training draws whole timesteps.
         asked = timestep.long() if float(timestep) == int(timestep) and subject.kind != "flow" else timestep
         got = noised(scheduler, method, image, noise, asked.reshape(1))
-        _require(got, image, noise, wanted, f"{method} before set_timesteps, at timestep {float(timestep):g},", 0, bounds)
+        require_noised(got, image, noise, wanted, f"{method} before set_timesteps, at timestep {float(timestep):g},", 0, bounds)

@@ -160,13 +160,7 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
             raise NotApplicable(f"{subject.name} goes from clean to noisy, where the sample lags behind the timestep.")
         found = loops.run(subject, count, lambda sample, level: torch.zeros_like(sample), sample_of((1, 1, 2, 2)), scheduler=scheduler)
         for index, step in enumerate(found.steps):
-            named = [loops.level_of_state(scheduler, level_of_timestep(scheduler, step.timestep + shift)) for shift in _rounding(subject)]
-            ratios = [float(level.sigma / level.alpha) if float(level.alpha) > 0 else float("inf") for level in named]
-            own = float(step.level.sigma / step.level.alpha) if float(step.level.alpha) > 0 else float("inf")
-            if not min(ratios) * 0.998 - 1e-4 <= own <= max(ratios) * 1.002 + 1e-4:
-                told = f"step {index} tells the model timestep {step.timestep:.6g} (σ/α = {ratios[len(ratios) // 2]:.4g})"
-                seen = f"{told}, and the sample has σ/α = {own:.4g}"
-                raise Broken("the sample's noise level to be that of the timestep", seen, count=count)
+            require_named_level(subject, scheduler, step, index, count)
 
 
 @law(
@@ -191,6 +185,17 @@ def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
         if not low * 0.999 <= size <= high * 1.001:
             wanted = f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
             raise Broken(f"an init_noise_sigma of {wanted}", f"{size:.5g}", count=count)
+
+
+def require_named_level(subject: Subject, scheduler: Any, step: loops.Step, index: int, count: int) -> None:
+    """Raise Broken where the timestep that the model is told has not the noise of the sample."""
+    named = [loops.level_of_state(scheduler, level_of_timestep(scheduler, step.timestep + shift)) for shift in _rounding(subject)]
+    ratios = [float(level.sigma / level.alpha) if float(level.alpha) > 0 else float("inf") for level in named]
+    own = float(step.level.sigma / step.level.alpha) if float(step.level.alpha) > 0 else float("inf")
+    if not min(ratios) * 0.998 - 1e-4 <= own <= max(ratios) * 1.002 + 1e-4:
+        told = f"step {index} tells the model timestep {step.timestep:.6g} (σ/α = {ratios[len(ratios) // 2]:.4g})"
+        seen = f"{told}, and the sample has σ/α = {own:.4g}"
+        raise Broken("the sample's noise level to be that of the timestep", seen, count=count)
 
 
 def _require_own_conditioning(scheduler: Any, count: int) -> None:

@@ -26,6 +26,8 @@ class Visit(NamedTuple):
     after: torch.Tensor
     draws: list[Draw]
     goes_on: bool = True
+    clean: torch.Tensor | None = None
+    """The clean image that the step says it was told, its `pred_original_sample`."""
 
 
 class Step(NamedTuple):
@@ -37,6 +39,7 @@ class Step(NamedTuple):
     after: torch.Tensor
     draws: list[Draw]
     goes_on: bool = True
+    clean: torch.Tensor | None = None
 
 
 class Run(NamedTuple):
@@ -91,9 +94,9 @@ def walk(
             output = torch.cat([output, torch.full_like(output, variance)], dim=1)
         before = sample.clone()
         with Draws(replace) as seen:
-            arrived = step(scheduler, output, timestep, sample, **known)
+            arrived, clean = step(scheduler, output, timestep, sample, **known)
         # Clones, because a step may work in place: that is `inputs_untouched`, and no other law's business.
-        visits.append(Visit(timestep, before, arrived.clone(), seen.draws))
+        visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))
         sample = arrived
     return visits
 
@@ -128,7 +131,8 @@ def run(
     sample = start(level_before(scheduler, as_values(scheduler.timesteps)[first]))
     visits = walk(subject, scheduler, sample, predict, first=first, **rest)
     steps = [
-        Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on) for one, level in zip(visits, levels, strict=True)
+        Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on, one.clean)
+        for one, level in zip(visits, levels, strict=True)
     ]
     return Run(steps, declared_end(scheduler))
 
@@ -178,14 +182,17 @@ def require_levels(subject: Subject) -> None:
         # Other errors are the business of `runs` and `timesteps_well_formed`.
 
 
-def step(scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any) -> torch.Tensor:
-    """The previous sample of `step`, whichever way it is returned. Raises Crash."""
+def step(
+    scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The previous sample of `step`, whichever way it is returned, and its `pred_original_sample` where it has one. Raises Crash."""
     with calling(f"step(model_output, {float(timestep):g}, sample)"):
         returned = scheduler.step(output, timestep, sample, **known)
         arrived = returned[0] if isinstance(returned, tuple) else returned.prev_sample
         if not isinstance(arrived, torch.Tensor):
             raise TypeError(f"step gave {type(arrived).__name__}, expected the previous sample")
-    return arrived
+        clean = getattr(returned, "pred_original_sample", None)
+    return arrived, clean.clone() if isinstance(clean, torch.Tensor) else None
 
 
 def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Laws of partial runs: starting in the middle as image-to-image does, with and without a begin index, and inverting a run."""
+"""Laws of partial runs: starting in the middle as image-to-image does, noising meanwhile as inpainting does, and inverting a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from pytest_diffusion.adapters.levels import as_prediction, level_of_timestep
-from pytest_diffusion.adapters.schedulers import evaluations_per_step, revisits_timesteps
+from pytest_diffusion.adapters.schedulers import as_values, evaluations_per_step, revisits_timesteps
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.convergence import posterior_mean
+from pytest_diffusion.conformance.forward import IMAGE_SHAPE, named_levels, noised, noising_method, require_noised, some_image
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.point_mass import arrivals, require_arrival
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
@@ -44,6 +45,37 @@ def begin_index(subject: Subject, counts: Sequence[int]) -> None:
 
 
 @law(
+    "noising agrees with the run that it is part of",
+    source="RePaint, arXiv:2201.09865, equation 8a; diffusers' inpainting and image-to-image pipelines",
+    counts=(6,),
+    rests_on=("runs", "forward_process", "begin_index"),
+)
+def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
+    """Image-to-image noises its image after `set_begin_index`, inpainting its known pixels between two steps.
+
+    In both the timestep is that of the next step, and the result has that step's level.
+    """
+    method = noising_method(subject)
+    if subject.is_inverse or revisits_timesteps(subject.scheduler):
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, or back in time.")
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    can_begin = hasattr(subject.scheduler, "set_begin_index")
+    for count in subject.counts(*counts):
+        order = evaluations_per_step(subject.scheduler)
+        steps = loops.run(subject, count, lambda state, level: torch.zeros_like(state), loops.sample_of((1, 1, 2, 2))).steps
+        for start in range(order, len(steps), order):
+            situations = {f"after {start} steps": _begun(subject, count, None, start)}
+            if can_begin:
+                situations[f"after set_begin_index({start})"] = _begun(subject, count, start, start)
+                situations[f"after set_begin_index({order}) and {start - order} steps"] = _begun(subject, count, order, start)
+            timestep = as_values(situations[f"after {start} steps"].timesteps)[start]
+            levels = [steps[start].level, *named_levels(subject, subject.planned(count), timestep)]
+            for when, scheduler in situations.items():
+                got = noised(scheduler, method, image, noise, timestep.repeat(len(image)))
+                require_noised(got, image, noise, levels, f"{method} at timestep {float(timestep):g} {when}", count)
+
+
+@law(
     "inversion and sampling undo one another",
     source="DDIM, arXiv:2010.02502, sections 4.3 and 5.4",
     counts=(25, 100),
@@ -64,6 +96,18 @@ def inversion_round_trip(subject: Subject, counts: Sequence[int]) -> None:
     if not (better < 0.05 and better < 0.6 * worse):
         seen = f"the image comes back with an error of {worse:.3g} in {few} steps and of {better:.3g} in {many}"
         raise Broken(f"an image that comes back, the nearer the more steps (by {type(partner.scheduler).__name__})", seen, count=many)
+
+
+def _begun(subject: Subject, count: int, first: int | None, start: int) -> Any:
+    """A scheduler before step number `start` of a run that began at `first`, by set_begin_index unless that is None."""
+    scheduler = subject.planned(count)
+    if first is not None:
+        with calling(f"set_begin_index({first})"):
+            scheduler.set_begin_index(first)
+    generator = torch.Generator().manual_seed(0)
+    if start > (first or 0):
+        loops.walk(subject, scheduler, loops.normal(1, 1, 2, 2), loops.smooth, first=first or 0, last=start, generator=generator)
+    return scheduler
 
 
 def posterior_mean_image() -> torch.Tensor:

@@ -51,9 +51,7 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
     """Every step of a loop over a point mass, taken apart; from step `start` on, as image-to-image does."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(SHAPE, generator=generator, dtype=torch.float64) - 0.5
-    noise = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    image, noise = _image_and_noise()
     known = {"generator": torch.Generator().manual_seed(1), "original_image": image.float(), "mask": torch.ones(SHAPE)}
     found = loops.run(
         subject,
@@ -72,6 +70,12 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
         parts.append(_taken_apart(index, one, target, image, _tolerance(subject, one.level, target, before)))
         before = ratio
     return parts
+
+
+def _image_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(SHAPE, generator=generator, dtype=torch.float64) - 0.5
+    return image, torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
 
 def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.Tensor, tolerance: float) -> Arrival:
@@ -233,6 +237,28 @@ def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
         if float(end.sigma / end.alpha) > 1.01 * cleanest:
             seen = f"it ends at σ/α = {float(end.sigma / end.alpha):.4g}"
             raise Broken(f"an end no noisier than the cleanest training timestep (σ/α = {cleanest:.4g})", seen, count=count)
+
+
+@law(
+    "a step says which clean image it was told",
+    source="DDIM, arXiv:2010.02502, equation 9",
+    counts=(3, 10),
+    rests_on=("point_mass_preserved",),
+)
+def predicted_original(subject: Subject, counts: Sequence[int]) -> None:
+    """`pred_original_sample` is the denoiser's clean image at every timestep: previews and guidance by a loss are made of it."""
+    image, _ = _image_and_noise()
+    for count in subject.counts(*counts):
+        told = [one for one in arrivals(subject, count) if one.step.clean is not None]
+        if not told:
+            raise NotApplicable(f"{subject.name}.step gives no pred_original_sample.")
+        for one in told:
+            assert one.step.clean is not None
+            gap = float((one.step.clean.double() - image).square().mean().sqrt())
+            # What is left of float32 where a step divides by α.
+            if not gap <= 3 * one.tolerance / max(float(one.target.alpha), 1e-6):
+                seen = f"step {one.number} (timestep {one.step.timestep:g}) gives one that is {gap:.4g} away"
+                raise Broken("a pred_original_sample that is the denoiser's image", seen, count=count)
 
 
 @law(

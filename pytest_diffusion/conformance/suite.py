@@ -28,6 +28,7 @@ for _module in (
     "tensors",
     "random_numbers",
     "configs",
+    "given_plans",
     "partial",
 ):
     import_module(f"pytest_diffusion.conformance.{_module}")

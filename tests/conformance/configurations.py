@@ -29,7 +29,16 @@ CONFIGURATIONS = [
     ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, {}),
     ("DDIMScheduler", {"timestep_spacing": "linspace"}, {"point_mass_preserved": _LINSPACE}),
     ("DDIMScheduler", {"thresholding": True, "prediction_type": "v_prediction"}, {"ranks": known.RANK_2}),
-    ("DDPMScheduler", {"variance_type": "fixed_large"}, {"unknown_values_refused": known.VARIANCE}),
+    (
+        "DDPMScheduler",
+        {"variance_type": "fixed_large"},
+        {"unknown_values_refused": known.VARIANCE, "given_timesteps": known.LARGE_LAST},
+    ),
+    (
+        "DDPMScheduler",
+        {"variance_type": "fixed_large", "timestep_spacing": "trailing"},
+        {"unknown_values_refused": known.VARIANCE, "terminal_step": known.LARGE_LAST},
+    ),
     ("DDPMScheduler", {"variance_type": "fixed_large_log"}, {"runs": "the square root of a log-variance (#14569)"}),
     ("DDPMScheduler", {"timestep_spacing": "linspace", "beta_schedule": "sigmoid"}, {"unknown_values_refused": known.VARIANCE}),
     (
