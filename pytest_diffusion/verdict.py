@@ -15,6 +15,7 @@ class Measurement:
 
     `interval` is a 95 % interval of `value`, None where the figure is exact. `series` holds plain lists,
     numbers and strings for the plot; `hint` is a likely cause that was itself measured on the data.
+    `unjudged` says why no limit but the caller's own can be held against the figure in this run.
     """
 
     value: float
@@ -26,6 +27,7 @@ class Measurement:
     protocol: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Any] = field(default_factory=dict)
     hint: str = ""
+    unjudged: str = ""
 
     @classmethod
     def with_error(cls, value: float, standard_error: float, **rest: Any) -> Measurement:
@@ -117,6 +119,8 @@ def skipped(check: str, reason: str, *, mode: str = "", title: str = "") -> Verd
 def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, str]:
     if limits is None or (limits.at_least is None and limits.at_most is None):
         return "skipped", "no limit is set for it in the thresholds, so it is reported and not judged."
+    if measurement.unjudged and limits.where:
+        return "skipped", f"reported and not judged: {measurement.unjudged}"
     seen_with = str(measurement.protocol.get("extractor", "an extractor without a name"))
     if not seen_with.startswith(limits.extractor):
         return "skipped", (

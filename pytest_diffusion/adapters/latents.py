@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.pipelines import has_vae
+from pytest_diffusion.adapters.memory import BatchSize, is_offloaded
+from pytest_diffusion.adapters.pipelines import device_of, has_vae
 from pytest_diffusion.errors import NotApplicable
 
 
@@ -26,41 +27,73 @@ class LatentCodec:
     spread: torch.Tensor
     """(1, C or 1, 1, 1), float32: the configuration's `latents_std` per channel, else 1."""
 
+    upcasts: bool = False
+    """Whether the pipeline decodes in float32 what its VAE holds in float16."""
+    device: torch.device | None = None
+    """Where inputs go when it is not where the weights lie: of an offloaded VAE they come to the accelerator only when it runs."""
+
     @classmethod
     def of(cls, pipeline: Any) -> LatentCodec:
-        """The codec of a pipeline's VAE; in float32 where the VAE asks for it. Raises NotApplicable for a pixel-space model."""
+        """The codec of a pipeline's VAE; in float32 where the pipeline decodes so. Raises NotApplicable for a pixel-space model."""
         if not has_vae(pipeline):
             raise NotApplicable(f"{type(pipeline).__name__} has no VAE: it works on pixels.")
         vae, config = pipeline.vae, pipeline.vae.config
-        if config.get("force_upcast") and next(vae.parameters()).dtype == torch.float16:
-            vae = copy.deepcopy(vae).float()
+        # Only the pipelines that know this method read the VAE's `force_upcast`, which is true for most VAEs.
+        upcasts = bool(config.get("force_upcast")) and hasattr(type(pipeline), "upcast_vae") and vae.dtype == torch.float16
         scaling = config.get("scaling_factor")
         shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
         spread = config.get("latents_std") or [1.0]
         shift_of, spread_of = (torch.tensor(values).float().reshape(1, -1, 1, 1) for values in (shift, spread))
-        return cls(vae, 1.0 if scaling is None else float(scaling), shift_of, spread_of)
+        device = device_of(pipeline) if is_offloaded([vae]) else None
+        return cls(vae, 1.0 if scaling is None else float(scaling), shift_of, spread_of, upcasts, device)
 
-    def encode(self, images: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
-        """Scaled latents (N, C, h, w), float32, the mean of the posterior, of uint8 images (N, 3, H, W)."""
-        parameter = next(self.vae.parameters())
-        latents = []
-        with torch.no_grad():
-            for batch in images.split(batch_size):
-                pixels = (batch.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
-                latents.append((_raw_latents(self.vae.encode(pixels)).float().cpu() - self.shift) * self.scaling_factor / self.spread)
-        return torch.cat(latents)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (N, C, h, w), float32, the mean of the posterior, of uint8 images (N, 3, H, W).
 
-    def decode(self, latents: torch.Tensor, *, batch_size: int = 32) -> torch.Tensor:
-        """Images in [0, 1], float32 (N, 3, H, W), of scaled latents (N, C, h, w)."""
+        Raises ModelError where memory runs out for a single image.
+        """
+
+        def encode(batch: torch.Tensor) -> torch.Tensor:
+            raw = _raw_latents(self.vae.encode(self._moved(batch.float() / 127.5 - 1))).float().cpu()
+            return (raw - self.shift) * self.scaling_factor / self.spread
+
+        return self._in_batches(encode, images, images.shape[-2] * images.shape[-1])
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1], float32 (N, 3, H, W), of scaled latents (N, C, h, w).
+
+        Raises ModelError where memory runs out for a single image.
+        """
+
+        def decode(batch: torch.Tensor) -> torch.Tensor:
+            # In the VAE's own dtype and order, as pipelines do: then their images are the same to the last bit.
+            scaled, spread, shift = (self._moved(values) for values in (batch, self.spread, self.shift))
+            raw = scaled * spread / self.scaling_factor + shift
+            images: torch.Tensor = (self.vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1).float().cpu()
+            return images
+
+        # A side of latents stands for about eight pixels.
+        return self._in_batches(decode, latents, 64 * latents.shape[-2] * latents.shape[-1])
+
+    def _moved(self, values: torch.Tensor) -> torch.Tensor:
         parameter = next(self.vae.parameters())
-        images = []
+        return values.to(self.device or parameter.device, parameter.dtype)
+
+    def _in_batches(self, work: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, pixels: int) -> torch.Tensor:
+        """`work` on batches of at most 32 images, fewer of larger ones: a decoder's last layers hold hundreds of numbers for a pixel."""
+
+        def run(size: int) -> torch.Tensor:
+            return torch.cat([work(batch) for batch in values.split(size)])
+
+        batch = BatchSize(max(1, min(32, 4 * 512 * 512 // pixels)))
         with torch.no_grad():
-            for batch in latents.split(batch_size):
-                # In the VAE's own dtype and order, as pipelines do: then their images are the same to the last bit.
-                scaled, spread, shift = (values.to(parameter.device, parameter.dtype) for values in (batch, self.spread, self.shift))
-                raw = scaled * spread / self.scaling_factor + shift
-                images.append((self.vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1).float().cpu())
-        return torch.cat(images)
+            if not self.upcasts:
+                return batch.run(run)
+            try:
+                self.vae.to(torch.float32)
+                return batch.run(run)
+            finally:
+                self.vae.to(torch.float16)
 
 
 def _raw_latents(encoded: Any) -> torch.Tensor:

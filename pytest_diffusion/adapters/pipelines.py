@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pytest_diffusion.adapters.memory import is_offloaded, whole_state_dict
 from pytest_diffusion.adapters.objects import load_object
 from pytest_diffusion.adapters.schedulers import build_scheduler, has_own_sigma_range, is_flow
 from pytest_diffusion.errors import ModelError, SettingsError
@@ -36,17 +37,23 @@ def load_pipeline(settings: Settings) -> Any:
     if settings.scheduler is not None or settings.scheduler_config:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler, settings.scheduler_config)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(settings.model, pipeline, device)
+    offloaded = is_offloaded(modules(pipeline).values())
+    if offloaded and settings.dtype and settings.dtype != dtype_of(pipeline):
+        raise ModelError(f"--diffusion-dtype: the parts of {settings.model} are offloaded; load them as {settings.dtype}.")
     try:
-        if hasattr(pipeline, "to"):
+        if hasattr(pipeline, "to") and not offloaded:
             pipeline.to(device)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise ModelError(f"--diffusion-device: {settings.model} cannot be moved to {device}: {str(error).splitlines()[0]}") from error
     if ":" not in settings.model and getattr(pipeline, "safety_checker", None) is not None:
         # It paints a false alarm black, and a black frame is not what the model gave.
         pipeline.register_modules(safety_checker=None)
+    if ":" not in settings.model and getattr(pipeline, "watermark", None) is not None:
+        # Stable Diffusion XL marks its images where a package for it is installed: the figures are of what the model gave.
+        pipeline.watermark = None
     for part in modules(pipeline).values():
         part.eval()
-        if dtype is not None and any(parameter.dtype != dtype for parameter in part.parameters()):
+        if dtype is not None and not offloaded and any(parameter.dtype != dtype for parameter in part.parameters()):
             part.to(dtype)
     return pipeline
 
@@ -90,7 +97,9 @@ def default_device() -> str:
 
 
 def device_of(pipeline: Any) -> torch.device:
-    """Where the pipeline's denoiser lies."""
+    """Where the pipeline's denoiser lies, or runs where it is offloaded."""
+    if is_offloaded(modules(pipeline).values()):
+        return torch.device(pipeline._execution_device)
     tensor = _first_tensor(pipeline)
     return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -207,7 +216,7 @@ def fingerprint(pipeline: Any) -> str:
     for name, part in sorted(modules(pipeline).items()):
         config = getattr(part, "config", None)
         digest.update(f"{name}:{config_text(config)}".encode())
-        for key, tensor in sorted(part.state_dict().items()):
+        for key, tensor in sorted(whole_state_dict(part).items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     settings = {key: value for key, value in dict(getattr(pipeline, "config", {})).items() if isinstance(value, str | int | float | bool)}

@@ -148,7 +148,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         labels.append(row.label)
         words.append(row.words)
         if row.mask is not None:
-            masks.append(torch.from_numpy(np.asarray(row.mask.convert("L").resize((width, height))) > 127))
+            masks.append(_mask(row, row.mask, pixels.shape[:2], height, width))
     if not images:
         raise ModelError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     known = [prompt for prompt in prompts if prompt]
@@ -165,6 +165,18 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         torch.stack(masks) if masks else None,
         tuple(words) if masks else (),
     )
+
+
+def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
+    """Bool (height, width), turned, scaled and cropped as its image is. Raises ModelError where it cannot belong to the image."""
+    pixels = np.array((ImageOps.exif_transpose(mask) or mask).convert("L"))
+    if abs(pixels.shape[0] * size[1] - pixels.shape[1] * size[0]) > max(*pixels.shape, *size):
+        shown = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{size[1]}x{size[0]}"
+        raise ModelError(f"{_OPTION}: the mask of {row.label} is {shown[0]}, its image {shown[1]}: they need the same shape.")
+    said = (row.prompt or "").casefold()
+    if unsaid := [word for word in row.words if word.casefold() not in said]:
+        raise ModelError(f"{_OPTION}: {row.label} names the word {unsaid[0]!r}, which its prompt {row.prompt!r} does not have.")
+    return resize_images(torch.from_numpy(pixels)[None, None], height, width)[0, 0] > 127
 
 
 def _folder(folder: Path) -> Iterator[_Row]:

@@ -123,6 +123,7 @@ def attention_noun_specific(attention: Any) -> Measurement:
         "p-value of nouns under shuffled tokens",
         num_samples=len(pools),
         protocol={"layer": _named(attention)},
+        unjudged=_of_unnamed_layers(attention, "how the padding attends is a property of layers"),
         hint=f"Half of a noun's attention lies on {sum(chosen) / len(chosen):.3f} of the picture, that of a random token on {others:.3f}.",
     )
 
@@ -220,6 +221,8 @@ def attention_sharpens(attention: Any) -> Measurement:
         num_samples=len(falls),
         protocol={"layer": _named(attention)},
         series={"share_by_layer": by_layer},
+        # The demo, which is sound, sharpens in 98 % of prompts in one layer and in 42 % in another.
+        unjudged=_of_unnamed_layers(attention, "sharpening is a property of layers"),
         hint=f"Mean entropy goes from {float(curves[:span].mean()):.3f} to {float(curves[-span:].mean()):.3f}.",
     )
 
@@ -230,6 +233,11 @@ def _require_cross(attention: Any) -> None:
         for name, record in one.layers.items():
             if not record.is_cross:
                 raise NotApplicable(f"{name} recorded self-attention, which has no tokens to speak of.")
+
+
+def _of_unnamed_layers(attention: Any, why: str) -> str:
+    """Why figures of layers that nobody named are not judged: in sound models some have them, and others do not."""
+    return "" if attention.are_named else f"{why}, so name those that show it in your model by --diffusion-attention-layers."
 
 
 def _named(attention: Any) -> str:

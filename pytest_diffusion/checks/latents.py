@@ -21,6 +21,8 @@ from pytest_diffusion.verdict import Measurement
 ROUND_TRIP_IMAGES = 200
 FACTORS = [2 ** (index / 4) for index in range(-16, 17)]
 OFFSET = 0.1
+ALIKE = 0.1
+"""Share of the error; what changes less by trading two channels may be chance."""
 
 
 @check("latent", "the VAE gives images back")
@@ -89,7 +91,12 @@ def latent_std(latents: Any, reference: Reference) -> Measurement:
 def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
     """Mean difference in 8-bit levels between the pipeline's images and its final latents decoded by factor and shift."""
     final, images = trials.latents(), trials.plain.float() / 255
-    difference = _levels(latents.decode(final), images)
+    decoded = latents.decode(final)
+    if decoded.shape != images.shape:
+        # PixArt draws at the nearest size that it was trained on, and shrinks the images alone.
+        sizes = [f"{one.shape[-1]}x{one.shape[-2]}" for one in (decoded, images)]
+        raise NotApplicable(f"its latents are of images of {sizes[0]}, and the pipeline resized them to {sizes[1]}.")
+    difference = _levels(decoded, images)
     hint = ""
     if difference > 0:
         shown = slice(0, 1)
@@ -103,43 +110,59 @@ def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
 
 @check("latent", "the denoiser expects latents of the scale that the encoder gives")
 def latent_scale(latent_fit: Any) -> Measurement:
-    """The factor on encoded references at which the denoiser predicts best, with the same noise and images; 1 is right."""
-    scouted = [float(latent_fit.scout.errors(factor=factor).mean()) for factor in FACTORS]
-    place = min(range(len(FACTORS)), key=lambda index: scouted[index])
-    series = {"factors": FACTORS, "errors": scouted}
-    if place in (0, len(FACTORS) - 1):
-        count = len(latent_fit.own_errors)
-        return Measurement(FACTORS[place], "best factor on latents", num_samples=count, series=series, hint=_UNKNOWN)
-    errors = torch.stack([latent_fit.errors(factor=factor) for factor in FACTORS[place - 1 : place + 2]], 1)
+    """The factor on encoded references at which predictions are as long as their share of the truth; 1 is right.
 
-    def best(values: torch.Tensor) -> float:
-        return math.log2(FACTORS[place]) + _vertex(values.mean(0)) / 4
+    A denoiser that predicts the mean of what a noisy picture may show is never off at the scale of its training: the error
+    is at right angles to the prediction. Smaller latents it takes for stronger ones, larger ones for weaker ones.
+    """
+    scouted = [_log_ratio(latent_fit.scout.agreement(factor)) for factor in FACTORS]
+    series = {"factors": FACTORS, "log_ratios": scouted}
+    count = len(latent_fit.own_errors)
+    unjudged = "a model that draws without guidance may be distilled: it does not predict the mean." if latent_fit.is_distilled else ""
+    crossings = [place for place in range(len(FACTORS) - 1) if scouted[place] < 0 <= scouted[place + 1]]
+    if not crossings:
+        edge = FACTORS[-1] if scouted[-1] < 0 else FACTORS[0]
+        return Measurement(edge, "factor of the latents", num_samples=count, series=series, hint=_UNKNOWN, unjudged=unjudged)
+    place = min(crossings, key=lambda place: abs(math.log(FACTORS[place])))
+    # On all images the crossing may lie a little beside that of the few.
+    nearby = FACTORS[max(0, place - 1) : place + 3]
+    figures = torch.stack([latent_fit.agreement(factor) for factor in nearby], 1)
 
-    exponent, error = jackknife(best, errors, groups=min(20, len(errors)))
+    def crossing(values: torch.Tensor) -> float:
+        ratios = [_log_ratio(values[:, index]) for index in range(len(nearby))]
+        for low, high, factor in zip(ratios, ratios[1:], nearby, strict=False):
+            if low < 0 <= high:
+                return math.log2(factor) - low / (high - low) / 4
+        return math.nan
+
+    exponent, error = jackknife(crossing, figures, groups=min(20, count))
     value, factor = 2**exponent, latent_fit.scaling_factor
-    hint = f"The denoiser predicts best with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
+    hint = f"The denoiser knows latents with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
     if factor == 1:
         hint += " It looks as if the VAE's scaling factor is missing."
     elif abs(math.log(value * math.sqrt(factor))) < 0.3:
         hint += " It looks as if the VAE's scaling factor was applied twice."
     interval = 2 ** (exponent - 1.96 * error), 2 ** (exponent + 1.96 * error)
-    return Measurement(value, "best factor on latents", interval=interval, num_samples=len(errors), series=series, hint=hint)
+    return Measurement(value, "factor of the latents", interval=interval, num_samples=count, series=series, hint=hint, unjudged=unjudged)
 
 
 @check("latent", "the denoiser expects latents centred where the encoder puts them")
 def latent_shift(latent_fit: Any) -> Measurement:
-    """The offset on all encoded references at which the denoiser predicts best, in units of scaled latents; 0 is right."""
+    """The offset on all encoded references at which the denoiser predicts best, in units of scaled latents; 0 is right.
+
+    References that are darker or brighter than the training images have one of their own.
+    """
     errors = torch.stack([latent_fit.errors(offset=offset) for offset in (-OFFSET, 0.0, OFFSET)], 1)
 
     def best(values: torch.Tensor) -> float:
         return OFFSET * _vertex(values.mean(0))
 
     value, error = jackknife(best, errors, groups=min(20, len(errors)))
+    if math.isnan(value):
+        raise NotApplicable("the denoiser's error hardly depends on where the latents lie, so it does not tell where they should.")
     raw = value / latent_fit.scaling_factor
     hint = f"The encoder's raw latents lie {-raw:+.4g} from where the denoiser expects them: is the shift factor ignored, or applied twice?"
-    return Measurement.with_error(
-        value, error, name="best offset on latents", num_samples=len(errors), hint=_UNKNOWN if math.isnan(value) else hint
-    )
+    return Measurement.with_error(value, error, name="best offset on latents", num_samples=len(errors), hint=hint)
 
 
 @check("latent", "the denoiser expects the channels where the encoder puts them")
@@ -151,17 +174,26 @@ def latent_channels(latent_fit: Any) -> Measurement:
     scouted = {pair: float(latent_fit.scout.errors(order=_swap(latent_fit.channels, *pair)).mean()) for pair in pairs}
     pair = min(scouted, key=lambda pair: scouted[pair])
     own = latent_fit.own_errors
-    change = latent_fit.errors(order=_swap(latent_fit.channels, *pair)) - own
+    change = (latent_fit.errors(order=_swap(latent_fit.channels, *pair)) - own) / own.mean()
+    value, error = float(change.mean()), mean_error(change)
+    is_alike = abs(value) < 1.96 * error and value - 1.96 * error > -ALIKE
     return Measurement.with_error(
-        float((change / own.mean()).mean()),
-        mean_error(change / own.mean()),
+        value,
+        error,
         name="least change of the error by swapping channels",
         num_samples=len(own),
         hint=f"The denoiser predicts no worse with channels {pair[0]} and {pair[1]} swapped: latent channels look permuted.",
+        unjudged=f"to the denoiser channels {pair[0]} and {pair[1]} are alike." if is_alike else "",
     )
 
 
-_UNKNOWN = "The denoiser's error has no minimum near the encoder's latents: it does not know them."
+_UNKNOWN = "At no scale do the predictions fit the encoder's latents: the denoiser does not know them."
+
+
+def _log_ratio(agreement: torch.Tensor) -> float:
+    """log(prediction · latents / |prediction|²) of all images; very low where they have nothing in common."""
+    product, square = agreement.sum(0).tolist()
+    return math.log(max(product, 1e-12 * square) / square) if square > 0 else -math.inf
 
 
 def _vertex(values: torch.Tensor) -> float:

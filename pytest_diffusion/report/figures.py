@@ -203,10 +203,11 @@ def _localisation(series: Series) -> Figure:
 
 def _scale(series: Series) -> Figure:
     figure, axes = _axes(4.6, 2.8)
-    axes.plot(series["factors"], series["errors"], marker="o", markersize=3)
+    axes.plot(series["factors"], series["log_ratios"], marker="o", markersize=3)
+    axes.axhline(0, linewidth=1, color="0.6")
     axes.axvline(1, linestyle="--", linewidth=1, color=_PALETTE[1], label="as encoded")
-    axes.set(xscale="log", yscale="log", xlabel="factor on the encoded latents", ylabel="error of the prediction")
-    axes.set_title("The denoiser predicts best at the latents that it knows")
+    axes.set(xscale="log", xlabel="factor on the encoded latents", ylabel="log of truth's share over prediction")
+    axes.set_title("Predictions are neither too strong nor too weak at the scale of training")
     axes.legend()
     return figure
 

@@ -20,7 +20,7 @@ from pytest_diffusion.samples.one_call import EnoughSeen
 from pytest_diffusion.samples.prompts import Phrase
 from pytest_diffusion.settings import Settings
 
-MAP_STEPS = 4
+MAP_STEPS, MAP_SIDE = 4, 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class AttentionRun:
     images: torch.Tensor
     named: list[str]
     unguided: AttentionRecord | None = None
+    are_named: bool = True
+    """Whether those layers were named, and not taken because nobody named any."""
 
     def entropies(self, layer: str) -> torch.Tensor:
         """Normalised token entropy (steps, prompts) of a layer."""
@@ -89,9 +91,18 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
                 )
             )
         records.append(record)
+        for name, layer in record.layers.items():
+            _shrink(layer, is_judged=name in named)
     guided = uses_guidance(pipeline) and records[0].predictions > 1
     unguided = _first_step_unguided(pipeline, phrases[:batch_size], settings, chosen) if guided else None
-    return AttentionRun(list(phrases), records, torch.from_numpy(to_uint8(np.concatenate(images))[0]), named, unguided)
+    return AttentionRun(
+        list(phrases),
+        records,
+        torch.from_numpy(to_uint8(np.concatenate(images))[0]),
+        named,
+        unguided,
+        settings.attention_layers is not None,
+    )
 
 
 def _first_step_unguided(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, layers: Sequence[str]) -> AttentionRecord:
@@ -145,6 +156,16 @@ def judged_layers(layers: Sequence[str], settings: Settings) -> list[str]:
     if not named:
         raise ModelError(f"--diffusion-attention-layers={','.join(settings.attention_layers)} matches none of: {', '.join(layers)}.")
     return named
+
+
+def _shrink(layer: LayerRecord, *, is_judged: bool) -> None:
+    """Keep what is judged, at 32 positions a side at most: Flux at 1024 pixels has 57 layers of 8 MB for each half and image."""
+    layer.late = _late(layer) if is_judged and layer.is_cross else None
+    layer.early = None
+    if layer.late is not None and max(layer.late.shape[-2:]) > MAP_SIDE:
+        smaller = min(MAP_SIDE, layer.late.shape[-2]), min(MAP_SIDE, layer.late.shape[-1])
+        # Probabilities of a position: averaged, they still sum to one over the tokens.
+        layer.late = torch.nn.functional.adaptive_avg_pool2d(layer.late, smaller)
 
 
 def _late(layer: LayerRecord) -> torch.Tensor:

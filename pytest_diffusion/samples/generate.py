@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_diffusion.adapters.memory import BatchSize
 from pytest_diffusion.adapters.pipelines import (
     call_pipeline,
     config_text,
@@ -28,7 +28,6 @@ from pytest_diffusion.settings import Settings
 
 SHARD_SIZE = 64
 """Samples in a shard, or a whole batch where that is more: what a killed run loses at most."""
-_Result = TypeVar("_Result")
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
 
 
@@ -100,29 +99,6 @@ def to_uint8(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDAr
     clean = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
     pixels = (clean * 255).round().clip(0, 255).astype(np.uint8).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pixels if pixels.shape[1] == 3 else pixels.repeat(3, axis=1)), finite
-
-
-@dataclass
-class BatchSize:
-    """Samples in a batch; halved when memory runs out, and it stays so for the batches that follow."""
-
-    size: int
-
-    def run(self, work: Callable[[int], _Result]) -> _Result:
-        """Result of `work(size)` at the largest size that memory holds. Raises ModelError when one sample is too much."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        while True:
-            try:
-                return work(self.size)
-            except Exception as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if self.size == 1:
-                    raise ModelError(f"Memory runs out even for a batch of one sample: {str(error).splitlines()[0]}") from error
-            # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
-            clear_device_cache(garbage_collection=True)
-            self.size //= 2
 
 
 def generate_images(

@@ -6,6 +6,7 @@ others it still runs, and predicts worse. All comparisons are paired: the same i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from pytest_diffusion.adapters.latents import LatentCodec
 from pytest_diffusion.adapters.levels import as_prediction, prediction_type_of
-from pytest_diffusion.adapters.pipelines import is_text_conditioned
+from pytest_diffusion.adapters.pipelines import is_text_conditioned, uses_guidance
 from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.samples.generate import automatic_batch_size
 from pytest_diffusion.samples.one_call import DenoiserCall
@@ -31,6 +32,8 @@ class LatentFit:
     latents: list[torch.Tensor]
     noise: list[torch.Tensor]
     scaling_factor: float
+    is_distilled: bool = False
+    """Whether it draws from text without guidance: then it was taught to predict what guidance would, not the mean."""
     scout: LatentFit | None = None
     """The first few images alone, to look through many changes of which the best is then measured on all."""
 
@@ -39,14 +42,33 @@ class LatentFit:
 
         In the model's own units: at one noise level every type of prediction errs in proportion to the noise's.
         """
+        return torch.cat([residual.square().flatten(1).mean(1) for residual, _, _ in self._predictions(factor, offset, order)])
+
+    def agreement(self, factor: float) -> torch.Tensor:
+        """Of latents times a factor: (prediction · latents, |prediction|²) for each image, (N, 2), float64, means of channels apart.
+
+        The mean of all images that a noisy one may come from is as long as its projection on the true one: the two figures
+        are equal on average at the scale that the denoiser was trained on, the first is larger beyond it and smaller before.
+        """
         values = []
+        for residual, slope, changed in self._predictions(factor, 0.0, None):
+            clean, wanted = (one - one.mean((2, 3), keepdim=True) for one in (changed + residual / slope, changed))
+            values.append(torch.stack([(clean * wanted).flatten(1).sum(1), clean.square().flatten(1).sum(1)], 1))
+        return torch.cat(values)
+
+    def _predictions(
+        self, factor: float, offset: float, order: list[int] | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """By batch: what the output lacks of the right one, how that grows with an error of the clean image, and the clean latents."""
         for call, latents, noise in zip(self.calls, self.latents, self.noise, strict=True):
             changed = (latents if order is None else latents[:, order]) * factor + offset
             noised = call.noised(changed, noise)
-            scheduler = call.pipeline.scheduler
-            wanted = as_prediction(changed, noised, call.level, prediction_type_of(scheduler), scheduler=scheduler)
-            values.append((call.output(noised) - wanted).double().square().flatten(1).mean(1))
-        return torch.cat(values)
+            right, next_to_it = (self._output_for(clean, noised, call) for clean in (changed, changed + 1))
+            yield (call.output(noised) - right).double(), (next_to_it - right).double(), changed.double()
+
+    def _output_for(self, clean: torch.Tensor, noised: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
+        scheduler = call.pipeline.scheduler
+        return as_prediction(clean, noised, call.level, prediction_type_of(scheduler), scheduler=scheduler)
 
     @cached_property
     def own_errors(self) -> torch.Tensor:
@@ -67,6 +89,8 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
     images = reference.require_images()[:IMAGES]
     texts = reference.prompts or [""] * len(images)
     batch_size = automatic_batch_size(settings, pipeline)
+    guided = uses_guidance(pipeline) and (settings.guidance_scale is None or settings.guidance_scale > 1)
+    is_distilled = is_text_conditioned(pipeline) and not guided
 
     def fit(count: int, scout: LatentFit | None = None) -> LatentFit:
         calls, latents, noise = [], [], []
@@ -76,6 +100,6 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
             calls.append(DenoiserCall.catch(pipeline, prompts, settings, count=len(encoded)))
             latents.append(encoded)
             noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(settings.seed + start)))
-        return LatentFit(calls, latents, noise, codec.scaling_factor, scout)
+        return LatentFit(calls, latents, noise, codec.scaling_factor, is_distilled, scout)
 
     return fit(len(images), fit(min(SCOUTS, len(images))))

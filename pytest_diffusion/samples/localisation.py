@@ -54,19 +54,33 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
         raise NotApplicable("the reference says of no word where it is: give a .jsonl or .csv with columns mask and words.")
     layers = judged_layers(attention_layers(pipeline), settings)
     codec = LatentCodec.of(pipeline)
-    count = min(IMAGES, len(reference.images))
+    # Of some things nothing is left when the image is cropped to the model's size.
+    rows = [row for row in range(len(reference.images)) if bool(reference.masks[row].any())][:IMAGES]
     batch_size = automatic_batch_size(settings, pipeline)
-    maps, places = [], []
-    for start in range(0, count, batch_size):
-        rows = range(start, min(start + batch_size, count))
-        latents = codec.encode(reference.images[rows.start : rows.stop])
+    maps, places, kept = [], [], []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        latents = codec.encode(reference.images[batch])
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(settings.seed + start))
         with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
-            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in rows], settings)
+            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in batch], settings)
             call.output(call.noised(latents, noise))
-        # Layers of several sizes are brought to the largest.
-        maps += [record.maps(index)[0].mean(0) for index in range(len(rows))]
-        places += [[word_places(record.tokens[index], word) for word in reference.words[row]] for index, row in enumerate(rows)]
+        for index, row in enumerate(batch):
+            try:
+                found = [word_places(record.tokens[index], word) for word in reference.words[row]]
+            except ValueError:
+                continue  # the tokenizer cuts the prompt before the word, or splits the word in two
+            # Layers of several sizes are brought to the largest.
+            maps.append(record.maps(index)[0].mean(0))
+            places.append(found)
+            kept.append(row)
+    if not kept:
+        raise NotApplicable(
+            f"of {len(reference.images)} references with masks, {len(rows)} show anything within the model's size, "
+            "and the tokenizer keeps the words of none."
+        )
     width = min(len(named) for named in places)
-    kept, words = [named[:width] for named in places], [named[:width] for named in reference.words[:count]]
-    return Localisation(torch.stack(maps), reference.masks[:count], kept, layers, reference.images[:count], words)
+    words = [reference.words[row][:width] for row in kept]
+    return Localisation(
+        torch.stack(maps), reference.masks[kept], [named[:width] for named in places], layers, reference.images[kept], words
+    )

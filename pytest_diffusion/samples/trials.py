@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from pytest_diffusion.adapters.memory import BatchSize
 from pytest_diffusion.adapters.pipelines import call_pipeline, image_size, is_text_conditioned, takes_step_callback, uses_guidance
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.samples.generate import BatchSize, generate_images, to_uint8
+from pytest_diffusion.samples.generate import generate_images, to_uint8
 from pytest_diffusion.settings import Settings
 
 COUNT = 4
@@ -54,30 +57,24 @@ class Trials:
         kept: list[torch.Tensor] = []
 
         def keep(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            if not kept:
+            if step == 0:
                 kept.append(values["latents"].detach().cpu().double())
                 pipeline._interrupt = True
             return {}
 
-        call_pipeline(
-            self.pipeline,
-            prompts=self._prompts(0, COUNT),
-            seeds=self.seeds,
-            settings=self.settings,
-            guidance_scale=guidance_scale,
-            callback_on_step_end=keep,
-            output_type="latent",
-        )
-        return kept[0]
+        def first_steps(size: int) -> torch.Tensor:
+            kept.clear()
+            self._call(size, guidance_scale=guidance_scale, callback_on_step_end=keep, output_type="latent")
+            return torch.cat(kept)
+
+        return BatchSize(COUNT).run(first_steps)
 
     def latents(self) -> torch.Tensor:
         """Final latents (N, C, h, w), float32, of the plain run's seeds, unpacked where the pipeline packs them.
 
         Raises NotApplicable for a pipeline that hands out no latents.
         """
-        found = torch.from_numpy(
-            call_pipeline(self.pipeline, prompts=self._prompts(0, COUNT), seeds=self.seeds, settings=self.settings, output_type="latent")
-        )
+        found = torch.from_numpy(np.concatenate(BatchSize(COUNT).run(lambda size: self._call(size, output_type="latent"))))
         if found.ndim == 3:
             height, width = image_size(self.pipeline, self.settings)
             found = self.pipeline._unpack_latents(found, height, width, self.pipeline.vae_scale_factor)
@@ -86,6 +83,19 @@ class Trials:
         if found.ndim != 4 or (channels is not None and found.shape[1] != channels):
             raise NotApplicable(f"{type(self.pipeline).__name__} hands out no latents (it returned {tuple(found.shape)}).")
         return found
+
+    def _call(self, size: int, **changes: Any) -> list[NDArray[np.floating[Any]]]:
+        """What the pipeline gives for the plain run's seeds, in batches of `size`."""
+        return [
+            call_pipeline(
+                self.pipeline,
+                prompts=self._prompts(start, min(size, COUNT - start)),
+                seeds=self.seeds[start : start + size],
+                settings=self.settings,
+                **changes,
+            )
+            for start in range(0, COUNT, size)
+        ]
 
     def _prompts(self, start: int, count: int) -> list[str] | None:
         if self.prompts is None or not is_text_conditioned(self.pipeline):

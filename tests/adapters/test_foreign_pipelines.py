@@ -126,12 +126,20 @@ def test_means_and_spreads_per_channel(demo_copy):
     assert torch.allclose(codec.decode(encoded), plain.decode(plain.encode(images)), atol=1e-4)
 
 
-def test_a_vae_that_asks_for_float32_gets_it(demo_copy):
+@pytest.mark.parametrize("upcasts", [True, False])
+def test_a_vae_runs_in_float32_where_its_pipeline_runs_it_so(demo_copy, monkeypatch, upcasts):
+    """`force_upcast` is true of most VAEs, and only pipelines with `upcast_vae` read it."""
+    if upcasts:
+        monkeypatch.setattr(type(demo_copy), "upcast_vae", lambda self: None, raising=False)
     demo_copy.to(torch.float16)
     demo_copy.vae.register_to_config(force_upcast=True)
-    codec = LatentCodec.of(demo_copy)
-    assert next(codec.vae.parameters()).dtype == torch.float32
-    assert next(demo_copy.vae.parameters()).dtype == torch.float16
+    seen = []
+    demo_copy.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    before = {name: tensor.clone() for name, tensor in demo_copy.vae.state_dict().items()}
+    LatentCodec.of(demo_copy).decode(torch.zeros(1, 4, 8, 8))
+    assert seen == [torch.float32 if upcasts else torch.float16]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in demo_copy.vae.state_dict().items())
+    assert demo_copy.vae.dtype == torch.float16
 
 
 def test_the_safety_checker_paints_nothing_black(monkeypatch, demo_copy):

@@ -160,3 +160,41 @@ def test_captions_may_hold_line_breaks(tmp_path):
     assert load(tmp_path / "p.jsonl").prompts == [strange]
     (tmp_path / "p.csv").write_text('image,prompt\na.png,"a cat\non a mat"\na.png,a\u0085dog\n', encoding="utf-8")
     assert load(tmp_path / "p.csv").prompts == ["a cat\non a mat", "a\u0085dog"]
+
+
+def masked(folder, *, mask=None, words="dog", prompt="a dog on grass", size=(64, 48)):
+    """A row of a reference with a mask: a picture that is bright exactly where its mask is."""
+    pixels = np.zeros((size[1], size[0]), dtype=np.uint8)
+    pixels[8:24, 40:60] = 255
+    Image.fromarray(pixels).convert("RGB").save(folder / "image.png")
+    (Image.fromarray(pixels) if mask is None else mask).save(folder / "mask.png")
+    row = {"image": "image.png", "prompt": prompt, "mask": "mask.png", "words": words}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    return load_reference(str(folder / "rows.jsonl"), height=32, width=32, limit=10)
+
+
+def test_a_mask_is_cropped_as_its_image_is(tmp_path):
+    reference = masked(tmp_path)
+    bright = reference.images[0, 0] > 127
+    assert reference.masks.shape == (1, 32, 32)
+    assert bright.sum() > 50
+    assert (reference.masks[0] == bright).all()
+
+
+def test_a_mask_is_turned_as_its_image_is(tmp_path):
+    own = masked(tmp_path).masks[0]
+    for name in ("image.png", "mask.png"):
+        stored = Image.open(tmp_path / name).transpose(Image.Transpose.ROTATE_90)
+        exif = stored.getexif()
+        exif[0x0112] = 6  # the camera was held so that a viewer must turn the picture back
+        stored.save(tmp_path / name, exif=exif)
+    turned = load_reference(str(tmp_path / "rows.jsonl"), height=32, width=32, limit=10)
+    assert (turned.masks[0] == own).all()
+    assert (turned.masks[0] == (turned.images[0, 0] > 127)).all()
+
+
+def test_a_mask_that_cannot_be_its_images_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"the mask of image\.png is 48x48, its image 64x48: they need the same shape"):
+        masked(tmp_path, mask=Image.new("L", (48, 48)))
+    with pytest.raises(ModelError, match=r"image\.png names the word 'cat', which its prompt 'a dog on grass' does not have"):
+        masked(tmp_path, words="cat")

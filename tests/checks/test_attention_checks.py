@@ -8,12 +8,16 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.adapters import attention_probe
+from pytest_diffusion.adapters.attention_record import LayerRecord
 from pytest_diffusion.adapters.references import Reference, load_reference
+from pytest_diffusion.assertions import run_check
+from pytest_diffusion.checks.registry import check as checks
 from pytest_diffusion.demo import NAMED_LAYER
 from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.samples.attention_run import run_attention
+from pytest_diffusion.samples.attention_run import _shrink, run_attention
 from pytest_diffusion.samples.localisation import run_localisation
 from pytest_diffusion.samples.prompts import phrases
+from pytest_diffusion.thresholds import load_thresholds
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,11 @@ def test_self_attention_is_refused(demo_pipeline, demo_settings):
 
 
 def altered(attention, change):
-    """The same run with every layer's record changed."""
+    """The same run with the record of every judged layer changed."""
     run = copy.deepcopy(attention)
     for record in run.records:
-        for layer in record.layers.values():
-            change(layer)
+        for name in run.named:
+            change(record.layers[name])
     return run
 
 
@@ -83,6 +87,19 @@ def test_attention_that_blurs_is_refused(attention):
 
     with pytest.raises(pd.QualityFailure, match="share of prompts whose token entropy falls"):
         pd.assert_attention_sharpens(altered(attention, reverse), thresholds="demo", min_samples=16)
+
+
+@pytest.mark.parametrize("check", ["attention_sharpens", "attention_noun_specific"])
+def test_layers_that_nobody_named_are_reported_and_not_judged(attention, check):
+    """In sound models some layers sharpen and some do not; a limit of the caller's own is held all the same."""
+    limits = load_thresholds(["demo"])
+    unnamed = replace(attention, are_named=False)
+    verdict = run_check(checks[check], {"attention": unnamed}, limits)
+    assert verdict.outcome == "skipped"
+    assert "name those that show it in your model by --diffusion-attention-layers" in verdict.message
+    assert run_check(checks[check], {"attention": attention}, limits).outcome == "pass"
+    own = {"at_least": 0.9} if check == "attention_sharpens" else {"at_most": 0.01}
+    assert getattr(pd, f"assert_{check}")(unnamed, **own).outcome == "pass"
 
 
 def test_one_map_for_all_tokens_is_refused(attention):
@@ -174,3 +191,29 @@ def test_a_reference_without_masks_is_skipped(demo_pipeline, judged):
     assert isinstance(reference, Reference)
     with pytest.raises(NotApplicable, match="columns mask and words"):
         run_localisation(demo_pipeline, reference, judged)
+
+
+def test_references_whose_words_are_cut_or_whose_masks_are_empty_are_left_out(demo_pipeline, judged):
+    """A prompt may be longer than the tokenizer's context, and of some things nothing is left when the picture is cropped."""
+    reference = load_reference("demo", height=32, width=32, limit=8)
+    masks, prompts = reference.masks.clone(), list(reference.prompts)
+    masks[2] = False
+    prompts[5] = " ".join(["and"] * 100) + " " + prompts[5]
+    kept = run_localisation(demo_pipeline, replace(reference, masks=masks, prompts=prompts), judged)
+    assert torch.equal(kept.images, reference.images[[0, 1, 3, 4, 6, 7]])
+    assert torch.equal(kept.masks, reference.masks[[0, 1, 3, 4, 6, 7]])
+    assert len(kept.words) == len(kept.places) == len(kept.maps) == 6
+    assert torch.allclose(kept.maps[0], run_localisation(demo_pipeline, reference, judged).maps[0], atol=1e-5)
+    with pytest.raises(NotApplicable, match="of 8 references with masks, 0 show anything"):
+        run_localisation(demo_pipeline, replace(reference, masks=torch.zeros_like(masks)), judged)
+
+
+def test_maps_of_large_models_are_kept_small():
+    """1,024 pixels are 64 by 64 positions: 32 a side are kept, of the layers that are judged, and rows still sum to one."""
+    maps = torch.rand(1, 5, 64, 48).softmax(1)
+    judged, other = (LayerRecord(True, early=maps, late=maps.clone(), early_steps=1, late_steps=1) for _ in range(2))
+    _shrink(judged, is_judged=True)
+    _shrink(other, is_judged=False)
+    assert judged.late.shape == (1, 5, 32, 32)
+    assert torch.allclose(judged.late.sum(1), torch.ones(1, 32, 32))
+    assert judged.early is other.early is other.late is None
