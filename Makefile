@@ -11,12 +11,11 @@ demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# Two workers with one thread each; where tests share costly fixtures, file by file. Whole runs of the demo want all cores.
-SMALL := tests/conformance tests/families tests/test_strategies.py
+# Two workers with one thread each; where tests share costly fixtures, file by file.
+SPREAD := tests/conformance tests/families tests/meta tests/test_strategies.py
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SMALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore=tests/meta $(SMALL:%=--ignore=%)
-	$(BIN)/python -m pytest tests/meta
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SPREAD)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests $(SPREAD:%=--ignore=%)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

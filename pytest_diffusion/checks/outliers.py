@@ -12,7 +12,7 @@ from pytest_diffusion.adapters.references import Reference, load_reference
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.maths.ood import OutlierDetector
-from pytest_diffusion.maths.statistics import auroc, auroc_error, wilson_interval
+from pytest_diffusion.maths.statistics import auroc, auroc_interval, wilson_interval
 from pytest_diffusion.verdict import Measurement
 
 REFERENCES, HELD_OUT = 500, 200
@@ -37,8 +37,7 @@ def ood_auroc(latents: Any, reference: Reference) -> Measurement:
     for name, make in OUTLIERS.items():
         scores[name] = detector.scores(_flat(latents.encode(make(held_out, generator))))
         values[name] = auroc(inliers, scores[name])
-        error = 1.96 * auroc_error(values[name], len(inliers), len(scores[name]))
-        intervals[name] = max(0.0, values[name] - error), min(1.0, values[name] + error)
+        intervals[name] = auroc_interval(values[name], len(inliers), len(scores[name]))
     listed = ", ".join(f"{name} {value:.3f} [{intervals[name][0]:.3f}, {intervals[name][1]:.3f}]" for name, value in values.items())
     return Measurement(
         values[JUDGED],

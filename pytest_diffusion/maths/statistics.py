@@ -43,11 +43,26 @@ def auroc(inliers: torch.Tensor, outliers: torch.Tensor) -> float:
     return float((below + above).double().mean()) / (2 * len(inliers))
 
 
-def auroc_error(value: float, num_inliers: int, num_outliers: int) -> float:
-    """Standard error of an AUROC. Source: Hanley & McNeil 1982, equation 2."""
-    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
-    variance = value * (1 - value) + (num_outliers - 1) * (q1 - value**2) + (num_inliers - 1) * (q2 - value**2)
-    return math.sqrt(max(variance, 0.0) / (num_inliers * num_outliers))
+def auroc_interval(value: float, num_inliers: int, num_outliers: int, *, z: float = Z95) -> tuple[float, float]:
+    """95 % score interval of an AUROC, within [0, 1], with a width of its own at 0 and 1 too.
+
+    The values that lie within z of their own standard errors from the one that was seen. Source: Hanley & McNeil 1982,
+    equation 2, for the error; Newcombe 2006, method 5, for its inversion.
+    """
+
+    def lies_within(candidate: float) -> bool:
+        q1, q2 = candidate / (2 - candidate), 2 * candidate * candidate / (1 + candidate)
+        variance = candidate * (1 - candidate) + (num_outliers - 1) * (q1 - candidate**2) + (num_inliers - 1) * (q2 - candidate**2)
+        return abs(candidate - value) <= z * math.sqrt(max(variance, 0.0) / (num_inliers * num_outliers))
+
+    def end(outside: float) -> float:
+        inside = value
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if lies_within(middle) else (inside, middle)
+        return inside
+
+    return (0.0 if value == 0 else end(0.0)), (1.0 if value == 1 else end(1.0))
 
 
 def jackknife(figure: Callable[..., float], *sides: torch.Tensor, groups: int = 20) -> Estimate:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pytest_diffusion.maths.statistics import auroc, auroc_error, choice_p_value, mean_error, sign_flip_p_value, wilson_interval
+from pytest_diffusion.maths.statistics import auroc, auroc_interval, choice_p_value, mean_error, sign_flip_p_value, wilson_interval
 
 
 def test_auroc_is_scikit_learns_with_ties():
@@ -16,14 +16,24 @@ def test_auroc_is_scikit_learns_with_ties():
     assert auroc(inliers + 100, inliers) == 0
 
 
-def test_auroc_interval_covers():
-    truth = 0.5 * math.erfc(-1 / 2)  # N(1, 1) against N(0, 1): Φ(1/√2)
+@pytest.mark.parametrize(("shift", "highest"), [(1.0, 0.98), (3.0, 1.0)])
+def test_auroc_interval_covers(shift, highest):
+    """Near 1 it covers too often rather than too seldom."""
+    truth = 0.5 * math.erfc(-shift / 2)  # N(shift, 1) against N(0, 1): Φ(shift/√2)
     covered = 0
     for seed in range(300):
         draws = torch.randn(2, 100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        value = auroc(draws[0], draws[1] + 1)
-        covered += abs(value - truth) <= 1.96 * auroc_error(value, 100, 100)
-    assert 0.92 <= covered / 300 <= 0.98
+        low, high = auroc_interval(auroc(draws[0], draws[1] + shift), 100, 100)
+        covered += low <= truth <= high
+    assert 0.92 <= covered / 300 <= highest
+
+
+def test_auroc_interval_has_a_width_at_its_ends():
+    low, high = auroc_interval(1.0, 200, 200)
+    assert high == 1.0
+    assert 0.98 < low < 0.995
+    assert auroc_interval(0.0, 200, 200) == pytest.approx((0.0, 1 - low), abs=1e-4)
+    assert auroc_interval(0.5, 100, 100) == pytest.approx((0.5 - 1.96 * 0.04, 0.5 + 1.96 * 0.04), abs=0.005)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
