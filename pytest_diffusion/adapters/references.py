@@ -154,17 +154,26 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
     known = [prompt for prompt in prompts if prompt]
     if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
         raise ModelError(f"{_OPTION}: {name} has masks for some rows only; each row with a 'mask' needs 'words' and a prompt.")
+    captions = known if len(known) == len(images) else None
     return Reference(
         name,
-        torch.cat(images),
+        _stacked(images),
         None,
         sizes,
-        known if len(known) == len(images) else None,
+        captions,
         tuple(labels),
         tuple(alpha),
         torch.stack(masks) if masks else None,
         tuple(words) if masks else (),
     )
+
+
+def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """The images (1, 3, H, W) of a list as one tensor; the list is emptied on the way, as ten thousand large ones fit but once."""
+    whole = torch.empty(len(images), *images[0].shape[1:], dtype=images[0].dtype)
+    while images:
+        whole[len(images) - 1] = images.pop()[0]
+    return whole
 
 
 def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -78,3 +79,27 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
         if len(even) == count and not spread < 0.02:
             named = "σ^(1/7)" if shaped == ["use_karras_sigmas"] else "log σ"
             raise Broken(f"steps of the same size in {named} with {shaped[0]}", f"steps that differ by {spread:.0%}", count=count)
+
+
+@law(
+    "a shift that depends on the image's size has the closed form of its name",
+    source="Scaling Rectified Flow Transformers, arXiv:2403.03206, equation 23, with a shift of exp(mu) or mu",
+    counts=(5, 20),
+    rests_on=("runs", "timesteps_well_formed", "sigmas_fall", "timesteps_match_sigmas"),
+)
+def named_shift(subject: Subject, counts: Sequence[int]) -> None:
+    """A plan for a larger image is the unshifted one with σ → s·σ / (1 + (s − 1)·σ), for s = exp(mu) or, where it is linear, mu."""
+    takes_mu = "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters
+    others = [name for name in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, name)]
+    if not config_value(subject.scheduler, "use_dynamic_shifting") or not takes_mu or subject.kind != "flow" or others:
+        raise NotApplicable(f"{subject.name} shifts its plan by no `mu`{', or not by it alone (' + others[0] + ')' if others else ''}.")
+    is_linear = config_value(subject.scheduler, "time_shift_type") == "linear"
+    for count in subject.counts(*counts):
+        plain = as_values(subject.planned(count, mu=1.0 if is_linear else 0.0).sigmas).double()
+        for shift in (1.5, 3.0):
+            mu = shift if is_linear else math.log(shift)
+            wanted, own = shift * plain / (1 + (shift - 1) * plain), as_values(subject.planned(count, mu=mu).sigmas).double()
+            gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
+            place = int(gap.argmax())
+            if not float(gap[place]) < 1e-3:
+                raise Broken(f"sigma {float(wanted[place]):.5g} with mu={mu:.4g} (number {place})", f"{float(own[place]):.5g}", count=count)

@@ -108,16 +108,16 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
         raise NotApplicable(f"{subject.name} takes too few inference steps to see an order.")
     grid, shown = _smooth_grid(subject)
     try:
-        fit = _fit(grid, counts, extras)
+        fit = _fit(grid, counts, extras, order)
     except Crash:
         if grid is subject:
             raise
-        grid, shown, fit = subject, "", _fit(subject, counts, extras)
+        grid, shown, fit = subject, "", _fit(subject, counts, extras, order)
     series = {"steps": fit.counts, "errors": fit.errors, "declared": order, "seen": fit.order, "what": what}
     _require_fit(fit, order, f"an {what} of order {order} ({source})", shown, series)
     if order > 1 and not extras and evaluations_per_step(subject.scheduler) == 1 and _takes_uneven_grids(grid):
         _require_fit(
-            _fit(grid, counts, extras, uneven=True), order, f"an {what} of order {order} ({source})", " of alternating size", series
+            _fit(grid, counts, extras, order, uneven=True), order, f"an {what} of order {order} ({source})", " of alternating size", series
         )
     return series
 
@@ -135,14 +135,25 @@ class Fit(NamedTuple):
         slopes = [math.log2(max(one, 1e-30) / max(two, 1e-30)) / math.log2(after / before) for (one, two), (before, after) in pairs]
         return max(slopes[-2:])
 
+    def shows(self, order: int) -> bool:
+        """Whether the error falls with an order, or has fallen to the rounding of float32."""
+        return self.errors[-1] <= _FLOOR or self.order >= order - _SLACK
 
-def _fit(subject: Subject, counts: Sequence[int], extras: Mapping[str, Any], *, uneven: bool = False) -> Fit:
+
+def _fit(subject: Subject, counts: Sequence[int], extras: Mapping[str, Any], order: int, *, uneven: bool = False) -> Fit:
+    """Errors at some numbers of steps, and at twice the last one where these do not show the order.
+
+    The error is largest at the last state that counts, and which one that is moves with the number of steps.
+    """
     tried = subject.counts(*counts)
-    return Fit(tried, [errors(subject, count, extras, uneven=uneven) for count in tried])
+    fit = Fit(tried, [errors(subject, count, extras, uneven=uneven) for count in tried])
+    if not fit.shows(order) and (more := subject.counts(2 * tried[-1])):
+        fit = Fit([*tried, *more], [*fit.errors, errors(subject, more[0], extras, uneven=uneven)])
+    return fit
 
 
 def _require_fit(fit: Fit, order: int, expected: str, shown: str, series: Series) -> None:
-    if fit.errors[-1] > _FLOOR and not fit.order >= order - _SLACK:
+    if not fit.shows(order):
         listed = ", ".join(f"{value:.3g}" for value in fit.errors)
         seen = f"errors {listed} at {', '.join(map(str, fit.counts))} steps{shown}: order {fit.order:.2f}"
         raise Broken(expected, seen, series=series)

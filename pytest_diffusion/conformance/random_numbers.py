@@ -80,6 +80,31 @@ def deterministic_draws_nothing(subject: Subject, counts: Sequence[int]) -> None
             )
 
 
+@law(
+    "noise that is given is the noise that is added",
+    source="diffusers' scheduler interface: step(variance_noise=...)",
+    counts=(5,),
+    rests_on=("runs", "generator_honoured", "noise_is_normal"),
+)
+def given_noise(subject: Subject, counts: Sequence[int]) -> None:
+    """`variance_noise` takes the place of what a stochastic step would draw: the same values give the same samples, and none are drawn."""
+    if "variance_noise" not in subject.step_parameters:
+        raise NotApplicable(f"{subject.name}.step takes no variance_noise.")
+    sample, noise = loops.normal(*_SHAPE), loops.normal(*_SHAPE, seed=7)
+    for count in subject.counts(*counts):
+        if not _draws(subject, count):
+            raise NotApplicable(f"{subject.name} draws no noise.")
+        drawn = loops.states(subject, count, sample, replace=lambda values: noise, **subject.noisy)[-1]
+        scheduler = subject.planned(count)
+        first = sample * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        visits = loops.walk(subject, scheduler, first, loops.smooth, variance_noise=noise, **subject.noisy)
+        if any(visit.draws for visit in visits):
+            raise Broken("no draw where noise is given", f"a draw by torch's {visits[0].draws[0].operator}", count=count)
+        gap = float((visits[-1].after - drawn).abs().max())
+        if not gap <= 1e-5 * max(1.0, float(drawn.abs().max())):
+            raise Broken("the samples that follow from drawing that noise", f"samples that differ by {gap:.4g}", count=count)
+
+
 def _run(subject: Subject, count: int, seed: int, *, noisy: bool = True) -> torch.Tensor:
     extras = subject.noisy if noisy else {}
     return torch.stack(loops.states(subject, count, loops.normal(*_SHAPE), generator=torch.Generator().manual_seed(seed), **extras))

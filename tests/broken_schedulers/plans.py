@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -79,6 +80,33 @@ class TimestepsOfTheEvenPlan(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         if sigmas is not None:
             self.timesteps = torch.linspace(1000, 1000 / len(sigmas), len(sigmas))
+
+
+@breaks("named_shift", because="mu is taken for the shift, not for its logarithm", use_dynamic_shifting=True)
+class ShiftsByMuItself(FlowMatchEulerDiscreteScheduler):
+    def time_shift(self, mu, sigma, t):
+        return self._time_shift_linear(1 + mu, sigma, t)
+
+
+@breaks("named_shift", because="a mu that is given is forgotten for that of the largest image", use_dynamic_shifting=True)
+class ShiftsTheSameForAll(FlowMatchEulerDiscreteScheduler):
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        super().set_timesteps(num_inference_steps, device, sigmas, self.config.max_shift, timesteps)
+
+
+@breaks("given_noise", because="noise that is given is replaced by noise that is drawn", clip_sample=False)
+class DrawsAllTheSame(DDIMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None, variance_noise=None):
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator)
+
+
+@breaks("given_noise", because="noise that is given is added with its variance, not its deviation", clip_sample=False)
+class AddsTheVariance(DDIMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None, variance_noise=None):
+        if variance_noise is not None:
+            previous = timestep - self.config.num_train_timesteps // self.num_inference_steps
+            variance_noise = variance_noise * self._get_variance(timestep, previous) ** 0.5
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator, variance_noise=variance_noise)
 
 
 @breaks("predicted_original", because="the preview is the denoiser's noise for a velocity", prediction_type="v_prediction")

@@ -16,6 +16,8 @@ _STATIC_SHIFT = "the static shift is applied twice to sigma_min (#13243)"
 _COLLIDING = "rounded timesteps collide (#12771)"
 _ZERO_SNR_ETA = "eta=1 at zero terminal SNR takes the root of a negative number (#5969)"
 
+_DYNAMIC = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+
 CONFIGURATIONS = [
     ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "use_karras_sigmas": True}, {"velocity": known.VELOCITY}),
     ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, {"velocity": known.VELOCITY}),
@@ -141,6 +143,12 @@ CONFIGURATIONS = [
         {"timesteps_well_formed": known.LAST, "thresholding": known.THRESHOLDING, "copies_behave": known.PICKLE},
     ),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, {}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "time_shift_type": "linear"}, {}),
+    ("FlowMatchLCMScheduler", {"use_dynamic_shifting": True}, {}),
+    ("UniPCMultistepScheduler", _DYNAMIC, {"argument_types": known.LIST, "unknown_values_refused": known.TIME_SHIFT}),
+    ("DPMSolverMultistepScheduler", _DYNAMIC, {"unknown_values_refused": known.TIME_SHIFT}),
+    ("DPMSolverSinglestepScheduler", _DYNAMIC, {"unknown_values_refused": known.TIME_SHIFT, "config_untouched": known.WRITES}),
+    ("DEISMultistepScheduler", _DYNAMIC, {"unknown_values_refused": known.TIME_SHIFT, "sigmas_fall": _TWICE}),
     ("FlowMatchEulerDiscreteScheduler", {"use_exponential_sigmas": True}, {}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
     ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {"timesteps_cover": _STATIC_SHIFT, "forward_is_pure": known.FLOW_HEUN}),

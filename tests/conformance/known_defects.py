@@ -23,6 +23,7 @@ SHIFT_TERMINAL = "one inference step divides by zero (findings, 22)"
 ZERO_SNR_SIGMAS = "at N = T the noisiest sigma is below the next one (findings, 23)"
 THRESHOLDING = "thresholding with noise predictions mixes up all timesteps (findings, 24)"
 LARGE_LAST = "the last step adds noise unless its timestep is 0 (findings, 25)"
+TIME_SHIFT = "an unknown time_shift_type dies without a word about it (findings, 26)"
 PNDM = "raw velocities of different times are combined (#14816)"
 
 KNOWN = {
