@@ -172,7 +172,8 @@ def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
     """The images (1, 3, H, W) of a list as one tensor; the list is emptied on the way, as ten thousand large ones fit but once."""
     whole = torch.empty(len(images), *images[0].shape[1:], dtype=images[0].dtype)
     while images:
-        whole[len(images) - 1] = images.pop()[0]
+        last = images.pop()
+        whole[len(images)] = last[0]
     return whole
 
 
