@@ -206,8 +206,8 @@ def _scale(series: Series) -> Figure:
     axes.plot(series["factors"], series["log_ratios"], marker="o", markersize=3)
     axes.axhline(0, linewidth=1, color="0.6")
     axes.axvline(1, linestyle="--", linewidth=1, color=_PALETTE[1], label="as encoded")
-    axes.set(xscale="log", xlabel="factor on the encoded latents", ylabel="log of truth's share over prediction")
-    axes.set_title("Predictions are neither too strong nor too weak at the scale of training")
+    axes.set(xscale="log", xlabel="factor on the encoded latents", ylabel="too strong (below), too weak")
+    axes.set_title("Predictions fit at the scale of training")
     axes.legend()
     return figure
 
