@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -31,6 +32,8 @@ def named_betas(subject: Subject, counts: Sequence[int]) -> None:
     if alphas is None or name not in ("linear", "scaled_linear", "squaredcos_cap_v2") or others:
         raise NotApplicable(f"{subject.name} names no beta schedule of a closed form{', but ' + others[0] if others else ''}.")
     total = subject.num_train_timesteps
+    if "trained_betas" in config:
+        _require_given_betas(subject)
     if name == "squaredcos_cap_v2":
         share = torch.linspace(0, 1, total + 1, dtype=torch.float64)
         products = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
@@ -48,6 +51,14 @@ def named_betas(subject: Subject, counts: Sequence[int]) -> None:
         raise Broken(f"ᾱ of {float(wanted[place]):.5g} at timestep {place} with beta_schedule={name!r}", f"{float(own[place]):.5g}")
 
 
+def _require_given_betas(subject: Subject) -> None:
+    given = torch.linspace(0.002, 0.03, subject.num_train_timesteps, dtype=torch.float64) ** 1.1
+    other = subject.with_config(trained_betas=given.tolist())
+    wanted, own = torch.cumprod(1 - given, 0), as_values(other.planned(other.some_count).alphas_cumprod).double()
+    if own.shape != wanted.shape or not float((own - wanted).abs().max()) < 1e-4:
+        raise Broken(f"the betas that are given as trained_betas, with ᾱ of {float(wanted[-1]):.4g} at the end", f"{float(own[-1]):.4g}")
+
+
 @law(
     "timesteps and sigmas are spaced as their name says",
     source="arXiv:2305.08891, table 2; Karras et al. 2022, arXiv:2206.00364, equation 5",
@@ -62,6 +73,8 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
     known = (not shaped and spacing in ("linspace", "trailing")) or shaped in (["use_karras_sigmas"], ["use_exponential_sigmas"])
     if not known or subject.kind in ("edm", "flow") or subject.is_inverse or "original_inference_steps" in subject.config:
         raise NotApplicable(f"{subject.name} names no spacing of a closed form.")
+    if math.isfinite(float(config_value(subject.scheduler, "lambda_min_clipped") or -math.inf)):
+        raise NotApplicable(f"{subject.name} leaves the noisiest timesteps out: lambda_min_clipped.")
     if config_value(subject.scheduler, "timestep_type") == "continuous" and not shaped:
         raise NotApplicable(f"{subject.name} tells the model its sigmas, not timesteps.")
     for count in subject.counts(*counts):
@@ -85,10 +98,16 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
     "a shift that depends on the image's size has the closed form of its name",
     source="Scaling Rectified Flow Transformers, arXiv:2403.03206, equation 23, with a shift of exp(mu) or mu",
     counts=(5, 20),
-    rests_on=("runs", "timesteps_well_formed", "sigmas_fall", "timesteps_match_sigmas"),
+    rests_on=("runs", "timesteps_well_formed", "timesteps_cover", "sigmas_fall", "timesteps_match_sigmas"),
 )
 def named_shift(subject: Subject, counts: Sequence[int]) -> None:
-    """A plan for a larger image is the unshifted one with σ → s·σ / (1 + (s − 1)·σ), for s = exp(mu) or, where it is linear, mu."""
+    """A plan for a larger image is the unshifted one with σ → s·σ / (1 + (s − 1)·σ), for s = exp(mu) or, where it is linear, mu.
+
+    A static `flow_shift` or `shift` is s itself.
+    """
+    if subject.kind == "flow" and not config_value(subject.scheduler, "use_dynamic_shifting"):
+        _require_static_shift(subject, counts)
+        return
     takes_mu = "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters
     others = [name for name in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, name)]
     if not config_value(subject.scheduler, "use_dynamic_shifting") or not takes_mu or subject.kind != "flow" or others:
@@ -98,8 +117,25 @@ def named_shift(subject: Subject, counts: Sequence[int]) -> None:
         plain = as_values(subject.planned(count, mu=1.0 if is_linear else 0.0).sigmas).double()
         for shift in (1.5, 3.0):
             mu = shift if is_linear else math.log(shift)
-            wanted, own = shift * plain / (1 + (shift - 1) * plain), as_values(subject.planned(count, mu=mu).sigmas).double()
-            gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
-            place = int(gap.argmax())
-            if not float(gap[place]) < 1e-3:
-                raise Broken(f"sigma {float(wanted[place]):.5g} with mu={mu:.4g} (number {place})", f"{float(own[place]):.5g}", count=count)
+            _require_shifted(plain, subject.planned(count, mu=mu), shift, f"mu={mu:.4g}", count)
+
+
+def _require_static_shift(subject: Subject, counts: Sequence[int]) -> None:
+    name = next((name for name in ("flow_shift", "shift") if name in subject.config), None)
+    others = [one for one in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, one)]
+    if name is None or others:
+        raise NotApplicable(f"{subject.name} has no shift{', or not it alone (' + others[0] + ')' if others else ''}.")
+    if name == "shift":
+        # The training grid ends where the shift has put it: `timesteps_cover` looks at that.
+        raise NotApplicable(f"{subject.name} keeps its shift in its training schedule: see `timesteps_cover`.")
+    plain, shifted = subject.with_config(**{name: 1.0}), subject.with_config(**{name: 3.0})
+    for count in subject.counts(*counts):
+        _require_shifted(as_values(plain.planned(count).sigmas).double(), shifted.planned(count), 3.0, f"{name}=3", count)
+
+
+def _require_shifted(plain: torch.Tensor, planned: Any, shift: float, by: str, count: int) -> None:
+    wanted, own = shift * plain / (1 + (shift - 1) * plain), as_values(planned.sigmas).double()
+    gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
+    place = int(gap.argmax())
+    if not float(gap[place]) < 1e-3:
+        raise Broken(f"sigma {float(wanted[place]):.5g} with {by} (number {place})", f"{float(own[place]):.5g}", count=count)

@@ -97,7 +97,9 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
 @law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(4,))
 def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
     """A misspelt choice raises an error that names it, at the latest in `step`: it never runs as something else."""
-    choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str)]
+    # Betas that are given need no schedule by name.
+    unread = {"beta_schedule"} if config_value(subject.scheduler, "trained_betas") is not None else set()
+    choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str) and name not in unread]
     if not choices or not hasattr(subject.scheduler_class, "from_config"):
         raise NotApplicable(f"{subject.name} has no configuration with named choices, or no from_config.")
     loops.require_drivable(subject)

@@ -80,7 +80,7 @@ def declared_order(subject: Subject) -> tuple[int, str]:
     `solver_order` of multistep and single-step solvers counts up to 2: the third-order updates in use start with lower ones, and
     are of second order in every known implementation. `order` (evaluations of the model in a step) counts as it is.
     """
-    for name in ("solver_order", "predictor_order"):
+    for name in ("solver_order", "predictor_order", "pndm_order"):
         value = config_value(subject.scheduler, name) or getattr(subject.scheduler, name, None)
         if value:
             return min(int(value), 2), f"{name}={value}"
@@ -107,6 +107,9 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
     if len(subject.counts(*counts)) < 2:
         raise NotApplicable(f"{subject.name} takes too few inference steps to see an order.")
     grid, shown = _smooth_grid(subject)
+    if shown and config_value(subject.scheduler, "disable_corrector") == []:
+        # A corrector raises the order by one (UniPC, arXiv:2302.04867, theorem 3.1); seen on a smooth grid.
+        order, source = order + 1, f"{source}, and a corrector"
     try:
         fit = _fit(grid, counts, extras, order)
     except Crash:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.adapters.levels import PREDICTION_TYPES, Kind, NoiseLevel
-from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.adapters.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.convergence import posterior_mean
 from pytest_diffusion.conformance.laws import Broken, law
@@ -119,7 +119,7 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     "zero terminal SNR is finite and lands on the image",
     source="Common Diffusion Noise Schedules, arXiv:2305.08891, algorithm 1",
     counts=(2, 5, 20),
-    rests_on=("runs", "point_mass_preserved", "terminal_step", "prediction_types_agree"),
+    rests_on=("runs", "named_betas", "point_mass_preserved", "terminal_step", "prediction_types_agree"),
 )
 def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
     """With `rescale_betas_zero_snr` the first state is noise alone.
@@ -139,6 +139,8 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
     last = getattr(other.planned(other.some_count), "alphas_cumprod", None)
     if last is not None and not float(last[-1]) < 1e-6:
         raise Broken("ᾱ of 0 (or nearly so) at the last timestep", f"rescale_betas_zero_snr leaves {float(last[-1]):.4g}")
+    if last is not None:
+        _require_rescaled(last, subject.with_config(rescale_betas_zero_snr=False))
     for count in other.counts(*counts):
         try:
             parts = arrivals(other, count)
@@ -148,6 +150,16 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
         if not bool(torch.isfinite(end.step.after).all()) or not abs(end.clean - float(end.target.alpha)) < 0.01:
             seen = f"{end.clean:.4g}·image after the last step"
             raise Broken(f"{float(end.target.alpha):.4g}·image", seen, count=count)
+
+
+def _require_rescaled(products: torch.Tensor, plain: Subject) -> None:
+    """√ᾱ is shifted to 0 at its end, and scaled so that its first value stays."""
+    roots, own = (as_values(one).double().sqrt() for one in (plain.planned(plain.some_count).alphas_cumprod, products))
+    wanted = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
+    place = int(gap.argmax())
+    if not float(gap[place]) < 2e-3:
+        raise Broken(f"√ᾱ of {float(wanted[place]):.5g} at timestep {place} of the rescaled schedule", f"{float(own[place]):.5g}")
 
 
 def _trajectory(subject: Subject, count: int) -> loops.Run:

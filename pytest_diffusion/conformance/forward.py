@@ -47,6 +47,27 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
 
 
 @law(
+    "noising without a loop uses the noise that it is given",
+    source="diffusers' scheduler interface: add_noise(original_samples, noise, timesteps)",
+    rests_on=(),
+)
+def noising_alone(subject: Subject, counts: Sequence[int]) -> None:
+    """A scheduler whose loop is not known still adds the noise that it is given to the image, and draws none."""
+    del counts
+    if callable(getattr(subject.scheduler, "step", None)):
+        raise NotApplicable(f"{subject.name} has a loop: see `forward_process`.")
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    with Draws() as seen:
+        got = noised(subject.planned(subject.some_count), "add_noise", image, noise, torch.ones(len(image), dtype=torch.long))
+    if seen.draws:
+        raise Broken("add_noise to use the noise that it is given", f"it draws its own by torch's {seen.draws[0].operator}")
+    matrix, column = torch.stack([image.flatten(), noise.flatten()], dim=1).double(), got.double().flatten()[:, None]
+    rest = float((matrix @ torch.linalg.lstsq(matrix, column).solution - column).abs().max())
+    if not rest <= 1e-3 * max(1.0, float(got.abs().max())):
+        raise Broken("a sum of image and noise", f"add_noise leaves a rest of {rest:.3g}")
+
+
+@law(
     "noising depends on its arguments alone",
     source="diffusers' scheduler interface: add_noise(original_samples, noise, timesteps)",
     counts=(7,),
@@ -77,6 +98,7 @@ def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
         if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
             seen = f"{method} with timesteps [{float(early):g}, {float(late):g}] differs from one call for each"
             raise Broken("each image of a batch to be noised by its own timestep", seen, count=count)
+        _require_no_trace_of_halves(subject, method, count)
     _require_before_planning(subject, method, image, noise)
 
 
@@ -103,6 +125,33 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
             ]
             turned = [NoiseLevel(-one.sigma, one.alpha) for one in (own, *named)]
             require_noised(got, image, noise, turned, f"get_velocity at timestep {float(timestep):g}", count)
+        _require_velocity_of_each(scheduler, image, noise, count)
+
+
+def _require_no_trace_of_halves(subject: Subject, method: str, count: int) -> None:
+    """Noising in half precision leaves the schedule as precise as it was."""
+    scheduler, fresh = subject.planned(count), subject.planned(count)
+    timesteps = as_values(scheduler.timesteps)[-1:].repeat(IMAGE_SHAPE[0])
+    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    try:
+        noised(scheduler, method, image.half(), noise.half(), timesteps)
+    except Crash:
+        return  # `dtype_kept` says so
+    after, before = (noised(one, method, image, noise, timesteps) for one in (scheduler, fresh))
+    if not torch.equal(after, before):
+        seen = f"{method} in float32 differs by {float((after - before).abs().max()):.4g} after {method} in float16"
+        raise Broken("the same result for the same arguments", seen, count=count)
+
+
+def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.Tensor, count: int) -> None:
+    """Each image of a batch has its own timestep."""
+    pair = as_values(scheduler.timesteps)[[0, -1]]
+    with calling("get_velocity(sample, noise, timesteps)"):
+        mixed = scheduler.get_velocity(image, noise, pair)
+        apart = torch.cat([scheduler.get_velocity(image[[row]], noise[[row]], pair[[row]]) for row in range(2)])
+    if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
+        seen = f"get_velocity with timesteps {[round(float(one), 3) for one in pair]} differs from one call for each"
+        raise Broken("the velocity of each image of a batch at its own timestep", seen, count=count)
 
 
 def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,8 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     total = subject.num_train_timesteps
     for count in subject.counts(*counts):
         grid = as_values(subject.planned(count).timesteps).to("cpu", torch.float64).unique().flip(0).tolist()
+        if _is_leading(subject, grid, count):
+            continue
         for above, below in pairwise([float(total), *grid, 0.0]):
             # Rounding and an offset are worth a timestep each.
             if above - below > 2 * total / count + 2:
@@ -164,6 +166,36 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
 
 
 @law(
+    "the model is given the sample at the scale of its training",
+    source="Karras et al. 2022, arXiv:2206.00364, table 1 (c_in)",
+    counts=(5,),
+)
+def model_input(subject: Subject, counts: Sequence[int]) -> None:
+    """`scale_model_input` divides x₀ + σ·noise by √(σ² + σ_data²), where σ_data is 1 but for EDM, or leaves it as it is."""
+    subject.require_kind()
+    trained = subject.kind == "edm" or (subject.kind == "sigma" and getattr(subject.scheduler, "alphas_cumprod", None) is not None)
+    if not trained or not hasattr(subject.scheduler, "scale_model_input") or subject.is_inverse:
+        raise NotApplicable(f"{subject.name} scales no samples, or for a network that is not known.")
+    data = float(config_value(subject.scheduler, "sigma_data") or 1.0) if subject.kind == "edm" else 1.0
+    for count in subject.counts(*counts):
+        scheduler = subject.planned(count)
+        shares: list[float] = []
+
+        def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any, shares: list[float] = shares) -> torch.Tensor:
+            shares.append(float(scaled.sum() / sample.sum()))
+            return torch.zeros_like(sample)
+
+        # Within a step of a higher order the levels are the solver's own.
+        last = None if evaluations_per_step(scheduler) == 1 else 1
+        loops.walk(subject, scheduler, torch.ones(1, 1, 2, 2), predict, last=last, replace=torch.zeros_like)
+        for index, (seen, sigma) in enumerate(zip(shares, as_values(scheduler.sigmas).tolist(), strict=False)):
+            wanted = float((sigma**2 + data**2) ** -0.5)
+            if not (abs(seen - wanted) <= 1e-3 * wanted or seen == 1):
+                told = f"the sample of step {index} times {seen:.5g}"
+                raise Broken(f"the sample of σ = {sigma:.5g} times {wanted:.5g}, or as it is", told, count=count)
+
+
+@law(
     "the first noise has the size of the first level",
     source="Karras et al. 2022, arXiv:2206.00364, algorithm 1, line 2",
     counts=(2, 5, 20),
@@ -225,11 +257,23 @@ def _rounding(subject: Subject) -> list[float]:
     return [-1.0, 0.0, 1.0] if last > 1 else [0.0]
 
 
+def _is_leading(subject: Subject, grid: list[float], count: int) -> bool:
+    """Whether timesteps are the multiples of ⌊T/N⌋, with an offset: leading spacing by definition, which may start late."""
+    if config_value(subject.scheduler, "timestep_spacing") != "leading":
+        return False
+    offset = float(config_value(subject.scheduler, "steps_offset") or 0)
+    return (
+        offset < max(2, subject.num_train_timesteps // count)
+        and grid == [index * (subject.num_train_timesteps // count) + offset for index in range(count)][::-1]
+    )
+
+
 def _require_training_grid(subject: Subject) -> None:
     """A flow that is planned with as many steps as its training has is the training schedule."""
     total = subject.num_train_timesteps
     trained = getattr(subject.fresh(), "sigmas", None)
-    shaped = [name for name in (*_SHAPES, "use_dynamic_shifting", "shift_terminal") if config_value(subject.scheduler, name)]
+    others = (*_SHAPES, "use_dynamic_shifting", "shift_terminal", "invert_sigmas")
+    shaped = [name for name in others if config_value(subject.scheduler, name)]
     if shaped or trained is None or len(trained) not in (total, total + 1):
         raise NotApplicable(f"{subject.name} plans by {shaped[0] if shaped else 'shares of noise'}, not by its training schedule.")
     if subject.counts(total):

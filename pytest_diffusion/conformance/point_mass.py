@@ -35,6 +35,8 @@ class Arrival(NamedTuple):
     added: list[float]
     rest: float
     tolerance: float
+    spread: float
+    """Root mean square of all that is not the image."""
 
     @property
     def fresh(self) -> float:
@@ -43,8 +45,8 @@ class Arrival(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Standard deviation of the noise at arrival."""
-        return math.hypot(self.kept, self.fresh)
+        """Standard deviation of the noise at arrival; where its parts are not known, that of the noise which came."""
+        return math.hypot(self.kept, self.fresh) if self.rest <= self.tolerance else self.spread
 
 
 def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
@@ -89,13 +91,14 @@ def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.
     matrix = torch.stack([values.flatten() for values in (image, noise, *columns)], dim=1)
     arrived = step.after.double().flatten()
     if not bool(torch.isfinite(arrived).all()) or not bool(torch.isfinite(matrix).all()):
-        return Arrival(index, step, target, math.nan, math.nan, [], math.nan, tolerance)
+        return Arrival(index, step, target, math.nan, math.nan, [], math.nan, tolerance, math.nan)
     used = matrix if sigma > 0 else matrix[:, [0, *range(2, matrix.shape[1])]]
     solution = torch.linalg.lstsq(used, arrived.unsqueeze(1), driver="gelsd").solution.flatten()
     rest = float((used @ solution - arrived).square().mean().sqrt())
     values = solution.tolist()
     kept = values[1] if sigma > 0 else 0.0
-    return Arrival(index, step, target, values[0], kept, values[2 if sigma > 0 else 1 :], rest, tolerance)
+    spread = float((arrived - values[0] * matrix[:, 0]).square().mean().sqrt())
+    return Arrival(index, step, target, values[0], kept, values[2 if sigma > 0 else 1 :], rest, tolerance, spread)
 
 
 def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
@@ -157,6 +160,9 @@ def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> Series:
     """
     found: list[Arrival] = []
     for count in subject.counts(*counts):
+        if "mask" in subject.step_parameters:
+            for one in arrivals(subject, count, mask=torch.zeros(SHAPE))[:-1]:
+                require_arrival(subject, one, count, where=" where nothing is known")
         found = arrivals(subject, count)
         for one in found[:-1]:
             require_arrival(subject, one, count)
@@ -233,6 +239,9 @@ def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
         if not (abs(last.clean - float(end.alpha)) <= last.tolerance and abs(last.total - float(end.sigma)) <= last.tolerance):
             seen = f"{last.clean:.5g}·image and {last.total:.5g}·noise"
             raise Broken(f"{float(end.alpha):.5g}·image and {float(end.sigma):.5g}·noise after the last step", seen, count=count)
+        named = config_value(subject.scheduler, "final_sigmas_type")
+        if named in ("zero", "sigma_min") and (float(end.sigma) == 0) != (named == "zero"):
+            raise Broken(f"an end as final_sigmas_type={named!r} says", f"it ends at σ = {float(end.sigma):.4g}", count=count)
         cleanest = _cleanest(subject)
         if float(end.sigma / end.alpha) > 1.01 * cleanest:
             seen = f"it ends at σ/α = {float(end.sigma / end.alpha):.4g}"
@@ -291,6 +300,11 @@ def _share(eta: float) -> Callable[[NoiseLevel, NoiseLevel], float]:
     return lambda level, target: eta * posterior_deviation(level, target)
 
 
+def _half_way(level: NoiseLevel, target: NoiseLevel) -> float:
+    """Between the two in the logarithm (arXiv:2102.09672, equation 15)."""
+    return math.sqrt(posterior_deviation(level, target) * forward_deviation(level, target))
+
+
 def _claims(subject: Subject) -> list[Claim]:
     choice = config_value(subject.scheduler, "variance_type")
     solver = str(config_value(subject.scheduler, "algorithm_type") or "")
@@ -306,6 +320,7 @@ def _claims(subject: Subject) -> list[Claim]:
         return [
             ("variance_type='learned_range' and the model's variance at −1, the smallest", {"variance": -1.0}, posterior_deviation),
             ("variance_type='learned_range' and the model's variance at 1, the largest", {"variance": 1.0}, forward_deviation),
+            ("variance_type='learned_range' and the model's variance half-way, in its logarithm", {"variance": 0.0}, _half_way),
         ]
     if choice == "learned":
         return [("variance_type='learned' and a predicted variance of 0.01", {"variance": 0.01}, lambda level, to: 0.1)]
@@ -332,11 +347,12 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
             if isinstance(crash.error, FloatingPointError):
                 raise NotApplicable(f"{subject.name} gives samples that are not numbers: see `noise_amount` and `dtype_kept`.") from crash
             raise
+        follows_a_path = max(len(one.step.draws) for one in found) > 4
         for one in found:
             for weight, draw in zip(one.added, one.step.draws, strict=False):
                 if abs(weight) > 10 * one.tolerance:
                     _require_white(draw, one, count)
-            if one.rest > 10 * one.tolerance and len(one.step.draws) <= 4 and not _has_unseen_memory(subject, one):
+            if one.rest > 10 * one.tolerance and not follows_a_path and not _has_unseen_memory(subject, one):
                 seen = f"step {one.number} changes its samples by {one.rest:.4g} beyond image, noise and what torch drew"
                 raise Broken("a step that is made of image, noise and what it draws from torch", seen, count=count)
 
@@ -359,9 +375,9 @@ def _has_unseen_memory(subject: Subject, one: Arrival) -> bool:
 
 def _chance(one: Arrival) -> tuple[float, float]:
     """Five standard errors of the image's weight and of the noise's deviation, where noise was not seen as it was drawn."""
-    error = 5 * one.rest / math.sqrt(math.prod(SHAPE))
-    # The image is uniform on an interval of length 1.
-    return error * math.sqrt(12), error
+    error = 5 * one.spread / math.sqrt(math.prod(SHAPE))
+    # The image is uniform on an interval of length 1; a deviation has an error of 1/√2 of the mean's.
+    return error * math.sqrt(12), error / math.sqrt(2)
 
 
 def _cleanest(subject: Subject) -> float:

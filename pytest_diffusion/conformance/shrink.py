@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
+from hypothesis.errors import Flaky, NoSuchExample
 
 from pytest_diffusion.conformance.laws import Broken, Law, Series
 from pytest_diffusion.conformance.subject import Crash, Subject, quiet
@@ -57,8 +57,8 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
         try:
             chosen, number = find(cases, breaks, settings=quick)
             best = (frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it), number)
-        except NoSuchExample:
-            pass
+        except (NoSuchExample, Flaky):
+            pass  # what is not seen twice is told as it was seen first
     final = found.get(best, error)
     config = {key: own[key] for key in sorted(best[0])} if keys else own
     return _described(one, subject, config, final)

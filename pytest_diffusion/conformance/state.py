@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Subject, calling
+from pytest_diffusion.conformance.subject import Crash, Subject, calling
 
 _SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference and starts it anew"
 _SHAPE = (2, 3, 4, 4)
@@ -42,6 +43,27 @@ def second_run(subject: Subject, counts: Sequence[int]) -> None:
         _states(subject, subject.some_count, scheduler=used)
         subject.plan(used, count)
         _require_same(fresh, _states(subject, count, scheduler=used), "a second run", count)
+        for what, left in _left_by_others(subject):
+            subject.plan(left, count)
+            _require_same(fresh, _states(subject, count, scheduler=left), f"a run after {what}", count)
+
+
+def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
+    """Schedulers as an image-to-image pipeline leaves them, and one that was given a plan."""
+    if hasattr(subject.scheduler, "set_begin_index"):
+        begun = subject.planned(subject.some_count)
+        with calling("set_begin_index(1)"):
+            begun.set_begin_index(1)
+        yield "one that began at step 1", begun
+    for name in sorted({"timesteps", "sigmas"} & set(inspect.signature(subject.scheduler.set_timesteps).parameters)):
+        planned, given = subject.planned(subject.some_count), subject.fresh()
+        values = as_values(getattr(planned, name))[: len(planned.timesteps)].tolist()
+        try:
+            with calling(f"set_timesteps({name}=[...])"):
+                given.set_timesteps(**{name: values})
+        except Crash:
+            continue  # `argument_types` says so, or its configuration takes none
+        yield f"a plan of given {name}", given
 
 
 @law("an aborted run leaves nothing behind", source=_SOURCE, counts=(7, 20), rests_on=("runs", "second_run"))

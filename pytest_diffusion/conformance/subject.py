@@ -34,17 +34,19 @@ class Crash(Exception):  # noqa: N818 - the scheduler's error, not ours
 class Subject:
     """A scheduler, or a class or function that makes one, with the questions that the laws ask of it.
 
-    Raises TypeError for an object without `set_timesteps` and `step`.
+    Raises TypeError for an object without `set_timesteps`, and `step` or `add_noise`.
     """
 
     def __init__(self, scheduler_or_factory: Any) -> None:
-        self._is_factory = isinstance(scheduler_or_factory, type) or not hasattr(scheduler_or_factory, "step")
+        is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
+        self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
         if self._is_factory and not callable(scheduler_or_factory):
             raise TypeError(f"{type(scheduler_or_factory).__name__} is no scheduler: it has no step, and cannot be called to make one.")
         self._source = scheduler_or_factory
         first = scheduler_or_factory() if self._is_factory else scheduler_or_factory
         self.name = type(first).__name__
-        if missing := [method for method in ("set_timesteps", "step") if not callable(getattr(first, method, None))]:
+        wanted = ("set_timesteps",) if callable(getattr(first, "add_noise", None)) else ("set_timesteps", "step")
+        if missing := [method for method in wanted if not callable(getattr(first, method, None))]:
             raise TypeError(f"{self.name} is no scheduler: it has no {' and no '.join(missing)}.")
         if not self._is_factory:
             self._source = _copied(first)
@@ -89,7 +91,9 @@ class Subject:
 
     @property
     def step_parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Parameters of `step`."""
+        """Parameters of `step`. Raises NotApplicable for a class that noises images and steps by other methods (score SDEs)."""
+        if not callable(getattr(self.scheduler, "step", None)):
+            raise NotApplicable(f"{self.name} has no step.")
         return inspect.signature(self.scheduler.step).parameters
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.forward import noised, noising_method
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.errors import NotApplicable
@@ -26,6 +27,7 @@ def ranks(subject: Subject, counts: Sequence[int]) -> None:
         for shape in ((2, 48), (2, 4, 12), (2, 4, 2, 2, 3)):
             got = _require_runs(subject, count, image.reshape(shape), f"samples of shape {shape}")[-1]
             _require_close(got.reshape(image.shape), expected, f"the samples of shape {(2, 4, 2, 6)} in shape {shape}", count)
+            _require_noised_as(subject, image, shape, count)
 
 
 @law("an image does not depend on its batch", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
@@ -61,6 +63,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
                     )
             scheduler = subject.planned(count)
             scaled = loops.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
+            _require_noised_in(subject, scheduler, sample, dtype, count)
             if scaled.dtype != dtype:
                 raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
 
@@ -84,6 +87,39 @@ def devices(subject: Subject, counts: Sequence[int]) -> None:
         gap = float((there.cpu() - _states(subject, count, sample)[-1]).abs().max())
         if not gap <= 1e-2:
             raise Broken("the samples of the processor", f"samples on {device} that differ by {gap:.4g}", count=count)
+
+
+def _require_noised_in(subject: Subject, scheduler: Any, sample: torch.Tensor, dtype: torch.dtype, count: int) -> None:
+    """Noising keeps the dtype of its image, which diffusers' training scripts rest on; a class of one's own may be for float32."""
+    if not hasattr(scheduler, "save_config"):
+        return
+    timesteps = as_values(scheduler.timesteps)[-1:]
+    for method in _noising_of(subject):
+        got = noised(scheduler, method, sample, sample, timesteps)
+        if got.dtype != dtype:
+            raise Broken(f"{dtype} samples from {dtype} images", f"{method} gives {got.dtype}", count=count)
+
+
+def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, ...], count: int) -> None:
+    """Noising takes any rank."""
+    clean = image.reshape(shape)
+    for method in _noising_of(subject):
+        scheduler = subject.planned(count)
+        timesteps = as_values(scheduler.timesteps)[-1:]
+        try:
+            other = noised(scheduler, method, clean, clean, timesteps)
+        except Crash as crash:
+            raise Broken(f"images of shape {shape} to be taken by {method}", str(crash), count=count) from crash
+        if other.shape != shape:
+            raise Broken(f"noised images of shape {shape}", f"{method} gives {tuple(other.shape)}", count=count)
+
+
+def _noising_of(subject: Subject) -> list[str]:
+    """The method that adds noise, if there is one for these samples."""
+    try:
+        return [] if subject.is_inverse else [noising_method(subject)]
+    except NotApplicable:
+        return []
 
 
 def accelerator() -> torch.device | None:

@@ -15,6 +15,8 @@ from diffusers import (
 from tests.broken_schedulers import breaks
 from tests.conformance.from_scratch import DDIM, FlowEuler
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
 
 class Named(DDIM):
     """DDIM that takes a list of timesteps, correctly."""
@@ -158,3 +160,29 @@ class NoiseOfTheStepBefore(DPMSolverMultistepScheduler):
             sigma = self.sigmas[self.step_index - 1]
             return (original_samples + sigma * noise) / (1 + sigma**2).sqrt()
         return super().add_noise(original_samples, noise, timesteps)
+
+
+@breaks("named_shift", because="flow_shift is documented and never read", **FLOW)
+class ForgetsTheFlowShift(DPMSolverMultistepScheduler):
+    def set_timesteps(self, num_inference_steps=None, device=None, mu=None, timesteps=None):
+        super().set_timesteps(num_inference_steps, device, mu, timesteps)
+        shift = self.config.flow_shift
+        self.sigmas = self.sigmas / (shift - (shift - 1) * self.sigmas)
+        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+
+
+@breaks("second_run", because="the begin index of an image-to-image run is kept for the next plan")
+class BeginIndexSurvives(EulerDiscreteScheduler):
+    def set_timesteps(self, *args, **kwargs):
+        kept = self._begin_index
+        super().set_timesteps(*args, **kwargs)
+        self._begin_index = kept
+
+
+@breaks("second_run", because="a named plan is kept when the next one is even")
+class NamedPlanSurvives(Named):
+    kept = None
+
+    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None):
+        self.kept = timesteps if timesteps is not None else self.kept
+        super().set_timesteps(num_inference_steps, device, self.kept)

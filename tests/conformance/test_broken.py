@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_diffusion.conformance.suite import Suite, scheduler_checks
-from tests.broken_schedulers import BROKEN, grids, interface, plans, solvers, steps  # noqa: F401 - each registers its schedulers
+from tests.broken_schedulers import BROKEN, grids, interface, plans, precision, solvers, steps  # noqa: F401 - each registers its schedulers
 from tests.conformance.known_defects import known_in
 
 

@@ -7,11 +7,8 @@ from pytest_diffusion import check_scheduler
 from tests.conformance.configurations import CONFIGURATIONS, ZOO, of_checkpoint
 from tests.conformance.known_defects import KNOWN, NOT_MADE_BARE
 
-CLASSES = sorted(
-    name
-    for name in dir(diffusers)
-    if name.endswith("Scheduler") and all(hasattr(getattr(diffusers, name), method) for method in ("step", "set_timesteps"))
-)
+METHODS = {name: set(dir(getattr(diffusers, name))) for name in dir(diffusers) if name.endswith("Scheduler")}
+CLASSES = sorted(name for name, methods in METHODS.items() if "set_timesteps" in methods and {"step", "add_noise"} & methods)
 
 
 def failures(scheduler, expected):

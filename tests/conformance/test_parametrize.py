@@ -69,7 +69,7 @@ def test_another_scheduler_than_the_decorator_knows():
 
 def test_the_command_line_needs_no_model(pytester):
     result = run(pytester, "--diffusion-scheduler=EulerDiscreteScheduler", "--diffusion-scheduler-config=use_karras_sigmas=True")
-    result.assert_outcomes(passed=37, skipped=11, failed=1)
+    result.assert_outcomes(passed=38, skipped=12, failed=1)
     result.stdout.fnmatch_lines(
         [
             "*scheduler=EulerDiscreteScheduler, scheduler_config=use_karras_sigmas=True*",
@@ -93,7 +93,7 @@ def test_the_command_line_needs_no_model(pytester):
 
 def test_ones_own_scheduler_selected_by_name(pytester):
     result = run(pytester, "--diffusion-scheduler=tests.conformance.from_scratch:Ancestral", "-k", "weak_convergence or velocity", "-v")
-    result.assert_outcomes(passed=1, skipped=1, deselected=47)
+    result.assert_outcomes(passed=1, skipped=1, deselected=49)
     result.stdout.fnmatch_lines(["*diffusion::weak_convergence PASSED*"])
 
 
