@@ -30,6 +30,8 @@ class Law:
     function: LawFunction
     counts: tuple[int, ...]
     rests_on: tuple[str, ...]
+    ground: LawFunction
+    """What laws that rest on this one need of it; the law itself may ask for more."""
 
     @property
     def reason(self) -> str:
@@ -44,7 +46,13 @@ class Register:
         self._laws: dict[str, Law] = {}
 
     def __call__(
-        self, title: str, *, source: str, counts: Sequence[int] = (5,), rests_on: Sequence[str] = ("runs",)
+        self,
+        title: str,
+        *,
+        source: str,
+        counts: Sequence[int] = (5,),
+        rests_on: Sequence[str] = ("runs",),
+        ground: LawFunction | None = None,
     ) -> Callable[[LawFunction], LawFunction]:
         """Decorator that registers a law. Raises ValueError for a name that is taken."""
 
@@ -52,7 +60,7 @@ class Register:
             name = function.__name__
             if name in self._laws:
                 raise ValueError(f"There is already a law named {name!r}.")
-            self._laws[name] = Law(name, title, source, function, tuple(counts), tuple(rests_on))
+            self._laws[name] = Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function)
             return function
 
         return register

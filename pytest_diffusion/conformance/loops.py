@@ -11,6 +11,7 @@ import torch
 from pytest_diffusion.adapters.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
 from pytest_diffusion.adapters.schedulers import as_values, config_value
 from pytest_diffusion.conformance.randomness import Draw, Draws
+from pytest_diffusion.conformance.rounding import Rounded
 from pytest_diffusion.conformance.subject import EXTRAS, Crash, Subject, calling
 from pytest_diffusion.errors import NotApplicable
 
@@ -146,6 +147,26 @@ def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any
     scheduler = subject.planned(count) if scheduler is None else scheduler
     first = sample * float(getattr(scheduler, "init_noise_sigma", 1.0))
     return [visit.after for visit in walk(subject, scheduler, first, smooth, **rest)]
+
+
+def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) -> None:
+    """Raise Crash where a loop whose samples are finite here has others when its scalars are rounded up, or down.
+
+    The difference of two numbers that are equal but for rounding is positive on one processor and negative on the
+    next, and the root of a negative number is not a number. The verdict must be the same on all of them.
+    """
+    for direction, name in ((1, "up"), (-1, "down")):
+        scheduler = subject.planned(count)
+        first = normal(1, 1, 2, 2) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        try:
+            with Rounded(direction):
+                visits = walk(subject, scheduler, first, smooth, generator=torch.Generator().manual_seed(0), **extras)
+        except Crash:
+            continue  # what it raises in a plain loop is the business of `runs`
+        for visit in visits:
+            if not bool(torch.isfinite(visit.after).all()):
+                where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor"
+                raise Crash(where, FloatingPointError(f"its sample after timestep {float(visit.timestep):g} holds {unfit(visit.after)}"))
 
 
 def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:

@@ -286,6 +286,7 @@ def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
         raise NotApplicable(f"{subject.name} claims no amount of noise: no eta, no variance_type, no SDE solver.")
     for count in subject.counts(*counts):
         for claim, extras, wanted in claims:
+            loops.require_finite_at_any_rounding(subject, count, **extras)
             for one in arrivals(subject, count, **extras)[:-1]:
                 expected = wanted(one.step.level, one.target)
                 if not abs(one.fresh - expected) <= 2 * one.tolerance + 1e-3 * expected:
@@ -343,6 +344,7 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         try:
             found = arrivals(subject, count, **subject.noisy)
+            loops.require_finite_at_any_rounding(subject, count, **subject.noisy)
         except Crash as crash:
             if isinstance(crash.error, FloatingPointError):
                 raise NotApplicable(f"{subject.name} gives samples that are not numbers: see `noise_amount` and `dtype_kept`.") from crash

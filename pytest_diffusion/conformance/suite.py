@@ -146,7 +146,7 @@ class Suite:
             return base not in self._groundless
         if (base, count) not in self._holds:
             try:
-                law[base].function(self.subject, [max(count, min(law[base].counts))])
+                law[base].ground(self.subject, [max(count, min(law[base].counts))])
                 self._holds[base, count] = True
             except NotApplicable:
                 self._holds[base, count] = True

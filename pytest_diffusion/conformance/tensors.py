@@ -52,6 +52,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
             states = _require_runs(subject, count, sample, f"{dtype} samples")
             if subject.noisy:
                 states += _require_runs(subject, count, sample, f"{dtype} samples with eta=1", **subject.noisy)
+                _require_rounded_runs(subject, count)
             for index, got in enumerate(states):
                 if got.dtype != dtype:
                     raise Broken(f"{dtype} samples from {dtype} model outputs", f"step {index % count} gives {got.dtype}", count=count)
@@ -243,6 +244,13 @@ def _require_runs(subject: Subject, count: int, sample: torch.Tensor, what: str,
         return loops.states(subject, count, sample, replace=torch.zeros_like, **extras)
     except Crash as crash:
         raise Broken(f"{what} to be taken", str(crash), count=count) from crash
+
+
+def _require_rounded_runs(subject: Subject, count: int) -> None:
+    try:
+        loops.require_finite_at_any_rounding(subject, count, **subject.noisy)
+    except Crash as crash:
+        raise Broken("finite samples with eta=1", str(crash), count=count) from crash
 
 
 def _require_close(got: torch.Tensor, expected: torch.Tensor, what: str, count: int) -> None:

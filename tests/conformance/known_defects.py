@@ -24,6 +24,7 @@ ZERO_SNR_SIGMAS = "at N = T the noisiest sigma is below the next one (findings, 
 THRESHOLDING = "thresholding with noise predictions mixes up all timesteps (findings, 24)"
 LARGE_LAST = "the last step adds noise unless its timestep is 0 (findings, 25)"
 TIME_SHIFT = "an unknown time_shift_type dies without a word about it (findings, 26)"
+CANCELLED = "float32 cancellation in sigma_up (#14213)"
 PNDM = "raw velocities of different times are combined (#14816)"
 
 KNOWN = {
@@ -38,6 +39,7 @@ KNOWN = {
     "DPMSolverSinglestepScheduler": {"timesteps_well_formed": LAST, "forward_is_pure": UNPLANNED, "config_untouched": WRITES},
     "EDMDPMSolverMultistepScheduler": {"unknown_values_refused": SIGMA_SCHEDULE},
     "EDMEulerScheduler": {"argument_types": LIST},
+    "EulerAncestralDiscreteScheduler": {"runs": CANCELLED},
     "EulerDiscreteScheduler": {"velocity": VELOCITY},
     "FlowMatchHeunDiscreteScheduler": {"forward_is_pure": FLOW_HEUN},
     "HeliosDMDScheduler": {"runs": HELIOS},
