@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_INEXACT = frozenset({"add", "sub", "rsub", "mul", "div", "reciprocal", "pow", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "sin", "cos"})
+_INEXACT = frozenset(
+    {"add", "sub", "rsub", "mul", "div", "reciprocal", "pow", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "sin", "cos"}
+)
 
 
 class Rounded(TorchDispatchMode):

@@ -84,7 +84,11 @@ CONFIGURATIONS = [
     ),
     ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, {"sigmas_fall": _TWICE}),
     ("EulerAncestralDiscreteScheduler", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, {}),
-    ("KDPM2AncestralDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, {"runs": known.CANCELLED, "timesteps_well_formed": known.CANCELLED}),
+    (
+        "KDPM2AncestralDiscreteScheduler",
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"runs": known.CANCELLED, "timesteps_well_formed": known.CANCELLED},
+    ),
     ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, {}),
     (
         "DDIMScheduler",

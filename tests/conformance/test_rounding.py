@@ -30,7 +30,9 @@ class Guarded(Cancels):
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-@pytest.mark.parametrize("operation", [lambda a, b: a / b, lambda a, b: a**0.5 * b, lambda a, b: (a - b) ** 2, lambda a, b: (a + 5 * b).log()])
+@pytest.mark.parametrize(
+    "operation", [lambda a, b: a / b, lambda a, b: a**0.5 * b, lambda a, b: (a - b) ** 2, lambda a, b: (a + 5 * b).log()]
+)
 def test_scalars_are_rounded_away_from_the_exact_value_and_by_few_bits(operation, direction):
     a, b = torch.tensor(1.0) / 3, torch.tensor(0.7)
     exact = operation(a.double(), b.double())
@@ -51,7 +53,7 @@ def test_exact_results_samples_and_other_dtypes_stay_as_they_are():
 
 
 def test_a_root_that_hangs_on_the_last_bit_is_found_and_a_guarded_one_is_not():
-    with pytest.raises(Crash, match="rounded up in the last bit, as on another processor raises FloatingPointError: .* 4 values that are not"):
+    with pytest.raises(Crash, match=r"rounded up in the last bit, as on another processor raises FloatingPointError: .* 4 values"):
         loops.require_finite_at_any_rounding(Subject(Cancels()), 5)
     loops.require_finite_at_any_rounding(Subject(Guarded()), 5)
 
