@@ -12,7 +12,7 @@ demo: $(STAMP)
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
 # Two workers with one thread each; where tests share costly fixtures, file by file.
-SPREAD := tests/conformance tests/families tests/meta tests/test_strategies.py
+SPREAD := tests/conformance tests/families tests/meta
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SPREAD)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests $(SPREAD:%=--ignore=%)

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.timing import cpu_seconds, row
 from pytest_diffusion import create_model
-from pytest_diffusion.adapters.levels import NoiseLevel
+from pytest_diffusion.models.levels import NoiseLevel
 
 BATCH, SHAPE = 16, (3, 32, 32)
 LEVEL = NoiseLevel.of_ratio(1.0)

@@ -22,8 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.timing import interleaved, row
 from pytest_diffusion import record_attention
-from pytest_diffusion.adapters.pipelines import load_pipeline
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.models.load import load_pipeline
 
 UNET = Path(__file__).parents[1] / "tests" / "data" / "zoo" / "stable-diffusion-v1-5" / "unet.json"
 PROMPTS = ["a red circle", "a blue square"]

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from pytest_diffusion.adapters.clip import load_clip
-from pytest_diffusion.adapters.features import load_extractor
-from pytest_diffusion.adapters.pipelines import load_pipeline
-from pytest_diffusion.adapters.references import Reference, load_reference
 from pytest_diffusion.checks import colours, quality
+from pytest_diffusion.config.settings import Settings, resolve
+from pytest_diffusion.data.prompts import load_prompts
+from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.demo.scenes import render, sample_scenes, to_uint8
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.features.clip import load_clip
+from pytest_diffusion.features.extractors import load_extractor
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples.generate import generate_samples
-from pytest_diffusion.samples.prompts import load_prompts
 from pytest_diffusion.samples.store import Samples
-from pytest_diffusion.settings import Settings, resolve
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 def noisy(amount: float, scale: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], None]:

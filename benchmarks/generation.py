@@ -23,18 +23,18 @@ import torch
 
 from benchmarks.timing import cpu_seconds, interleaved, row
 from pytest_diffusion import record_attention
-from pytest_diffusion.adapters.clip import load_clip
-from pytest_diffusion.adapters.features import Extractor, load_extractor
-from pytest_diffusion.adapters.pipelines import load_pipeline
-from pytest_diffusion.adapters.references import load_reference
 from pytest_diffusion.checks import quality
+from pytest_diffusion.config.settings import Settings, resolve
+from pytest_diffusion.data.prompts import load_prompts
+from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.demo import load_judge, reference_images
 from pytest_diffusion.demo.judge import FEATURE_SIZE
+from pytest_diffusion.features.clip import load_clip
+from pytest_diffusion.features.extractors import Extractor, load_extractor
+from pytest_diffusion.features.store import stored_features, stored_reference_features
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples import generate
-from pytest_diffusion.samples.features import stored_features, stored_reference_features
 from pytest_diffusion.samples.generate import generate_samples
-from pytest_diffusion.samples.prompts import load_prompts
-from pytest_diffusion.settings import Settings, resolve
 
 
 def straightforward(pipeline: Any, prompts: list[str], reference: torch.Tensor) -> tuple[float, float, float]:
@@ -145,7 +145,7 @@ def main() -> None:
     with_capture, without = interleaved(options.rounds, captured, plain)
     row("attention capture, CPU over a plain run", with_capture / without, "<= 1.05", with_capture / without <= 1.05)
 
-    code = "import time; s = time.process_time(); import pytest_diffusion.plugin, pytest_diffusion.fixtures; print(time.process_time() - s)"
+    code = "import time; s = time.process_time(); import pytest_diffusion.plugin.hooks; print(time.process_time() - s)"
     command = [sys.executable, "-c", "import pytest;" + code]
     runs = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(9)]
     load = 1000 * statistics.median(runs)

@@ -148,7 +148,7 @@ def kid(rounds: int) -> None:
 
 
 def inception(rounds: int) -> None:
-    from pytest_diffusion.adapters.inception import build_network, random_state
+    from pytest_diffusion.features.inception import build_network, random_state
 
     state = random_state()
     saved = io.BytesIO()

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from pytest_diffusion import assert_denoising_loss_below, compare_trajectories, create_model, epsilon_loss
-from pytest_diffusion.adapters.references import load_reference
 from pytest_diffusion.analytic.compare import Denoisers
+from pytest_diffusion.data.references import load_reference
 
 SCHEDULE = {"prediction_type": "v_prediction", "clip_sample": False}
 TIMESTEPS = [10, 50, 100, 200, 300, 500, 700, 900]

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import torch
 
-from pytest_diffusion.adapters.clip import load_clip
-from pytest_diffusion.adapters.latents import LatentCodec
-from pytest_diffusion.adapters.pipelines import call_pipeline, load_pipeline
-from pytest_diffusion.adapters.references import Reference
+from pytest_diffusion.attention.run import run_attention
 from pytest_diffusion.checks.latents import vae_psnr
 from pytest_diffusion.checks.outliers import ood_auroc
+from pytest_diffusion.config.settings import Settings, resolve
+from pytest_diffusion.data.prompts import phrases
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.demo import NAMED_LAYER, load_judge, reference_images
 from pytest_diffusion.demo.judge import read
 from pytest_diffusion.demo.scenes import sample_scenes
+from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.maths.attention import area_matched_iou
 from pytest_diffusion.maths.scores import clip_scores
-from pytest_diffusion.samples.attention_run import run_attention
+from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.models.load import call_pipeline, load_pipeline
 from pytest_diffusion.samples.generate import to_uint8
-from pytest_diffusion.samples.prompts import phrases
-from pytest_diffusion.settings import Settings, resolve
 
 
 def evaluate(settings: Settings, *, num_prompts: int) -> dict[str, float]:

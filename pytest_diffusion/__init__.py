@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "pytest_diffusion.conformance": ("check_scheduler", "parametrize_with_scheduler_checks", "scheduler_checks"),
-    "pytest_diffusion.errors": (
+    "pytest_diffusion.verdicts.errors": (
         "ConformanceFailure",
         "InconclusiveFailure",
         "ModelError",
@@ -21,8 +21,8 @@ _PLACES = {
         "SettingsError",
         "SetupError",
     ),
-    "pytest_diffusion.verdict": ("Limits", "Measurement", "Verdict", "judge"),
-    "pytest_diffusion.thresholds": ("Thresholds", "load_thresholds"),
+    "pytest_diffusion.verdicts.verdict": ("Limits", "Measurement", "Verdict", "judge"),
+    "pytest_diffusion.config.thresholds": ("Thresholds", "load_thresholds"),
     "pytest_diffusion.maths.diversity": ("vendi_score",),
     "pytest_diffusion.maths.feature_statistics": ("FeatureStatistics",),
     "pytest_diffusion.maths.frechet": ("frechet_distance", "frechet_distance_infinity"),
@@ -36,16 +36,16 @@ _PLACES = {
         "precision_recall",
     ),
     "pytest_diffusion.maths.memorisation": ("Memorisation", "memorisation"),
-    "pytest_diffusion.protocols": ("ProtocolMismatchError", "difference"),
+    "pytest_diffusion.verdicts.protocol": ("ProtocolMismatchError", "difference"),
     "pytest_diffusion.maths.scores": ("clip_score", "clip_scores", "inception_score"),
     "pytest_diffusion.maths.statistics": ("Estimate",),
     "pytest_diffusion.maths.interpolation": ("slerp",),
-    "pytest_diffusion.adapters.schedulers": ("log_snr",),
-    "pytest_diffusion.adapters.attention": ("record_attention",),
+    "pytest_diffusion.models.schedulers": ("log_snr",),
+    "pytest_diffusion.attention.recorder": ("record_attention",),
     "pytest_diffusion.analytic": ("create_model", "register_model"),
     "pytest_diffusion.analytic.base": ("AnalyticModel", "SamplingOutput"),
     "pytest_diffusion.analytic.compare": ("Denoisers", "TrajectoryComparison", "compare_trajectories", "epsilon_loss"),
-    "pytest_diffusion.assertions": (
+    "pytest_diffusion.checks.assertions": (
         "assert_alphas_cumprod_monotonic",
         "assert_attention_compact",
         "assert_attention_is_conditional",

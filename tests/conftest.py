@@ -35,8 +35,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def demo_pipeline():
     """The demo; tests that change it take `demo_copy`."""
-    from pytest_diffusion.adapters.pipelines import load_pipeline
-    from pytest_diffusion.settings import Settings
+    from pytest_diffusion.config.settings import Settings
+    from pytest_diffusion.models.load import load_pipeline
 
     return load_pipeline(Settings(model="demo", device="cpu"))
 
@@ -48,7 +48,7 @@ def demo_copy(demo_pipeline):
 
 @pytest.fixture(scope="session")
 def demo_settings():
-    from pytest_diffusion.settings import resolve
+    from pytest_diffusion.config.settings import resolve
 
     return resolve(options={"model": "demo"}, ini={})[0]
 

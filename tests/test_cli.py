@@ -6,16 +6,16 @@ import pytest
 from filelock import FileLock
 
 from pytest_diffusion.cli import main
-from pytest_diffusion.samples.features import stored_reference_features
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.features.store import stored_reference_features
 from pytest_diffusion.samples.generate import generate_samples
-from pytest_diffusion.settings import Settings
 
 
 @pytest.fixture
 def cache(demo_pipeline, tmp_path):
     """A cache of two sample sets, one of them ten days old, and one reference."""
-    from pytest_diffusion.adapters.features import load_extractor
     from pytest_diffusion.demo import reference_images
+    from pytest_diffusion.features.extractors import load_extractor
 
     settings = Settings(num_samples=4, steps=2, guidance_scale=4.0, batch_size=2, cache_dir=str(tmp_path))
     old = generate_samples(demo_pipeline, ["a red circle"], settings).folder
@@ -82,8 +82,8 @@ def test_an_empty_cache_and_wrong_usage(tmp_path, capsys):
 
 
 def test_a_reference_that_is_read_is_in_use(cache, capsys):
-    from pytest_diffusion.adapters.features import load_extractor
     from pytest_diffusion.demo import reference_images
+    from pytest_diffusion.features.extractors import load_extractor
 
     root, _ = cache
     past = time.time() - 10 * 86_400

@@ -10,7 +10,7 @@ PROBE = """
 import sys, time
 import pytest
 start = time.process_time()
-import pytest_diffusion, pytest_diffusion.plugin, pytest_diffusion.fixtures, pytest_diffusion.lens_fixtures
+import pytest_diffusion, pytest_diffusion.plugin.hooks, pytest_diffusion.plugin.fixtures.model, pytest_diffusion.plugin.fixtures.lenses
 spent = time.process_time() - start
 {extra}
 print("HEAVY", sorted(set({heavy!r}) & set(sys.modules)))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from scheduler import AncestralScheduler
 
 from pytest_diffusion import check_scheduler, parametrize_with_scheduler_checks
-from pytest_diffusion.strategies import samples, timesteps
+from pytest_diffusion.conformance.strategies import samples, timesteps
 
 
 @parametrize_with_scheduler_checks([AncestralScheduler(), AncestralScheduler(prediction_type="v_prediction")])

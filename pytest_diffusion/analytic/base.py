@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pytest_diffusion.adapters.levels import NoiseLevel, as_prediction, level_in_loop, level_of_timestep, prediction_type_of
-from pytest_diffusion.adapters.schedulers import config_value, with_timesteps
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import NoiseLevel, as_prediction, level_in_loop, level_of_timestep, prediction_type_of
+from pytest_diffusion.models.schedulers import config_value, with_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 Dataset = torch.Tensor | Iterable[torch.Tensor]
 

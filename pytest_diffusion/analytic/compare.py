@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel, kind_of, level_of_timestep
-from pytest_diffusion.adapters.pipelines import denoiser, has_vae, is_text_conditioned
-from pytest_diffusion.adapters.schedulers import has_own_sigma_range
 from pytest_diffusion.analytic.base import AnalyticModel
 from pytest_diffusion.analytic.registry import create_model
-from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.maths.statistics import mean_error
+from pytest_diffusion.models.levels import NoiseLevel, kind_of, level_of_timestep
+from pytest_diffusion.models.load import denoiser, has_vae, is_text_conditioned
+from pytest_diffusion.models.schedulers import has_own_sigma_range
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.analytic.base import AnalyticModel, Dataset, whole
 from pytest_diffusion.analytic.registry import register_model
 from pytest_diffusion.analytic.softmax import StreamingSoftmax
+from pytest_diffusion.models.levels import NoiseLevel
 
 
 class _Finite(AnalyticModel):

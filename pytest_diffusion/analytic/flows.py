@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel
+from pytest_diffusion.models.levels import NoiseLevel
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.analytic.base import AnalyticModel, Dataset, batches, whole
 from pytest_diffusion.analytic.registry import register_model
-from pytest_diffusion.errors import ModelError
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.verdicts.errors import ModelError
 
 _LARGEST = 16_384
 """Dimensions whose covariance still fits: 2 GB in float64."""

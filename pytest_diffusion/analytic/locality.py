@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.analytic.base import Dataset
 from pytest_diffusion.analytic.finite import _Finite
 from pytest_diffusion.analytic.gaussian import Wiener, _gain
 from pytest_diffusion.analytic.registry import register_model
 from pytest_diffusion.analytic.softmax import StreamingSoftmax
+from pytest_diffusion.models.levels import NoiseLevel
 
 
 @register_model("pca_locality")

@@ -10,11 +10,11 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 
-from pytest_diffusion.adapters.references import load_reference
 from pytest_diffusion.analytic.base import AnalyticModel
 from pytest_diffusion.analytic.registry import create_model
-from pytest_diffusion.errors import ModelError
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.references import load_reference
+from pytest_diffusion.verdicts.errors import ModelError
 
 _SIZE, _IMAGES = 32, 10_000
 

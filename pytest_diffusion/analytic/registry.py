@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from pytest_diffusion.errors import SettingsError, unknown_name
+from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
     from pytest_diffusion.analytic.base import AnalyticModel

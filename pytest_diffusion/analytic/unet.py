@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel, kind_of, prediction_type_of
 from pytest_diffusion.analytic.base import AnalyticModel, Dataset
 from pytest_diffusion.analytic.registry import register_model
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.models.levels import NoiseLevel, kind_of, prediction_type_of
+from pytest_diffusion.verdicts.errors import ModelError
 
 
 @register_model("baseline_unet")

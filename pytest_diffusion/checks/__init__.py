@@ -1,9 +1,35 @@
-"""The validation checklist: one function for each check, importing this package registers them all."""
+"""The validation checklist: one function for each check; importing this package registers them all."""
 
-from pytest_diffusion.checks import attention, colours, denoising, determinism, guards, latents, quality, schedule
+from pytest_diffusion.checks import (
+    attention,
+    colours,
+    denoising,
+    determinism,
+    directions,
+    guards,
+    latents,
+    outliers,
+    paths,
+    quality,
+    schedule,
+)
 from pytest_diffusion.checks.registry import Check, check
 
-__all__ = ["Check", "all_checks", "attention", "colours", "denoising", "determinism", "guards", "latents", "quality", "schedule"]
+__all__ = [
+    "Check",
+    "all_checks",
+    "attention",
+    "colours",
+    "denoising",
+    "determinism",
+    "directions",
+    "guards",
+    "latents",
+    "outliers",
+    "paths",
+    "quality",
+    "schedule",
+]
 
 
 def all_checks() -> list[Check]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.text_tokens import plain
+from pytest_diffusion.attention.tokens import plain
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
-from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, map_correlation
 from pytest_diffusion.maths.statistics import choice_p_value, mean_error, wilson_interval
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 MARGIN = 0.95
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.checks.guards import images_of
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.statistics import jackknife, wilson_interval
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 _GROUPS = 20
 _VISIBLE = 16.0

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel, kind_of, level_of_timestep
-from pytest_diffusion.adapters.schedulers import num_train_timesteps, with_timesteps
 from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, epsilon_losses
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.maths.statistics import mean_error
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.models.levels import NoiseLevel, kind_of, level_of_timestep
+from pytest_diffusion.models.schedulers import num_train_timesteps, with_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 _SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.95)
 """Where along the training schedule the loss is measured."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.pipelines import denoiser, device_of, dtype_of, is_text_conditioned
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.models.load import denoiser, device_of, dtype_of, is_text_conditioned
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 @check("always", "the same seed gives the same image")

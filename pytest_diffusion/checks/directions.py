@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.maths.statistics import mean_error, sign_flip_p_value
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 @check("latent", "a prompt pair changes different samples the same way")

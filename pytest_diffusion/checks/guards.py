@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
-from pytest_diffusion.errors import NotApplicable
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.data.references import Reference
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 @check("metrics", "every sample is finite")

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.references import Reference
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.similarity import psnr, ssim
 from pytest_diffusion.maths.statistics import jackknife, mean_error
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 ROUND_TRIP_IMAGES = 200
 FACTORS = [2 ** (index / 4) for index in range(-16, 17)]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pytest_diffusion.adapters.references import Reference, load_reference
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.maths.ood import OutlierDetector
 from pytest_diffusion.maths.statistics import auroc, auroc_interval, wilson_interval
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 REFERENCES, HELD_OUT = 500, 200
 MAX_DIMENSIONS = 2048

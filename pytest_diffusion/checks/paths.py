@@ -8,7 +8,7 @@ import torch
 
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import grid_uri
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 @check("latent", "slerp between references has no jump")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.features import Features
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.checks.thumbnails import data_uri
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.data.prompts import foreign_prompts
+from pytest_diffusion.features.extractors import Features
+from pytest_diffusion.features.store import stored_embeds
 from pytest_diffusion.maths.diversity import vendi_estimate
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.frechet import frechet_distance, frechet_distance_infinity, frechet_standard_error
@@ -21,10 +22,9 @@ from pytest_diffusion.maths.manifold import manifold_estimates
 from pytest_diffusion.maths.memorisation import memorisation as measure_memorisation
 from pytest_diffusion.maths.scores import clip_scores, inception_estimate
 from pytest_diffusion.maths.statistics import mean_error, wilson_interval
-from pytest_diffusion.protocols import require_same_protocol
-from pytest_diffusion.samples.features import stored_embeds
-from pytest_diffusion.samples.prompts import foreign_prompts
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.protocol import require_same_protocol
+from pytest_diffusion.verdicts.verdict import Measurement
 
 
 @check("metrics", "Fréchet distance of features")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.verdicts.verdict import Measurement
 
 Mode = Literal["metrics", "schedule", "attention", "latent", "always"]
 F = TypeVar("F", bound=Callable[..., Measurement])

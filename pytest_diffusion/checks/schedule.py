@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters import schedulers
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.errors import NotApplicable
 from pytest_diffusion.maths.schedule import midway_fall, textbook_log_snr
-from pytest_diffusion.verdict import Measurement
+from pytest_diffusion.models import schedulers
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
 
 STEP_COUNTS = (1, 2, 3, 7, 10, 20, 50)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytest_diffusion.adapters.schedulers import as_values, config_value
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject, calling, quiet
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.schedulers import as_values, config_value
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _CHOICES = (
     "prediction_type",

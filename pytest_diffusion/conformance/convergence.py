@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel
-from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, Series, law
 from pytest_diffusion.conformance.point_mass import arrivals
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 MEAN = 0.2
 VARIANCES = torch.tensor([0.6, 0.36, 0.2], dtype=torch.float64)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel, level_of_timestep
-from pytest_diffusion.adapters.schedulers import as_values, evaluations_per_step
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
+from pytest_diffusion.models.schedulers import as_values, evaluations_per_step
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 IMAGE_SHAPE = (2, 3, 4, 4)
 

@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import level_of_timestep
-from pytest_diffusion.adapters.schedulers import (
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.loops import sample_of
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.models.levels import level_of_timestep
+from pytest_diffusion.models.schedulers import (
     as_values,
     config_value,
     evaluations_per_step,
@@ -17,11 +21,7 @@ from pytest_diffusion.adapters.schedulers import (
     is_flow,
     revisits_timesteps,
 )
-from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.loops import sample_of
-from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
 _LARGE_STEPS = 10

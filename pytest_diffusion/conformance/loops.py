@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
-from pytest_diffusion.adapters.schedulers import as_values, config_value
 from pytest_diffusion.conformance.randomness import Draw, Draws
 from pytest_diffusion.conformance.rounding import Rounded
 from pytest_diffusion.conformance.subject import EXTRAS, Crash, Subject, calling
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
+from pytest_diffusion.models.schedulers import as_values, config_value
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 Denoiser = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
 Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pytest_diffusion.conformance.suite import Suite, judged_with, require_known, scheduler_checks
-from pytest_diffusion.errors import QualityFailure
-from pytest_diffusion.recording import record
-from pytest_diffusion.verdict import Verdict
+from pytest_diffusion.verdicts.errors import QualityFailure
+from pytest_diffusion.verdicts.recording import record
+from pytest_diffusion.verdicts.verdict import Verdict
 
 
 class SchedulerCheck:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.adapters.levels import NoiseLevel
-from pytest_diffusion.adapters.schedulers import config_value, evaluations_per_step, has_own_sigma_range
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, Series, law
 from pytest_diffusion.conformance.randomness import Draw
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.models.schedulers import config_value, evaluations_per_step, has_own_sigma_range
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 SHAPE = (2, 4, 16, 16)
 _FLOAT = 2.0**-23

@@ -9,7 +9,7 @@ import torch
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SOURCE = "diffusers' reproducibility guide: results follow from the generators"
 _SHAPE = (2, 4, 4, 4)

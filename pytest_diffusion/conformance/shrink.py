@@ -11,7 +11,7 @@ from hypothesis.errors import Flaky, NoSuchExample
 
 from pytest_diffusion.conformance.laws import Broken, Law, Series
 from pytest_diffusion.conformance.subject import Crash, Subject, quiet
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _TRIES = 40
 _EXAMPLES = 30
@@ -68,7 +68,7 @@ def thorough_cases(one: Law, subject: Subject) -> None:
     """The law in drawn configurations of the same class and numbers of steps. Raises Broken in the smallest case that breaks it."""
     if not _can_be_rebuilt(subject):
         return
-    from pytest_diffusion.strategies import num_inference_steps, scheduler_configs
+    from pytest_diffusion.conformance.strategies import num_inference_steps, scheduler_configs
 
     own = subject.own_values
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.models.schedulers import as_values
 
 _SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference and starts it anew"
 _SHAPE = (2, 3, 4, 4)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.levels import Kind, kind_of, prediction_type_of
-from pytest_diffusion.adapters.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.levels import Kind, kind_of, prediction_type_of
+from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 EXTRAS = ("generator", "prev_timestep", "original_image", "mask")
 """What a loop can give to `step` beside model output, timestep and sample."""
@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def kind(self) -> Kind:
-        """How it holds its samples once it is planned, see `adapters.levels.kind_of`."""
+        """How it holds its samples once it is planned, see `models.levels.kind_of`."""
         try:
             return kind_of(self.planned(self.some_count))
         except (Crash, NotApplicable):

@@ -12,9 +12,9 @@ import torch
 from pytest_diffusion.conformance.laws import Broken, Law, law
 from pytest_diffusion.conformance.shrink import Finding, smallest, thorough_cases
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import ConformanceFailure, NotApplicable, unknown_name
-from pytest_diffusion.recording import record
-from pytest_diffusion.verdict import Limits, Measurement, Verdict, skipped
+from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
+from pytest_diffusion.verdicts.recording import record
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, skipped
 
 # Each registers its laws, in the order in which they run.
 for _module in (

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.schedulers import as_values
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.forward import noised, noising_method
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.models.schedulers import as_values
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
 

@@ -11,7 +11,7 @@ import torch
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics, covariance_factor
 from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.maths.tensors import ArrayLike, as_matrix, same_width
-from pytest_diffusion.protocols import require_same_protocol
+from pytest_diffusion.verdicts.protocol import require_same_protocol
 
 Source: TypeAlias = ArrayLike | FeatureStatistics
 _PARTS = (1, 2, 3, 4)

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.report.figures import draw
-from pytest_diffusion.resources import data_folder
 
 LENSES = {
     "metrics": "Metrics",

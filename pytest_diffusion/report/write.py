@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.header import package_versions
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.plugin.header import package_versions
 from pytest_diffusion.report.order import counts, gate, worst_first
-from pytest_diffusion.settings import Settings
 
 SCHEMA = 1
 

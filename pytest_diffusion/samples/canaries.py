@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.features import Features
-from pytest_diffusion.adapters.references import Reference
-from pytest_diffusion.errors import SetupError
+from pytest_diffusion.data.prompts import foreign_prompts
+from pytest_diffusion.data.references import Reference
+from pytest_diffusion.features.extractors import Features
+from pytest_diffusion.features.store import Extract, stored_embeds, stored_reference_features
 from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.kernel import kernel_estimate
 from pytest_diffusion.maths.manifold import manifold_scores
 from pytest_diffusion.maths.scores import clip_scores
 from pytest_diffusion.maths.statistics import mean_error
-from pytest_diffusion.samples.features import Extract, stored_embeds, stored_reference_features
-from pytest_diffusion.samples.prompts import foreign_prompts
+from pytest_diffusion.verdicts.errors import SetupError
 
 _SIZE = 64
 

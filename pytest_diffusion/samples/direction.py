@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.pipelines import denoiser, is_text_conditioned, uncompiled
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.prompts import DirectionPair
+from pytest_diffusion.models.load import denoiser, is_text_conditioned, uncompiled
 from pytest_diffusion.samples.generate import generate_images, to_uint8
-from pytest_diffusion.samples.prompts import DirectionPair
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 SEEDS = 32
 SWEEP_SEEDS = 16

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_diffusion.adapters.memory import BatchSize
-from pytest_diffusion.adapters.pipelines import (
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.models.load import (
     call_pipeline,
     config_text,
     device_of,
@@ -22,9 +22,9 @@ from pytest_diffusion.adapters.pipelines import (
     image_size,
     is_text_conditioned,
 )
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.store import Samples, SampleStore, cache_root
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.verdicts.errors import ModelError
 
 SHARD_SIZE = 64
 """Samples in a shard, or a whole batch where that is more: what a killed run loses at most."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.latents import LatentCodec
-from pytest_diffusion.adapters.levels import as_prediction, prediction_type_of
-from pytest_diffusion.adapters.pipelines import is_text_conditioned, uses_guidance
-from pytest_diffusion.adapters.references import Reference
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.references import Reference
+from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.models.levels import as_prediction, prediction_type_of
+from pytest_diffusion.models.load import is_text_conditioned, uses_guidance
+from pytest_diffusion.models.one_call import DenoiserCall
 from pytest_diffusion.samples.generate import automatic_batch_size
-from pytest_diffusion.samples.one_call import DenoiserCall
-from pytest_diffusion.settings import Settings
 
 IMAGES, SCOUTS = 32, 8
 

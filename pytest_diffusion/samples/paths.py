@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.adapters.references import Reference
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.interpolation import PathFigures, path_figures, slerp
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 PAIRS, FRAMES = 8, 17
 

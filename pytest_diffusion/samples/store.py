@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.verdicts.errors import ModelError
 
 FORMAT = 2
 """Part of every address: stores of another layout are not read."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pytest_diffusion.adapters.memory import BatchSize
-from pytest_diffusion.adapters.pipelines import call_pipeline, image_size, is_text_conditioned, takes_step_callback, uses_guidance
-from pytest_diffusion.errors import NotApplicable
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.models.load import call_pipeline, image_size, is_text_conditioned, takes_step_callback, uses_guidance
+from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.generate import generate_images, to_uint8
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 COUNT = 4
 

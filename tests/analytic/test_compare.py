@@ -3,11 +3,12 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
-from pytest_diffusion.adapters.levels import level_of_timestep
 from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, denoisers_of, epsilon_loss
 from pytest_diffusion.analytic.flows import GaussianLaw, irreducible_loss
 from pytest_diffusion.analytic.pipeline import AnalyticPipeline
-from pytest_diffusion.errors import ModelError, NotApplicable
+from pytest_diffusion.data.references import load_reference
+from pytest_diffusion.models.levels import level_of_timestep
+from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 
 def gaussian_images(count=4000, seed=0):
@@ -71,7 +72,7 @@ def test_excess_loss_of_a_damaged_model_is_found(wiener):
 
 
 def test_an_untrained_unet_is_worse_than_a_linear_filter():
-    digits = pd.adapters.references.load_reference("digits", height=8, width=8, limit=2000).images
+    digits = load_reference("digits", height=8, width=8, limit=2000).images
     pipeline = diffusers.DDPMPipeline(tiny_unet(), diffusers.DDPMScheduler())
     denoisers = denoisers_of(pipeline, digits)
     assert denoisers.images.shape[1:] == (1, 8, 8)
@@ -190,7 +191,7 @@ def test_forward_marginals_alarm_on_no_scheduler_of_diffusers(scheduler):
 
 
 def test_half_precision_is_measured():
-    digits = pd.adapters.references.load_reference("digits", height=8, width=8, limit=400).images
+    digits = load_reference("digits", height=8, width=8, limit=400).images
     pipeline = diffusers.DDPMPipeline(tiny_unet().to(torch.bfloat16), diffusers.DDPMScheduler())
     with pytest.raises(pd.QualityFailure, match="loss above a linear filter's is"):
         pd.assert_denoising_loss_below(denoisers_of(pipeline, digits))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from pytest_diffusion.adapters.levels import NoiseLevel, level_of_timestep
 from pytest_diffusion.analytic.flows import GaussianLaw, ddim_step, ddpm_step, irreducible_loss, marginal, posterior_mean, probability_flow
+from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
 
 COVARIANCE = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.3, 0.1], [0.0, 0.1, 0.2]]).double()
 LAWS = {

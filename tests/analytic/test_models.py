@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffusion import AnalyticModel, FeatureStatistics, create_model, frechet_distance, register_model
-from pytest_diffusion.adapters.levels import NoiseLevel
 from pytest_diffusion.analytic import model_names
 from pytest_diffusion.analytic.softmax import StreamingSoftmax
-from pytest_diffusion.errors import ModelError, SettingsError
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.verdicts.errors import ModelError, SettingsError
 
 LEVELS = [NoiseLevel.of_ratio(ratio) for ratio in (0.05, 0.5, 2.0, 30.0)]
 
@@ -297,8 +297,8 @@ def test_intermediates_and_seeds():
 def test_the_score_is_the_gradient_of_the_log_density():
     model = create_model("wiener", images())
     sample = noisy().requires_grad_()
-    from pytest_diffusion.adapters.levels import level_of_timestep
     from pytest_diffusion.analytic.flows import GaussianLaw, marginal
+    from pytest_diffusion.models.levels import level_of_timestep
 
     law = GaussianLaw.of(model.mean, model.covariance)
     mean, covariance = marginal(law, level_of_timestep(model.scheduler, 400))

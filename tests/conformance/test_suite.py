@@ -13,7 +13,7 @@ from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.laws import law
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.recording import recording_to
+from pytest_diffusion.verdicts.recording import recording_to
 from tests.broken_schedulers.grids import LastSigmaTwice
 from tests.broken_schedulers.steps import PreviousByDivision
 from tests.conformance.from_scratch import DDIM, Euler

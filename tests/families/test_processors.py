@@ -8,8 +8,8 @@ from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnPro
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
 from pytest_diffusion import record_attention
-from pytest_diffusion.adapters.attention import attention_layers
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.attention.recorder import attention_layers
+from pytest_diffusion.verdicts.errors import ModelError
 from tests.families.models import WIDTH, build
 from tests.families.test_capture import run
 

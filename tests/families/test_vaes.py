@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
-from pytest_diffusion.adapters.images import resize_images
-from pytest_diffusion.adapters.latents import LatentCodec
-from pytest_diffusion.adapters.references import Reference
+from pytest_diffusion.data.images import resize_images
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.demo import reference_images
+from pytest_diffusion.models.latents import LatentCodec
 from tests.families.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.frechet import frechet_distance, frechet_distance_infinity, frechet_standard_error
-from pytest_diffusion.protocols import ProtocolMismatchError
+from pytest_diffusion.verdicts.protocol import ProtocolMismatchError
 
 
 def features(count, size, *, seed, scale=1.0, shift=0.0):

@@ -15,7 +15,7 @@ HEAD = """
     import pytest, torch
     @pytest.fixture(scope="session")
     def diffusion_pipeline(diffusion_settings):
-        from pytest_diffusion.adapters.pipelines import load_pipeline
+        from pytest_diffusion.models.load import load_pipeline
         pipeline = load_pipeline(diffusion_settings)
 """
 FAULTS = {
@@ -159,8 +159,8 @@ def test_attention_recorded_from_attn1_is_refused(pytester, shared_cache):
             import pytest
             @pytest.fixture(scope="session")
             def diffusion_attention(diffusion_pipeline, diffusion_settings):
-                from pytest_diffusion.samples.attention_run import run_attention
-                from pytest_diffusion.samples.prompts import phrases
+                from pytest_diffusion.attention.run import run_attention
+                from pytest_diffusion.data.prompts import phrases
                 layers = [name for name, _ in diffusion_pipeline.unet.named_modules() if name.endswith("attn1")]
                 return run_attention(diffusion_pipeline, phrases("demo", 4), diffusion_settings, layers=layers)
             """

@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.html import render
 from pytest_diffusion.report.order import gate, worst_first
 from pytest_diffusion.report.write import markdown, report_data, write_reports
-from pytest_diffusion.settings import Settings
-from pytest_diffusion.verdict import Limits, Measurement, Verdict, judge, skipped
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
 
 LIMITS = Limits(at_most=30.0, source="Heusel et al.", where="thresholds/default.toml [fid]")
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from pytest_diffusion.adapters.clip import load_clip
-from pytest_diffusion.adapters.features import Extractor, load_extractor
-from pytest_diffusion.adapters.references import Reference, load_reference
-from pytest_diffusion.errors import SetupError
+from pytest_diffusion.data.references import Reference, load_reference
+from pytest_diffusion.features.clip import load_clip
+from pytest_diffusion.features.extractors import Extractor, load_extractor
 from pytest_diffusion.samples.canaries import canary_figures, require_aligned, require_telling
+from pytest_diffusion.verdicts.errors import SetupError
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pytest_diffusion.adapters.features import load_extractor
-from pytest_diffusion.errors import ModelError
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.prompts import load_prompts
+from pytest_diffusion.features.extractors import load_extractor
+from pytest_diffusion.features.store import stored_features, stored_reference_features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples import generate
-from pytest_diffusion.samples.features import stored_features, stored_reference_features
-from pytest_diffusion.samples.prompts import load_prompts
 from pytest_diffusion.samples.store import SampleStore, StoreWarning
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.verdicts.errors import ModelError
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
@@ -128,9 +128,9 @@ def test_damage_is_found_and_mended(demo_pipeline, small, damage, lost, warned):
 
 KILLED = """
 import sys
-from pytest_diffusion.adapters.pipelines import load_pipeline
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples import generate
-from pytest_diffusion.settings import Settings
+from pytest_diffusion.config.settings import Settings
 generate.SHARD_SIZE = 4
 settings = Settings(model="demo", device="cpu", num_samples=40, steps=2, guidance_scale=4.0, batch_size=2, cache_dir=sys.argv[1])
 pipeline = load_pipeline(settings)

@@ -1,0 +1,162 @@
+"""Assertion helpers, one for each check: the same measure, judge, record and raise as the checklist."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pytest_diffusion.checks import (
+    attention,
+    colours,
+    denoising,
+    determinism,
+    directions,
+    guards,
+    latents,
+    outliers,
+    paths,
+    quality,
+    schedule,
+)
+from pytest_diffusion.checks.registry import Check, check
+from pytest_diffusion.config.thresholds import Thresholds, load_thresholds
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, NotApplicable, QualityFailure
+from pytest_diffusion.verdicts.recording import record
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
+
+
+def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
+    """Measure and judge one check and record its verdict; with `must_judge`, `skipped` gates too."""
+    try:
+        measurement = one.function(**arguments)
+    except NotApplicable as reason:
+        verdict = skipped(one.name, str(reason), mode=one.mode, title=one.title)
+    else:
+        verdict = judge(
+            one.name,
+            measurement,
+            thresholds.for_check(one.name),
+            mode=one.mode,
+            title=one.title,
+            strict=thresholds.inconclusive_fails,
+        )
+    if must_judge and verdict.outcome == "skipped":
+        verdict = replace(verdict, gates=True)
+    record(verdict)
+    return verdict
+
+
+def enforce(verdict: Verdict) -> Verdict:
+    """The verdict itself if it lets the gate through; else raise QualityFailure or InconclusiveFailure."""
+    __tracebackhide__ = True
+    if verdict.gates:
+        raise (InconclusiveFailure if verdict.outcome == "inconclusive" else QualityFailure)(verdict)
+    return verdict
+
+
+def _helper(function: Callable[..., Measurement]) -> Callable[..., Verdict]:
+    """The `assert_*` form of a check: its parameters, then the limits as keywords."""
+    one = check[function.__name__]
+
+    def helper(
+        *args: Any,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        min_samples: int | None = None,
+        thresholds: str | Thresholds = "default",
+        **kwargs: Any,
+    ) -> Verdict:
+        __tracebackhide__ = True
+        table = load_thresholds([thresholds]) if isinstance(thresholds, str) else thresholds
+        limits = table.for_check(one.name) or Limits()
+        if at_least is not None or at_most is not None:
+            # The caller's limit stands alone, and so do the sample counts it is meant for.
+            limits = Limits(at_least, at_most, source="the caller")
+        if min_samples is not None:
+            limits = replace(limits, min_samples=min_samples, min_reference=min(limits.min_reference, min_samples))
+        own = replace(table, limits={**table.limits, one.name: limits})
+        arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+        # An assertion that saw nothing, or has no limit, must not look like one that held.
+        return enforce(run_check(one, dict(arguments), own, must_judge=True))
+
+    keywords = ("at_least", "at_most", "min_samples", "thresholds")
+    own = [parameter for name, parameter in inspect.signature(helper).parameters.items() if name in keywords]
+    helper.__signature__ = inspect.Signature([*inspect.signature(function).parameters.values(), *own], return_annotation=Verdict)  # type: ignore[attr-defined]
+    helper.__doc__ = (
+        f"Assert: {one.title}.\n\n{inspect.getdoc(function)}\n\n"
+        f"Judged as the check `{one.name}`: by `at_least` and `at_most` where given, else by the thresholds file.\n"
+        "Raises QualityFailure, or InconclusiveFailure when the samples cannot decide. Returns the verdict."
+    )
+    return helper
+
+
+assert_finite_images = _helper(guards.finite_images)
+assert_no_constant_images = _helper(guards.constant_images)
+assert_no_duplicate_images = _helper(guards.duplicate_images)
+assert_same_resolution = _helper(guards.same_resolution)
+assert_reference_images = _helper(colours.reference_images)
+assert_value_range = _helper(colours.value_range)
+assert_channel_order = _helper(colours.channel_order)
+assert_not_grey = _helper(colours.grey_images)
+assert_fid_below = _helper(quality.fid)
+assert_fid_infinity_below = _helper(quality.fid_infinity)
+assert_kid_below = _helper(quality.kid)
+assert_cmmd_below = _helper(quality.cmmd)
+assert_density_above = _helper(quality.density)
+assert_coverage_above = _helper(quality.coverage)
+assert_vendi_score_above = _helper(quality.vendi_score)
+assert_no_memorisation = _helper(quality.memorisation)
+assert_precision_above = _helper(quality.precision)
+assert_recall_above = _helper(quality.recall)
+assert_inception_score_above = _helper(quality.inception_score)
+assert_clip_score_above = _helper(quality.clip_score)
+assert_alphas_cumprod_monotonic = _helper(schedule.alphas_cumprod_monotonic)
+assert_betas_in_range = _helper(schedule.betas_in_range)
+assert_sigmas_monotonic = _helper(schedule.sigmas_monotonic)
+assert_log_snr_first = _helper(schedule.log_snr_first)
+assert_log_snr_last = _helper(schedule.log_snr_last)
+assert_log_snr_midway = _helper(schedule.log_snr_midway)
+assert_timesteps_well_formed = _helper(schedule.timesteps_well_formed)
+assert_forward_marginals = _helper(denoising.forward_marginals)
+assert_denoising_loss_below = _helper(denoising.denoising_loss)
+assert_trajectory_agrees = _helper(denoising.trajectory_agreement)
+assert_attention_is_cross = _helper(attention.attention_is_cross)
+assert_attention_is_conditional = _helper(attention.attention_is_conditional)
+assert_attention_rows_sum = _helper(attention.attention_rows_sum)
+assert_attention_not_uniform = _helper(attention.attention_not_uniform)
+assert_attention_compact = _helper(attention.attention_compact)
+assert_attention_noun_specific = _helper(attention.attention_noun_specific)
+assert_attention_localises = _helper(attention.attention_localises)
+assert_modifier_noun_overlap = _helper(attention.modifier_noun_overlap)
+assert_attention_tokens_differ = _helper(attention.attention_tokens_differ)
+assert_attention_sharpens = _helper(attention.attention_sharpens)
+assert_vae_psnr_above = _helper(latents.vae_psnr)
+assert_vae_ssim_above = _helper(latents.vae_ssim)
+assert_latent_std = _helper(latents.latent_std)
+assert_pipeline_decodes = _helper(latents.pipeline_decodes)
+assert_latent_scale = _helper(latents.latent_scale)
+assert_latent_shift = _helper(latents.latent_shift)
+assert_latent_channels = _helper(latents.latent_channels)
+assert_slerp_smooth = _helper(paths.slerp_smooth)
+assert_slerp_drift = _helper(paths.slerp_drift)
+assert_slerp_no_detour = _helper(paths.slerp_detour)
+assert_slerp_no_zigzag = _helper(paths.slerp_curvature)
+assert_semantic_direction = _helper(directions.semantic_direction)
+assert_semantic_direction_chance = _helper(directions.semantic_direction_chance)
+assert_semantic_strength = _helper(directions.semantic_strength)
+assert_ood_auroc_above = _helper(outliers.ood_auroc)
+assert_ood_false_alarms_below = _helper(outliers.ood_false_alarms)
+assert_same_seed = _helper(determinism.same_seed)
+assert_batch_invariance = _helper(determinism.batch_invariance)
+assert_seeds_differ = _helper(determinism.seeds_differ)
+assert_prompt_sensitivity = _helper(determinism.prompt_sensitivity)
+assert_guidance_effect = _helper(determinism.guidance_effect)
+assert_guidance_linearity = _helper(determinism.guidance_linearity)
+
+
+def assert_log_snr_range(scheduler: Any, *, thresholds: str | Thresholds = "default") -> tuple[Verdict, Verdict]:
+    """Assert that log-SNR starts and ends within the limits of a thresholds preset; returns both verdicts."""
+    __tracebackhide__ = True
+    return assert_log_snr_first(scheduler, thresholds=thresholds), assert_log_snr_last(scheduler, thresholds=thresholds)

@@ -1,0 +1,1 @@
+"""Data from files and hubs: reference images, prompts and rows, and images as tensors."""

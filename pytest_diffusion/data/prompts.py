@@ -1,0 +1,94 @@
+"""Prompts from files or built in, and the prompts whose modifier and noun are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pytest_diffusion.data.rows import read_rows
+from pytest_diffusion.verdicts.errors import ModelError
+
+_OBJECTS = (
+    "car",
+    "cat",
+    "dog",
+    "house",
+    "flower",
+    "boat",
+    "bird",
+    "chair",
+    "bicycle",
+    "apple",
+    "horse",
+    "clock",
+    "train",
+    "tree",
+    "cup",
+    "hat",
+)
+_COLOURS = ("red", "blue", "green", "yellow")
+_SCENES = ("in a field", "on a table", "by the sea", "in the snow")
+
+
+class Phrase(NamedTuple):
+    """A prompt, and a modifier and a noun that it joins."""
+
+    prompt: str
+    modifier: str
+    noun: str
+
+
+class DirectionPair(NamedTuple):
+    """Two prompts that differ in one attribute."""
+
+    source: str
+    target: str
+
+
+def load_prompts(name: str | None) -> list[str]:
+    """Prompts of a text file (one a line), `.jsonl` or `.csv` (column `prompt`), the demo's, or the built-in list.
+
+    Raises ModelError that names file and line for a row without a prompt.
+    """
+    if name is None:
+        return [f"a photo of a {colour} {thing} {scene}" for thing in _OBJECTS for colour in _COLOURS for scene in _SCENES]
+    if name == "demo":
+        from pytest_diffusion.demo import prompts
+
+        return prompts()
+    path = Path(name)
+    if path.suffix in (".jsonl", ".csv"):
+        rows = read_rows(path, "--diffusion-prompts")
+    else:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        rows = [(number, {"prompt": line.strip()}) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, row in rows:
+        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            raise ModelError(f"--diffusion-prompts: {path}, line {number} has no 'prompt'.")
+    return [row["prompt"] for _, row in rows]
+
+
+def foreign_prompts(prompts: Sequence[str]) -> list[str]:
+    """For each prompt another one that differs from it, half of the distinct ones away; itself where there is only one."""
+    distinct = list(dict.fromkeys(prompts))
+    foreign = {prompt: distinct[(index + len(distinct) // 2) % len(distinct)] for index, prompt in enumerate(distinct)}
+    return [foreign[prompt] for prompt in prompts]
+
+
+def phrases(name: str | None, count: int) -> list[Phrase]:
+    """Prompts with a known modifier and noun: the demo's single objects, or coloured things for other models."""
+    if name == "demo":
+        from pytest_diffusion.demo.scenes import KINDS, caption_of
+
+        found = [Phrase(caption_of(index), colour, shape) for index, (colour, shape) in enumerate(KINDS)]
+    else:
+        found = [Phrase(f"a photo of a {colour} {thing}", colour, thing) for thing in _OBJECTS for colour in _COLOURS]
+    return [found[index % len(found)] for index in range(count)]
+
+
+def direction_pair(name: str | None) -> DirectionPair:
+    """Two prompts that differ in a colour."""
+    if name == "demo":
+        return DirectionPair("a red circle", "a blue circle")
+    return DirectionPair("a photo of a red car", "a photo of a blue car")

@@ -1,0 +1,263 @@
+"""References by name: image folders, prompt-image pairs, arrays, statistics, hub data sets and callables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pytest_diffusion.data.images import as_uint8, resize_images
+from pytest_diffusion.data.objects import load_object
+from pytest_diffusion.data.rows import read_rows
+from pytest_diffusion.maths.feature_statistics import UNREADABLE, FeatureStatistics
+from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
+
+_OPTION = "--diffusion-reference"
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_CAPTIONS = ("prompt", "caption", "text")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images, uint8 (M, 3, H, W), or statistics of their features; `prompts` where each image has one."""
+
+    name: str
+    images: torch.Tensor | None = None
+    statistics: FeatureStatistics | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many source images had each size, as "512x512": the resolution before resizing."""
+    prompts: list[str] | None = None
+    labels: tuple[str, ...] = ()
+    """What each image is called: its file, or its place in the data set."""
+    alpha: tuple[int, ...] = ()
+    """Indices of images with transparent pixels, which were laid on white."""
+    masks: torch.Tensor | None = None
+    """Where the thing is that `words` name, bool (M, H, W), for references that say so."""
+    words: tuple[tuple[str, ...], ...] = ()
+    """Words of each image's prompt that stand for what its mask shows."""
+
+    def require_images(self) -> torch.Tensor:
+        """The images. Raises NotApplicable for a reference of statistics alone."""
+        if self.images is None:
+            raise NotApplicable("the reference is a file of statistics and holds no images.")
+        return self.images
+
+    def label(self, index: int) -> str:
+        """What an image is called in a message."""
+        return self.labels[index] if index < len(self.labels) else f"image {index}"
+
+
+class _Row(NamedTuple):
+    label: str
+    image: Image.Image
+    prompt: str | None
+    mask: Image.Image | None = None
+    words: tuple[str, ...] = ()
+
+
+def load_reference(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """The reference that `--diffusion-reference` names, resized to the samples' size; at most `limit` images.
+
+    Raises ModelError for a folder without images, a corrupt file (named), a row without an image (named by
+    line), or a callable that returns something else.
+    """
+    if name == "demo":
+        return _demo(limit)
+    if name == "digits":
+        return _digits(height, width, limit)
+    path = Path(name)
+    if path.is_dir():
+        return _gather(name, _folder(path), height, width, limit)
+    if path.suffix in (".jsonl", ".csv"):
+        return _gather(name, _pairs(path), height, width, limit)
+    if path.suffix == ".npz":
+        return _arrays(path, height, width, limit)
+    if name.startswith("hf:"):
+        return _gather(name, _hub(name, limit), height, width, limit)
+    images = load_object(name, _OPTION)
+    return _resized(name, as_uint8(images() if callable(images) else images, f"images of {name}")[:limit], height, width)
+
+
+def pair_prompts(name: str | None) -> list[str] | None:
+    """Prompts of a `.jsonl` or `.csv` of pairs, in order; None for another reference or where a row has none."""
+    path = Path(name or "")
+    if path.suffix not in (".jsonl", ".csv") or not path.is_file():
+        return None
+    prompts = [_prompt(row) for _, row in read_rows(path, _OPTION)]
+    return [prompt for prompt in prompts if prompt] if prompts and all(prompts) else None
+
+
+def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+    """Pixels (H, W, 3) of an image of any mode, upright, and whether some of them were transparent.
+
+    16-bit greys are scaled, transparent pixels laid on white. Raises ValueError for floats, whose range is unknown.
+    """
+    upright = ImageOps.exif_transpose(image) or image
+    if upright.mode == "F":
+        raise ValueError("its pixels are floats, whose range no file records: save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):
+        grey = (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2), False
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        with_alpha = upright.convert("RGBA")
+        background = Image.new("RGBA", upright.size, "white")
+        transparent = int(np.asarray(with_alpha)[..., 3].min()) < 255
+        return np.asarray(Image.alpha_composite(background, with_alpha).convert("RGB")).copy(), transparent
+    return np.asarray(upright.convert("RGB")).copy(), False
+
+
+def _demo(limit: int) -> Reference:
+    from pytest_diffusion.demo import reference_captions, reference_images, reference_masks
+
+    masks, words = reference_masks(limit)
+    return Reference("demo", reference_images(limit), None, {"32x32": limit}, reference_captions(limit), masks=masks, words=tuple(words))
+
+
+def _digits(height: int, width: int, limit: int) -> Reference:
+    """The 1,797 grey digits of 8x8 that scikit-learn brings along."""
+    from sklearn.datasets import load_digits
+
+    grey = torch.from_numpy(load_digits().images[:limit] * (255 / 16)).round().to(torch.uint8)
+    return _resized("digits", grey[:, None].repeat(1, 3, 1, 1), height, width)
+
+
+def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int) -> Reference:
+    images, prompts, labels = list[torch.Tensor](), list[str | None](), list[str]()
+    sizes, alpha, masks = dict[str, int](), list[int](), list[torch.Tensor]()
+    words = list[tuple[str, ...]]()
+    for row in rows:
+        if len(images) == limit:
+            break
+        try:
+            pixels, transparent = rgb_pixels(row.image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ModelError(f"{_OPTION}: {row.label} cannot be read as an image: {error}") from error
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        sizes[size] = sizes.get(size, 0) + 1
+        if transparent:
+            alpha.append(len(images))
+        images.append(resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None], height, width))
+        prompts.append(row.prompt)
+        labels.append(row.label)
+        words.append(row.words)
+        if row.mask is not None:
+            masks.append(_mask(row, row.mask, pixels.shape[:2], height, width))
+    if not images:
+        raise ModelError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
+    known = [prompt for prompt in prompts if prompt]
+    if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
+        raise ModelError(f"{_OPTION}: {name} has masks for some rows only; each row with a 'mask' needs 'words' and a prompt.")
+    captions = known if len(known) == len(images) else None
+    return Reference(
+        name,
+        _stacked(images),
+        None,
+        sizes,
+        captions,
+        tuple(labels),
+        tuple(alpha),
+        torch.stack(masks) if masks else None,
+        tuple(words) if masks else (),
+    )
+
+
+def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """The images (1, 3, H, W) of a list as one tensor; the list is emptied on the way, as ten thousand large ones fit but once."""
+    whole = torch.empty(len(images), *images[0].shape[1:], dtype=images[0].dtype)
+    while images:
+        last = images.pop()
+        whole[len(images)] = last[0]
+    return whole
+
+
+def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
+    """Bool (height, width), turned, scaled and cropped as its image is. Raises ModelError where it cannot belong to the image."""
+    pixels = np.array((ImageOps.exif_transpose(mask) or mask).convert("L"))
+    if abs(pixels.shape[0] * size[1] - pixels.shape[1] * size[0]) > max(*pixels.shape, *size):
+        shown = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{size[1]}x{size[0]}"
+        raise ModelError(f"{_OPTION}: the mask of {row.label} is {shown[0]}, its image {shown[1]}: they need the same shape.")
+    said = (row.prompt or "").casefold()
+    if unsaid := [word for word in row.words if word.casefold() not in said]:
+        raise ModelError(f"{_OPTION}: {row.label} names the word {unsaid[0]!r}, which its prompt {row.prompt!r} does not have.")
+    return resize_images(torch.from_numpy(pixels)[None, None], height, width)[0, 0] > 127
+
+
+def _folder(folder: Path) -> Iterator[_Row]:
+    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
+        yield _Row(str(file), _open(file, str(file)), None)
+
+
+def _pairs(path: Path) -> Iterator[_Row]:
+    for number, row in read_rows(path, _OPTION):
+        image = row.get("image") or row.get("file_name")
+        if not isinstance(image, str) or not image.strip():
+            raise ModelError(f"{_OPTION}: {path}, line {number} has no 'image'.")
+        mask, words = row.get("mask"), str(row.get("words") or "")
+        yield _Row(
+            image,
+            _open(path.parent / image, f"{path}, line {number}: {image}"),
+            _prompt(row),
+            _open(path.parent / mask, f"{path}, line {number}: {mask}") if isinstance(mask, str) and mask.strip() else None,
+            tuple(words.split()),
+        )
+
+
+def _prompt(row: dict[str, Any]) -> str | None:
+    return next((row[key].strip() for key in _CAPTIONS if isinstance(row.get(key), str) and row[key].strip()), None)
+
+
+def _open(file: Path, label: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ModelError(f"{_OPTION}: {label} cannot be read as an image: {error}") from error
+
+
+def _hub(name: str, limit: int) -> Iterator[_Row]:
+    import datasets
+
+    match = re.fullmatch(r"hf:([^\[\]]+)(?:\[(.+)\])?", name)
+    if match is None:
+        raise ModelError(f"{_OPTION} is {name!r}; expected hf:name or hf:name[split].")
+    try:
+        stream = datasets.load_dataset(match[1], split=match[2] or "train", streaming=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{_OPTION}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for number, row in enumerate(stream.take(limit)):
+        picture = next((value for value in row.values() if isinstance(value, Image.Image)), None)
+        if picture is None:
+            raise ModelError(f"{_OPTION}: rows of {name} have no image column (columns: {', '.join(row)}).")
+        yield _Row(f"row {number} of {name}", picture, _prompt(row))
+
+
+def _arrays(path: Path, height: int, width: int, limit: int) -> Reference:
+    """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), which say more than statistics beside them."""
+    pixels = None
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        pixels = next((array for array in arrays.values() if array.ndim == 4), None)
+        if pixels is None:
+            return Reference(str(path), statistics=FeatureStatistics.load(path))
+    except UNREADABLE as error:
+        shown = str(error) if str(error).startswith(str(path)) else f"{path} cannot be read as an .npz of plain arrays: {error}"
+        raise ModelError(f"{_OPTION}: {shown}") from error
+    tensor = torch.from_numpy(pixels[:limit])
+    try:
+        images = as_uint8(tensor.permute(0, 3, 1, 2) if pixels.shape[-1] in (1, 3) else tensor, f"images of {path}")
+    except ValueError as error:
+        raise ModelError(f"{_OPTION}: {error}") from error
+    return _resized(str(path), images, height, width)
+
+
+def _resized(name: str, images: torch.Tensor, height: int, width: int) -> Reference:
+    return Reference(name, resize_images(images, height, width), sizes={f"{images.shape[-1]}x{images.shape[-2]}": len(images)})

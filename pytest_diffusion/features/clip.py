@@ -1,0 +1,107 @@
+"""CLIP of transformers, version 4 or 5: normalised embeddings of images and prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
+from pytest_diffusion.features.extractors import package_versions_text, tensors_hash
+from pytest_diffusion.verdicts.errors import ModelError
+
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with its tokenizer and pixel statistics."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    mean: torch.Tensor
+    std: torch.Tensor
+    cache: Path | None = None
+    """Where embeddings of references are kept, if anywhere."""
+
+    @cached_property
+    def identity(self) -> str:
+        """Name and hash of the weights."""
+        return f"{self.name}-{tensors_hash(self.model.state_dict())}"
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """What a figure of its embeddings rests on beside its name."""
+        weights = self.identity.removeprefix(f"{self.name}-")
+        return {"weights": weights, "resize": self.resize, "dtype": "float32", "versions": package_versions_text()}
+
+    @property
+    def resize(self) -> str:
+        """What becomes of images of another size."""
+        side = int(self.model.config.vision_config.image_size)
+        return f"{side}x{side}, {RESIZE_PROTOCOL}"
+
+    def image_embeds(self, images: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:
+        """Unit embeddings (N, D), float32, of uint8 images (N, 3, H, W)."""
+        side = int(self.model.config.vision_config.image_size)
+        device, dtype = next(self.model.parameters()).device, next(self.model.parameters()).dtype
+        embeds = []
+        with torch.no_grad():
+            for batch in images.split(batch_size):
+                pixels = (resize_images(batch, side, side).float() / 255 - self.mean) / self.std
+                pooled = self.model.vision_model(pixels.to(device, dtype)).pooler_output
+                embeds.append(F.normalize(self.model.visual_projection(pooled).float().cpu(), dim=1))
+        return torch.cat(embeds)
+
+    def text_embeds(self, prompts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+        """Unit embeddings (N, D), float32; each distinct prompt is encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        device = next(self.model.parameters()).device
+        limit = int(self.model.config.text_config.max_position_embeddings)
+        embeds = []
+        with torch.no_grad():
+            for start in range(0, len(distinct), batch_size):
+                chunk = distinct[start : start + batch_size]
+                tokens = self.tokenizer(chunk, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+                pooled = self.model.text_model(tokens.input_ids.to(device)).pooler_output
+                embeds.append(F.normalize(self.model.text_projection(pooled).float().cpu(), dim=1))
+        place = {prompt: index for index, prompt in enumerate(distinct)}
+        return torch.cat(embeds)[[place[prompt] for prompt in prompts]]
+
+
+def load_clip(name: str, *, device: str = "cpu") -> Clip:
+    """CLIP by folder or hub id, or the demo's own as 'demo'; in float32.
+
+    Raises ModelError with the reason when it cannot be loaded.
+    """
+    from transformers import CLIPModel, CLIPTokenizer
+
+    source = name
+    if name == "demo":
+        from pytest_diffusion.demo import weights_folder
+
+        source = str(weights_folder() / "clip")
+    try:
+        model = CLIPModel.from_pretrained(source, use_safetensors=True).float().to(device).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"--diffusion-clip-model: {name} cannot be loaded: {str(error).splitlines()[0]} "
+            "Give a local folder, or 'demo' for a copy of the demo."
+        ) from error
+    mean, std = _pixel_statistics(source)
+    return Clip(name, model, tokenizer, torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])
+
+
+def _pixel_statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the preprocessor's file; OpenAI's where there is none."""
+    file = Path(source) / "preprocessor_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return values.get("image_mean", _MEAN), values.get("image_std", _STD)

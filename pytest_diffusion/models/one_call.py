@@ -1,0 +1,96 @@
+"""One call of the denoiser in the middle of a run, on latents of our choice: what the pipeline gives it, with another picture in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
+from pytest_diffusion.models.load import call_pipeline, denoiser, guidance_groups, takes, uncompiled
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+PLAN, STEP = 4, 2
+"""The third of four steps: half of the noise is gone, and the picture is not yet settled."""
+
+
+class EnoughSeen(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a run of which the rest is not needed."""
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """What the pipeline hands to its denoiser at one step, for the prompts that it was called with."""
+
+    pipeline: Any
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    level: NoiseLevel
+
+    @classmethod
+    def catch(cls, pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, count: int | None = None) -> DenoiserCall:
+        """Run the pipeline up to the step and keep its arguments, for `count` samples of a model without prompts.
+
+        Raises NotApplicable where the noise level is not known.
+        """
+        network = _network(pipeline)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def keep(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args, kwargs))
+            if len(calls) == STEP + 1:
+                raise EnoughSeen
+
+        handle = network.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with suppress(EnoughSeen), uncompiled(pipeline):
+                seeds = [settings.seed + index for index in range(count or len(prompts or ()))]
+                changes = {"num_inference_steps": PLAN, **_no_class(pipeline, seeds)}
+                call_pipeline(pipeline, prompts=prompts, seeds=seeds, settings=settings, **changes)
+        finally:
+            handle.remove()
+        if len(calls) <= STEP:
+            raise NotApplicable(f"{type(pipeline).__name__} calls its denoiser {len(calls)} times in {PLAN} steps.")
+        return cls(pipeline, calls[STEP], level_of_timestep(pipeline.scheduler, pipeline.scheduler.timesteps[STEP]))
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Latents (N, C, h, w) with as much noise as the step has."""
+        return float(self.level.alpha) * latents + float(self.level.sigma) * noise
+
+    def output(self, noised: torch.Tensor) -> torch.Tensor:
+        """The denoiser's output for the prompts, (N, C, h, w), float32 on the CPU, when it is given `noised` latents."""
+        args, kwargs = self.arguments
+        name = "sample" if "sample" in kwargs else "hidden_states" if "hidden_states" in kwargs else None
+        own = kwargs[name] if name else args[0]
+        batch = self.pipeline._pack_latents(noised, *noised.shape) if own.ndim == 3 else noised
+        count = len(batch)
+        if len(own) % count or own.shape[1:] != batch.shape[1:]:
+            raise NotApplicable(f"the denoiser is given {tuple(own.shape)}, and latents are {tuple(batch.shape)}.")
+        batch = batch.repeat(len(own) // count, *[1] * (batch.ndim - 1)).to(own)
+        given = (args, {**kwargs, name: batch}) if name else ((batch, *args[1:]), kwargs)
+        with torch.no_grad():
+            result = _network(self.pipeline)(*given[0], **given[1])
+        output: torch.Tensor = result[0] if isinstance(result, tuple) else result.sample
+        _, place = guidance_groups(self.pipeline, len(own) // count)
+        rows = output[place * count : (place + 1) * count].float().cpu()
+        if rows.ndim == 3:
+            height, width = (side * self.pipeline.vae_scale_factor for side in noised.shape[-2:])
+            rows = self.pipeline._unpack_latents(rows, height, width, self.pipeline.vae_scale_factor)
+        # Learned variances ride along as further channels.
+        return rows[:, : noised.shape[1]]
+
+
+def _no_class(pipeline: Any, seeds: Sequence[int]) -> dict[str, Any]:
+    """For class-conditional models the class that stands for none, as nothing is known of a reference image's."""
+    classes = (getattr(_network(pipeline), "config", None) or {}).get("num_embeds_ada_norm")
+    return {"class_labels": [classes] * len(seeds)} if classes and takes(pipeline, "class_labels") else {}
+
+
+def _network(pipeline: Any) -> torch.nn.Module:
+    network = denoiser(pipeline)
+    if network is None:
+        raise NotApplicable(f"{type(pipeline).__name__} has no UNet or transformer.")
+    return network

@@ -1,0 +1,183 @@
+"""What a scheduler can do and what its schedule is, whatever its class: VP, sigma, EDM or flow matching."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_diffusion.data.objects import load_object
+from pytest_diffusion.maths.schedule import log_snr_of_alphas_cumprod, log_snr_of_flow_sigmas, log_snr_of_sigmas
+from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, unknown_name
+
+
+def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
+    """A value of the scheduler's config, or `default` where it has none."""
+    config = getattr(scheduler, "config", None) or {}
+    return config.get(name, default) if hasattr(config, "get") else getattr(config, name, default)
+
+
+def num_train_timesteps(scheduler: Any) -> int:
+    """Length of the training schedule, 1000 where the scheduler does not say."""
+    own = config_value(scheduler, "num_train_timesteps") or getattr(scheduler, "num_train_timesteps", None)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    return int(own or (len(alphas) if alphas is not None else 1000))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether samples are (1−σ)·x₀ + σ·noise: a flow-matching schedule."""
+    if config_value(scheduler, "use_flow_sigmas") or config_value(scheduler, "prediction_type") == "flow_prediction":
+        return True
+    if hasattr(scheduler, "alphas_cumprod"):
+        return False
+    return hasattr(scheduler, "scale_noise") or _steps_in_shares(scheduler)
+
+
+def _steps_in_shares(scheduler: Any) -> bool:
+    """Whether the planned sigmas are shares of noise from at most 1 on, and the timesteps are those shares of the training schedule."""
+    sigmas, timesteps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
+    if sigmas is None or timesteps is None or not len(timesteps) or len(sigmas) not in (len(timesteps), len(timesteps) + 1):
+        return False
+    shares = torch.as_tensor(sigmas).to("cpu", torch.float64)[: len(timesteps)]
+    told = torch.as_tensor(timesteps).to("cpu", torch.float64) / num_train_timesteps(scheduler)
+    return bool(((shares > 0) & (shares <= 1)).all()) and float((shares - told).abs().max()) < 2e-3
+
+
+def has_own_sigma_range(scheduler: Any) -> bool:
+    """Whether sigmas come from `sigma_min` and `sigma_max` and not from `alphas_cumprod` (EDM, SVD)."""
+    return config_value(scheduler, "sigma_min") is not None and config_value(scheduler, "sigma_max") is not None and not is_flow(scheduler)
+
+
+def evaluations_per_step(scheduler: Any) -> int:
+    """Model evaluations in one inference step: 2 for Heun and KDPM2, which repeat timesteps by design."""
+    return int(getattr(scheduler, "order", 1))
+
+
+def revisits_timesteps(scheduler: Any) -> bool:
+    """Whether `timesteps` goes back by design: Runge-Kutta warm-up (PNDM) or resampling (RePaint)."""
+    return hasattr(scheduler, "prk_timesteps") or hasattr(scheduler, "plms_timesteps") or hasattr(scheduler, "undo_step")
+
+
+def as_values(values: Any) -> torch.Tensor:
+    """Timesteps or sigmas as a tensor on the processor: authors keep them as tensors, lists, and arrays of any stride."""
+    if isinstance(values, torch.Tensor):
+        return values.cpu()
+    return torch.as_tensor(np.ascontiguousarray(values))
+
+
+def fewest_steps(scheduler: Any) -> int:
+    """Fewest inference steps a scheduler is made for: PNDM's Runge-Kutta warm-up takes its whole order."""
+    warms_up = hasattr(scheduler, "prk_timesteps") and not config_value(scheduler, "skip_prk_steps")
+    return int(getattr(scheduler, "pndm_order", 1)) if warms_up else 1
+
+
+def with_timesteps(scheduler: Any, num_inference_steps: int) -> Any:
+    """A copy of the scheduler after `set_timesteps`; the caller's object is left alone."""
+    fresh = copy.deepcopy(scheduler)
+    arguments = {}
+    if config_value(scheduler, "use_dynamic_shifting"):
+        # The shift that diffusers uses for the longest image of the training resolution.
+        arguments["mu"] = float(config_value(scheduler, "max_shift", 1.15))
+    fresh.set_timesteps(num_inference_steps, **arguments)
+    return fresh
+
+
+def alphas_cumprod(scheduler: Any) -> torch.Tensor:
+    """ᾱ at each training timestep, float64 (T,). Raises NotApplicable where the schedule is not of that kind."""
+    values = getattr(scheduler, "alphas_cumprod", None)
+    if values is None:
+        raise NotApplicable(f"{type(scheduler).__name__} has no alphas_cumprod: its schedule is given by sigmas.")
+    if has_own_sigma_range(scheduler) or is_flow(scheduler):
+        raise NotApplicable(f"{type(scheduler).__name__} steps by sigmas of its own; its alphas_cumprod is not in use.")
+    return torch.as_tensor(values).to("cpu", torch.float64)
+
+
+def betas(scheduler: Any) -> torch.Tensor:
+    """Betas at each training timestep, float64 (T,). Raises NotApplicable where there are none."""
+    values = getattr(scheduler, "betas", None)
+    if values is None or has_own_sigma_range(scheduler) or is_flow(scheduler):
+        raise NotApplicable(f"{type(scheduler).__name__} has no betas: its schedule is given by sigmas.")
+    return torch.as_tensor(values).to("cpu", torch.float64)
+
+
+def log_snr(scheduler: Any) -> torch.Tensor:
+    """Log-SNR in nats from the cleanest to the noisiest training timestep, float64 (T,).
+
+    log(ᾱ/(1−ᾱ)) for VP schedules, −2·log σ for EDM, 2·log((1−σ)/σ) for flow matching; −inf is legal at
+    the noisy end. Raises NotApplicable for a scheduler that has none of these.
+    """
+    if is_flow(scheduler):
+        sigmas = _training_sigmas(scheduler)
+        return log_snr_of_flow_sigmas(sigmas)
+    if has_own_sigma_range(scheduler):
+        return log_snr_of_sigmas(_training_sigmas(scheduler))
+    if getattr(scheduler, "alphas_cumprod", None) is not None:
+        return log_snr_of_alphas_cumprod(alphas_cumprod(scheduler))
+    return log_snr_of_sigmas(_training_sigmas(scheduler))
+
+
+def build_scheduler(name: str | None, base: Any, config: Sequence[str] = ()) -> Any:
+    """A scheduler of another class (or of the same) from the config of the model's own, with entries "key=value" on top.
+
+    `name` is a class of diffusers or `package.module:Class`. Raises SettingsError for an unknown class or
+    one that the config does not fit.
+    """
+    scheduler_class = type(base) if name is None else scheduler_class_of(name)
+    if not hasattr(scheduler_class, "from_config"):
+        raise SettingsError(
+            f"--diffusion-scheduler: {name or scheduler_class.__name__} has no from_config, "
+            "so it cannot be built from the model's scheduler config."
+        )
+    return scheduler_class.from_config(base.config, **config_entries(scheduler_class, config))
+
+
+def scheduler_class_of(name: str) -> Any:
+    """The class of diffusers, or at `package.module:Class`. Raises SettingsError for an unknown one."""
+    import diffusers
+
+    flag = "--diffusion-scheduler"
+    if ":" in name:
+        return load_object(name, flag)
+    known = [item for item in dir(diffusers) if item.endswith("Scheduler")]
+    if name not in known:
+        raise SettingsError(unknown_name(flag, name, known))
+    return getattr(diffusers, name)
+
+
+def config_entries(scheduler_class: Any, entries: Sequence[str]) -> dict[str, Any]:
+    """Texts "key=value" as keyword arguments of a class: Python literals, or text. Raises SettingsError for an unknown key."""
+    known = inspect.signature(scheduler_class).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    values: dict[str, Any] = {}
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        if key not in known and not takes_any:
+            raise SettingsError(unknown_name(f"--diffusion-scheduler-config of {scheduler_class.__name__}", key, known))
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def _training_sigmas(scheduler: Any) -> torch.Tensor:
+    """Positive sigmas over the training schedule, ascending, float64 (T,)."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    planned = has_own_sigma_range(scheduler) or config_value(scheduler, "use_flow_sigmas")
+    if sigmas is None or planned or len(sigmas) < num_train_timesteps(scheduler) // 2:
+        if not hasattr(scheduler, "set_timesteps"):
+            raise NotApplicable(f"{type(scheduler).__name__} has neither alphas_cumprod nor sigmas.")
+        sigmas = getattr(with_timesteps(scheduler, num_train_timesteps(scheduler)), "sigmas", None)
+    if sigmas is None:
+        raise NotApplicable(f"{type(scheduler).__name__} has neither alphas_cumprod nor sigmas.")
+    values = torch.as_tensor(sigmas).to("cpu", torch.float64)
+    values = values[values > 0]
+    if len(values) < 2 or not math.isfinite(float(values.sum())):
+        raise NotApplicable(f"{type(scheduler).__name__} has {len(values)} usable sigmas; at least 2 are needed.")
+    return values.flip(0) if values[0] > values[-1] else values

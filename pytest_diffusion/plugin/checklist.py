@@ -1,0 +1,119 @@
+"""The built-in checklist as pytest items, one for each check, beside whatever tests the user has."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from pytest_diffusion.checks import Check, all_checks
+from pytest_diffusion.checks.assertions import enforce, run_check
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure
+from pytest_diffusion.verdicts.recording import record
+from pytest_diffusion.verdicts.verdict import Verdict, skipped
+
+
+class Checklist(pytest.Collector):
+    """Collector of the checks that the chosen modes ask for."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        settings: Settings = self.settings
+        for check in all_checks():
+            if _is_wanted(check, settings):
+                yield CheckItem.from_parent(self, name=check.name, callobj=_body(check), check=check)
+
+    settings: Settings
+
+
+class CheckItem(pytest.Function):
+    """One check: its parameters are fixtures, its outcome is a verdict."""
+
+    def __init__(self, *, check: Check, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.check = check
+        self.add_marker("diffusion")
+        self.extra_keyword_matches.add(check.mode)
+
+    def setup(self) -> None:
+        try:
+            super().setup()
+        except pytest.skip.Exception as reason:
+            record(skipped(self.check.name, str(reason.msg), mode=self.check.mode, title=self.check.title))
+            raise
+        except pytest.fail.Exception as error:
+            record(_unmeasured(self.check, str(error.msg)))
+            raise
+        except Exception as error:
+            record(_unmeasured(self.check, f"{type(error).__name__}: {error}"))
+            raise
+
+    def runtest(self) -> None:
+        try:
+            super().runtest()
+        except (QualityFailure, pytest.skip.Exception, pytest.fail.Exception):
+            raise
+        except Exception as error:
+            verdict = _unmeasured(self.check, f"{type(error).__name__}: {error}")
+            record(verdict)
+            raise InconclusiveFailure(verdict) from error
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The message alone: a verdict needs no traceback. An error inside a check shows its own."""
+        error = excinfo.value
+        if isinstance(error, QualityFailure) and error.__cause__ is None:
+            return error.verdict.message
+        return super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int, str]:
+        return self.path, 0, f"{self.check.mode}: {self.check.name}"
+
+
+def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pytest.Collector], settings: Settings) -> Checklist:
+    """The checklist, placed in the deepest folder that holds all that was collected.
+
+    There it sees the fixtures of every conftest.py that all the user's own tests see.
+    """
+    chains = [[node for node in item.listchain() if isinstance(node, pytest.Directory)] for item in collected]
+    common: list[pytest.Directory] = chains[0] if chains else []
+    for chain in chains[1:]:
+        common = [node for node, other in zip(common, chain, strict=False) if node is other]
+    parent: pytest.Collector = common[-1] if common else session
+    checklist: Checklist = Checklist.from_parent(parent, name="diffusion", nodeid="diffusion")
+    checklist.settings = settings
+    return checklist
+
+
+def _is_wanted(check: Check, settings: Settings) -> bool:
+    if settings.modes is None:
+        return True
+    # What holds always needs the model: a run of the schedule alone must not load it.
+    return check.mode in settings.modes or (check.mode == "always" and set(settings.modes) != {"schedule"})
+
+
+def _body(check: Check) -> Any:
+    """A test function whose parameters are the check's fixtures."""
+    fixtures = check.fixtures
+
+    def body(**values: Any) -> None:
+        __tracebackhide__ = True
+        thresholds = values["diffusion_thresholds"]
+        verdict = run_check(check, {name: values[fixture] for name, fixture in fixtures.items()}, thresholds)
+        enforce(verdict)
+        if verdict.outcome in ("skipped", "inconclusive"):
+            pytest.skip(verdict.message)
+
+    # References first: where none is given, that is the reason to skip, before anything is generated for nothing.
+    names = dict.fromkeys(["diffusion_thresholds", *sorted(fixtures.values(), key=lambda name: "reference" not in name)])
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    body.__name__, body.__doc__ = check.name, check.function.__doc__
+    return body
+
+
+def _unmeasured(check: Check, reason: str) -> Verdict:
+    """Nothing was measured, so nothing is passed or failed; the gate does not open."""
+    return Verdict(check.name, "inconclusive", f"{check.name} could not be measured: {reason}", mode=check.mode, title=check.title)

@@ -1,0 +1,1 @@
+"""Measurements, limits and verdicts, and the errors that carry them; plain Python."""

@@ -1,0 +1,61 @@
+"""Exception types, and the one builder of messages: what was seen, what was allowed, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_diffusion.verdicts.verdict import Verdict
+
+
+class SettingsError(ValueError):
+    """A wrong option, ini value, marker argument or thresholds file; the plugin turns it into a usage error."""
+
+
+class ModelError(RuntimeError):
+    """A model, reference or sample set that cannot be used as it is."""
+
+
+class SetupError(ModelError):
+    """The measuring itself is broken: extractor, reference or pairs. It says nothing about the model."""
+
+
+class NotApplicable(Exception):  # noqa: N818 - not an error: the check has nothing to look at
+    """Raised by a check that cannot see what it needs; becomes the verdict `skipped` with this reason."""
+
+
+class QualityFailure(AssertionError):  # noqa: N818 - named as pytest names its own
+    """A measured figure lies outside its limits. Fields: `verdict`."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.message)
+        self.verdict = verdict
+
+
+class InconclusiveFailure(QualityFailure):
+    """A figure that cannot be told from its limit, or that rests on too few samples."""
+
+
+class ConformanceFailure(AssertionError):  # noqa: N818 - named as pytest names its own
+    """A scheduler breaks laws of the conformance suite. Fields: `verdicts`, one for each."""
+
+    def __init__(self, name: str, verdicts: Sequence[Verdict]) -> None:
+        names = ", ".join(verdict.check for verdict in verdicts)
+        texts = "\n\n".join(verdict.message for verdict in verdicts)
+        super().__init__(f"{name} breaks {len(verdicts)} of the scheduler checks: {names}.\n\n{texts}")
+        self.verdicts = list(verdicts)
+
+
+def unknown_name(what: str, seen: str, choices: Iterable[str]) -> str:
+    """One line: an unknown name, the nearest choice if there is one, and all choices."""
+    choices = sorted(choices)
+    close = get_close_matches(seen, choices, n=1)
+    nearest = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{what} is {seen!r}; expected one of: {', '.join(choices)}.{nearest}"
+
+
+def missing_package(package: str, purpose: str, install: str) -> ImportError:
+    """The error for an optional package that is not there, naming the command that installs it."""
+    return ImportError(f"{purpose} needs {package}, which cannot be imported. Install it with: pip install {install}")

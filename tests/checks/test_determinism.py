@@ -1,0 +1,92 @@
+import copy
+
+import pytest
+import torch
+
+import pytest_diffusion as pd
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.samples.trials import Trials
+
+PROMPTS = ["a red circle", "a blue square above a green cross", "a yellow triangle", "a purple cross"]
+SETTINGS = Settings(steps=4, guidance_scale=4.0)
+
+
+@pytest.fixture
+def trials(demo_copy):
+    return Trials(demo_copy, PROMPTS, SETTINGS)
+
+
+def test_the_demo_passes(trials):
+    for assertion in (
+        pd.assert_same_seed,
+        pd.assert_batch_invariance,
+        pd.assert_seeds_differ,
+        pd.assert_guidance_effect,
+        pd.assert_guidance_linearity,
+    ):
+        assert assertion(trials).outcome == "pass"
+
+
+def test_the_pixel_model_passes_what_applies(pixel_pipeline):
+    trials = Trials(pixel_pipeline, None, SETTINGS)
+    for assertion in (pd.assert_same_seed, pd.assert_batch_invariance, pd.assert_seeds_differ):
+        assert assertion(trials).outcome == "pass"
+    with pytest.raises(pd.QualityFailure, match="takes no guidance_scale"):
+        pd.assert_guidance_effect(trials)
+
+
+def wrap_unet(pipeline, change):
+    """Let `change` alter what the UNet returns."""
+    unet = pipeline.unet
+    forward = unet.forward
+
+    def altered(sample, timestep, encoder_hidden_states=None, **kwargs):
+        output = forward(sample, timestep, encoder_hidden_states=encoder_hidden_states, **kwargs)
+        return (change(output[0]), *output[1:])
+
+    unet.forward = altered
+
+
+def test_hidden_randomness_is_seen(trials):
+    wrap_unet(trials.pipeline, lambda output: output + 0.3 * torch.randn_like(output))
+    with pytest.raises(pd.QualityFailure, match="draws from another source than the generator"):
+        pd.assert_same_seed(trials)
+
+
+def test_leakage_between_samples_is_seen(trials):
+    wrap_unet(trials.pipeline, lambda output: output - 0.5 * output.mean(0, keepdim=True))
+    with pytest.raises(pd.QualityFailure, match="mixes the samples of a batch"):
+        pd.assert_batch_invariance(trials)
+
+
+def test_what_reduced_precision_may_explain_is_not_judged(trials):
+    """In bfloat16 other batch sizes may differ by more than half a level without a fault."""
+    trials.pipeline.to(torch.bfloat16)
+    wrap_unet(trials.pipeline, lambda output: output - 0.5 * output.mean(0, keepdim=True))
+    with pytest.raises(pd.QualityFailure, match=r"reported and not judged: rounding in bfloat16 may explain it"):
+        pd.assert_batch_invariance(trials)
+
+
+def test_a_deaf_generator_is_seen(trials):
+    pipeline = trials.pipeline
+    own = pipeline.prepare_latents
+    pipeline.prepare_latents = lambda *args, **kwargs: own(*args, **kwargs) * 0
+    with pytest.raises(pd.QualityFailure, match="is the generator heard"):
+        pd.assert_seeds_differ(trials)
+
+
+def test_a_deaf_text_encoder_is_seen(trials):
+    encoder = copy.deepcopy(trials.pipeline.text_encoder)
+    trials.pipeline.text_encoder = encoder
+    encoder.register_forward_hook(lambda module, args, output: (torch.zeros_like(output[0]), output[1]))
+    with pytest.raises(pd.QualityFailure, match="the prompt is not heard"):
+        pd.assert_guidance_effect(trials)
+
+
+def test_clipped_guidance_is_seen(trials):
+    # Per sample of the doubled batch, so that the clipping bends the guided prediction.
+    scheduler = trials.pipeline.scheduler
+    own = scheduler.step
+    scheduler.step = lambda output, *args, **kwargs: own(output.clamp(-0.7, 0.7), *args, **kwargs)
+    with pytest.raises(pd.QualityFailure, match="rescaled or clipped after guidance"):
+        pd.assert_guidance_linearity(trials)

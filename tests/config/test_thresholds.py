@@ -1,0 +1,73 @@
+import pytest
+
+from pytest_diffusion.checks import all_checks
+from pytest_diffusion.config.thresholds import load_thresholds, preset_names
+from pytest_diffusion.verdicts.errors import SettingsError
+
+
+def test_default_has_a_table_for_every_check_and_no_other():
+    assert sorted(load_thresholds([]).limits) == sorted(check.name for check in all_checks())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_limit_of_every_preset_has_a_source(name):
+    thresholds = load_thresholds([name])
+    assert all(limits.source and limits.where for limits in thresholds.limits.values())
+
+
+def test_presets_are_those_of_the_documentation():
+    assert preset_names() == ["analytic", "ddpm", "default", "demo", "flow", "sd15", "sdxl"]
+
+
+def test_later_files_win_table_by_table(tmp_path):
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text('[fid]\nat_most = 5\nsource = "a"\n[kid]\nat_most = 1\nsource = "a"\n')
+    second.write_text('[fid]\nat_most = 7\nsource = "b"\n')
+    thresholds = load_thresholds([str(first), str(second)])
+    assert thresholds.limits["fid"].at_most == 7
+    assert thresholds.limits["fid"].where == f"{second} [fid]"
+    assert thresholds.limits["kid"].at_most == 1
+    assert thresholds.limits["fid"].min_samples == 10_000  # from default, which nobody changed
+
+
+def test_a_table_of_counts_keeps_the_limit_below(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text("[fid]\nmin_samples = 256\nmin_reference = 256\n")
+    limits = load_thresholds([str(path)]).limits["fid"]
+    assert (limits.at_most, limits.min_samples) == (30.0, 256)
+    assert "Heusel" in limits.source
+
+
+def test_inconclusive_may_be_let_through(tmp_path):
+    path = tmp_path / "soft.toml"
+    path.write_text('[gate]\ninconclusive = "warn"\n')
+    assert load_thresholds([]).inconclusive_fails
+    assert not load_thresholds([str(path)]).inconclusive_fails
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[fid", "is not valid TOML"),
+        ('[fidd]\nat_most = 1\nsource = "x"', "Did you mean 'fid'"),
+        ('[fid]\nat_mots = 1\nsource = "x"', "Did you mean 'at_most'"),
+        ('[fid]\nat_most = "low"\nsource = "x"', "at_most is 'low'; expected float"),
+        ('[fid]\nat_most = true\nsource = "x"', "at_most is True; expected float"),
+        ("[fid]\nat_most = 1", "has no source"),
+        ("fid = 3", r"\[fid\] is 3; expected a table"),
+        ('[gate]\ninconclusive = "maybe"', r"\[gate\] may only say"),
+    ],
+)
+def test_wrong_files_are_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message) as error:
+        load_thresholds([str(path)])
+    assert str(path) in str(error.value)
+
+
+def test_unknown_names():
+    with pytest.raises(SettingsError, match=r"expected one of: analytic, ddpm, default.*Did you mean 'sd15'"):
+        load_thresholds(["sd1.5"])
+    with pytest.raises(SettingsError, match=r"missing\.toml does not exist"):
+        load_thresholds(["missing.toml"])
