@@ -25,8 +25,9 @@ from pytest_diffusion.demo.scenes import sample_scenes
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.maths.attention import area_matched_iou
 from pytest_diffusion.maths.scores import clip_scores
+from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.latents import LatentCodec
-from pytest_diffusion.models.load import call_pipeline, load_pipeline
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples.generate import to_uint8
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_diffusion.config.cache import REFERENCES, SAMPLES, cache_root
+
 _DAY = 86_400
 
 
@@ -30,7 +32,6 @@ class Entry:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    from pytest_diffusion.samples.store import cache_root
 
     root = cache_root(options.cache_dir)
     entries = sorted(_entries(root), key=lambda entry: entry.used)
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _entries(root: Path) -> Iterator[Entry]:
-    for folder in sorted(root.glob("samples/*")):
+    for folder in sorted(root.glob(f"{SAMPLES}/*")):
         manifest = folder / "manifest.json"
         try:
             known = json.loads(manifest.read_text(encoding="utf-8"))
@@ -67,7 +68,7 @@ def _entries(root: Path) -> Iterator[Entry]:
         except (OSError, ValueError, KeyError, TypeError):
             what = "unreadable, or of another version"
         yield _entry(folder, "samples", what, manifest)
-    for folder in sorted(root.glob("references/*")):
+    for folder in sorted(root.glob(f"{REFERENCES}/*")):
         features = sorted(folder.glob("features-*"), key=lambda path: path.stat().st_mtime)
         yield _entry(folder, "reference", f"features by {len(features)} extractors", features[-1] if features else folder)
 

@@ -12,8 +12,8 @@ import torch
 from pytest_diffusion.analytic.base import AnalyticModel
 from pytest_diffusion.analytic.registry import create_model
 from pytest_diffusion.maths.statistics import mean_error
+from pytest_diffusion.models.capabilities import denoiser, has_vae, is_text_conditioned
 from pytest_diffusion.models.levels import NoiseLevel, kind_of, level_of_timestep
-from pytest_diffusion.models.load import denoiser, has_vae, is_text_conditioned
 from pytest_diffusion.models.schedulers import has_own_sigma_range
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -34,7 +34,7 @@ def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
     """
     name = type(pipeline).__name__
     if has_vae(pipeline) or is_text_conditioned(pipeline):
-        raise NotApplicable(f"{name} does not draw unconditioned pixels, for which there are closed forms.")
+        raise NotApplicable(f"Needs an unconditional pixel-space model; {name} is none.")
     part: Any = denoiser(pipeline)
     try:
         if isinstance(part, AnalyticModel):

@@ -56,22 +56,20 @@ class AnalyticPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def load_analytic(settings: Settings) -> AnalyticPipeline:
+def load_analytic(value: str, *, settings: Settings) -> AnalyticPipeline:
     """The pipeline that `analytic:NAME` names, fitted to the reference: digits, or images at the settings' size (default 32).
 
     Raises SettingsError for an unknown name, and ModelError where there are no images to fit or to load.
     """
-    name = (settings.model or "").partition(":")[2]
+    name = value.partition(":")[2]
     reference = settings.reference or "digits"
     height, width = (8, 8) if reference == "digits" else (settings.height or _SIZE, settings.width or _SIZE)
     images = load_reference(reference, height=height, width=width, limit=_IMAGES).images
     if images is None:
-        raise ModelError(
-            f"--diffusion-model={settings.model} is fitted to images; --diffusion-reference={reference} holds statistics alone."
-        )
+        raise ModelError(f"--diffusion-model={value} is fitted to images; --diffusion-reference={reference} holds statistics alone.")
     grey = bool((images == images[:, :1]).all())
     pixels = (images[:, :1] if grey else images).float() / 127.5 - 1
     try:
         return AnalyticPipeline(create_model(name, pixels))
     except (ValueError, ImportError) as error:
-        raise ModelError(f"--diffusion-model={settings.model}: {error}") from error
+        raise ModelError(f"--diffusion-model={value}: {error}") from error

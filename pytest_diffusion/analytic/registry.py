@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
     from pytest_diffusion.analytic.base import AnalyticModel
 
 M = TypeVar("M", bound="type[AnalyticModel]")
-_MODELS: dict[str, Any] = {}
+MODELS: Registry[Any] = Registry("analytic model")
 _OWN = ("finite", "gaussian", "locality", "unet")
 
 
@@ -25,10 +26,11 @@ def register_model(name: str) -> Callable[[M], M]:
     """
 
     def add(model_class: M) -> M:
-        known = _MODELS.get(name)
+        known = MODELS.get(name)
+        # A module that is imported anew declares the same class again.
         if known is not None and (known.__module__, known.__qualname__) != (model_class.__module__, model_class.__qualname__):
             raise ValueError(f"an analytic model named {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
-        _MODELS[name] = model_class
+        MODELS.add(name, model_class, replace=True)
         return model_class
 
     return add
@@ -38,7 +40,7 @@ def model_names() -> list[str]:
     """Names that `create_model` knows."""
     for module in _OWN:
         importlib.import_module(f"pytest_diffusion.analytic.{module}")
-    return sorted(_MODELS)
+    return sorted(MODELS.names)
 
 
 def create_model(name: str, dataset: torch.Tensor | Iterable[torch.Tensor] | None = None, **params: Any) -> AnalyticModel:
@@ -52,7 +54,7 @@ def create_model(name: str, dataset: torch.Tensor | Iterable[torch.Tensor] | Non
     if name not in names:
         raise SettingsError(unknown_name("the analytic model", name, names))
     try:
-        model: AnalyticModel = _MODELS[name](**params)
+        model: AnalyticModel = MODELS[name](**params)
     except TypeError as error:
         raise SettingsError(f"the analytic model {name!r}: {error}") from error
     return model.fit(dataset) if dataset is not None else model
@@ -60,4 +62,9 @@ def create_model(name: str, dataset: torch.Tensor | Iterable[torch.Tensor] | Non
 
 def is_built_in(name: str) -> bool:
     """Whether a name stands for a model of this project, whose code no user can change under a sample's address."""
-    return name in model_names() and _MODELS[name].__module__.startswith("pytest_diffusion.")
+    return name in model_names() and MODELS[name].__module__.startswith("pytest_diffusion.")
+
+
+def is_own_code(value: str) -> bool:
+    """Whether `analytic:NAME` runs a class that is not of this project."""
+    return not is_built_in(value.partition(":")[2])

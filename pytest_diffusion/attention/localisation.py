@@ -15,6 +15,7 @@ from pytest_diffusion.data.references import Reference
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.one_call import STEP, DenoiserCall
 from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.samples.seeds import seed_of, seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 IMAGES = 64
@@ -61,9 +62,9 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         latents = codec.encode(reference.images[batch])
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(settings.seed + start))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed_of(settings, start)))
         with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
-            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in batch], settings)
+            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in batch], settings, seeds=seeds_of(settings, len(batch)))
             call.output(call.noised(latents, noise))
         for index, row in enumerate(batch):
             try:

@@ -16,7 +16,7 @@ import torch
 from pytest_diffusion.attention.record import AttentionRecord, LayerRecord
 from pytest_diffusion.attention.tokens import TokenListener
 from pytest_diffusion.maths.attention import token_entropy
-from pytest_diffusion.models.load import guidance_groups, predicts_negative_apart
+from pytest_diffusion.models.capabilities import guidance_groups, predicts_negative_apart
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 _BLOCK = {"cpu": 2**18}

@@ -22,7 +22,7 @@ import torch
 from pytest_diffusion.attention.probe import Probe, Run
 from pytest_diffusion.attention.record import AttentionRecord
 from pytest_diffusion.attention.tokens import TokenListener
-from pytest_diffusion.models.load import denoiser, is_text_conditioned, uncompiled
+from pytest_diffusion.models.capabilities import denoiser, is_text_conditioned, uncompiled
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 _RECORDED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()

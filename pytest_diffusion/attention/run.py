@@ -15,9 +15,11 @@ from pytest_diffusion.attention.recorder import attention_layers, record_attenti
 from pytest_diffusion.attention.tokens import word_places
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import Phrase
-from pytest_diffusion.models.load import call_pipeline, denoiser, uses_guidance
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import denoiser, uses_guidance
 from pytest_diffusion.models.one_call import EnoughSeen
 from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 MAP_STEPS, MAP_SIDE = 4, 32
@@ -86,7 +88,7 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
                 call_pipeline(
                     pipeline,
                     prompts=[phrase.prompt for phrase in batch],
-                    seeds=[settings.seed + start + index for index in range(len(batch))],
+                    seeds=seeds_of(settings, len(batch), first=start),
                     settings=settings,
                 )
             )
@@ -120,7 +122,7 @@ def _first_step_unguided(pipeline: Any, phrases: Sequence[Phrase], settings: Set
                 call_pipeline(
                     pipeline,
                     prompts=[phrase.prompt for phrase in phrases],
-                    seeds=[settings.seed + index for index in range(len(phrases))],
+                    seeds=seeds_of(settings, len(phrases)),
                     settings=settings,
                     guidance_scale=1.0,
                 )

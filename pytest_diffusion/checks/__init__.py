@@ -1,37 +1,36 @@
-"""The validation checklist: one function for each check; importing this package registers them all."""
+"""The validation checklist: one function for each check, in modules by subject."""
 
-from pytest_diffusion.checks import (
-    attention,
-    colours,
-    denoising,
-    determinism,
-    directions,
-    guards,
-    latents,
-    outliers,
-    paths,
-    quality,
-    schedule,
-)
-from pytest_diffusion.checks.registry import Check, check
+from __future__ import annotations
 
-__all__ = [
-    "Check",
-    "all_checks",
-    "attention",
-    "colours",
-    "denoising",
-    "determinism",
-    "directions",
-    "guards",
-    "latents",
-    "outliers",
-    "paths",
-    "quality",
+from importlib import import_module
+
+from pytest_diffusion.checks.registry import CHECKS, LENS_TITLES, Check, check
+
+__all__ = ["LENS_TITLES", "Check", "all_checks", "check"]
+
+# In the order of the checklist: what costs least comes first.
+_MODULES = (
     "schedule",
-]
+    "guards",
+    "colours",
+    "quality",
+    "denoising",
+    "attention",
+    "latents",
+    "paths",
+    "directions",
+    "outliers",
+    "determinism",
+)
 
 
 def all_checks() -> list[Check]:
-    """Every check, in the order of the checklist."""
-    return check.all()
+    """Every check of ours, in the order of the checklist, and then those that other packages add by entry points."""
+    from pytest_diffusion.config import extensions
+
+    modules = [import_module(f"{__name__}.{module}").__name__ for module in _MODULES]
+    # Each entry point is a decorated function, which registers itself when it is loaded.
+    extensions.extensions(extensions.CHECKS)
+    # A user's test may have imported some of the modules before, in another order.
+    place = {module: index for index, module in enumerate(modules)}
+    return sorted(CHECKS, key=lambda one: place.get(one.function.__module__, len(place)))

@@ -20,45 +20,15 @@ from pytest_diffusion.checks import (
     quality,
     schedule,
 )
-from pytest_diffusion.checks.registry import Check, check
+from pytest_diffusion.checks.registry import CHECKS
+from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.thresholds import Thresholds, load_thresholds
-from pytest_diffusion.verdicts.errors import InconclusiveFailure, NotApplicable, QualityFailure
-from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
-
-
-def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
-    """Measure and judge one check and record its verdict; with `must_judge`, `skipped` gates too."""
-    try:
-        measurement = one.function(**arguments)
-    except NotApplicable as reason:
-        verdict = skipped(one.name, str(reason), mode=one.mode, title=one.title)
-    else:
-        verdict = judge(
-            one.name,
-            measurement,
-            thresholds.for_check(one.name),
-            mode=one.mode,
-            title=one.title,
-            strict=thresholds.inconclusive_fails,
-        )
-    if must_judge and verdict.outcome == "skipped":
-        verdict = replace(verdict, gates=True)
-    record(verdict)
-    return verdict
-
-
-def enforce(verdict: Verdict) -> Verdict:
-    """The verdict itself if it lets the gate through; else raise QualityFailure or InconclusiveFailure."""
-    __tracebackhide__ = True
-    if verdict.gates:
-        raise (InconclusiveFailure if verdict.outcome == "inconclusive" else QualityFailure)(verdict)
-    return verdict
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict
 
 
 def _helper(function: Callable[..., Measurement]) -> Callable[..., Verdict]:
     """The `assert_*` form of a check: its parameters, then the limits as keywords."""
-    one = check[function.__name__]
+    one = CHECKS[function.__name__]
 
     def helper(
         *args: Any,

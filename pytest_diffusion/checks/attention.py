@@ -1,4 +1,4 @@
-"""Checks of attention to text: that it is what was recorded, that it localises, and that it sharpens."""
+"""Checks of attention to text: the recording is right, words are localised, and attention sharpens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.attention.localisation import Localisation
+from pytest_diffusion.attention.run import AttentionRun
 from pytest_diffusion.attention.tokens import plain
+from pytest_diffusion.checks import pictures, plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, map_correlation
 from pytest_diffusion.maths.statistics import choice_p_value, mean_error, wilson_interval
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
 MARGIN = 0.95
+"""How much more compact than a random token a noun must be."""
 
 
-@check("attention", "what was recorded is cross-attention to the text")
-def attention_is_cross(attention: Any) -> Measurement:
-    """Recorded layers whose keys are not the prompt's tokens; self-attention of pixels says nothing about words."""
+@check(
+    "attention",
+    "the recording is cross-attention to the text",
+    figure="recorded layers whose keys are not the prompt",
+    sees="attn1 recorded in place of attn2",
+    blind_to="whether the attention makes sense",
+)
+def attention_is_cross(attention: AttentionRun) -> Measurement:
+    """Number of recorded layers whose keys are not the prompt's tokens; self-attention of pixels says nothing about words."""
     layers = {name: record.is_cross for one in attention.records for name, record in one.layers.items()}
     wrong = [name for name, cross in layers.items() if not cross]
     hint = ""
@@ -36,12 +45,18 @@ def attention_is_cross(attention: Any) -> Measurement:
     )
 
 
-@check("attention", "what was recorded is the prompt's prediction")
-def attention_is_conditional(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "the recording belongs to the prompt's prediction",
+    figure="total variation between the first step's maps with and without guidance",
+    sees="guidance halves mixed up or averaged, rows of another prompt",
+    blind_to="later steps; models without guidance",
+)
+def attention_is_conditional(attention: AttentionRun) -> Measurement:
     """Total variation between token maps of the first step with and without guidance, mean over pixels, the largest of all layers.
 
-    At the first step the latents do not depend on guidance, so the prompt's part of the batch attends as it does
-    alone; a record that mixes in the negative prompt's part, or is of other rows, does not.
+    At the first step the latents do not depend on guidance, so the prompt's part of the batch has the same attention as
+    without guidance. A recording that mixes in the negative prompt's part, or takes other rows, does not.
     """
     _require_cross(attention)
     if attention.unguided is None:
@@ -62,16 +77,29 @@ def attention_is_conditional(attention: Any) -> Measurement:
     )
 
 
-@check("attention", "attention rows sum to one")
-def attention_rows_sum(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "attention rows sum to one",
+    figure="largest deviation of a row from 1",
+    sees="a broken capture or processor",
+    blind_to="where the attention goes",
+)
+def attention_rows_sum(attention: AttentionRun) -> Measurement:
     """Largest deviation of a row of attention probabilities from a sum of one."""
     _require_cross(attention)
     worst = torch.tensor([record.row_error for one in attention.records for record in one.layers.values()]).max()  # keeps nan
     return Measurement(float(worst), "largest |row sum - 1|", num_samples=len(attention.phrases))
 
 
-@check("attention", "attention is not uniform over tokens")
-def attention_not_uniform(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "attention is not uniform over tokens",
+    figure="normalised entropy over content tokens",
+    sees="untrained weights, a text encoder without effect",
+    blind_to="attention to the wrong words",
+    plot=plots.entropy,
+)
+def attention_not_uniform(attention: AttentionRun) -> Measurement:
     """Normalised entropy over content tokens (padding and start token left out), mean over the named layers; 1 is uniform."""
     _require_cross(attention)
     entropies = torch.stack([attention.entropies(name).mean(0) for name in attention.named]).mean(0)
@@ -83,12 +111,19 @@ def attention_not_uniform(attention: Any) -> Measurement:
         num_samples=len(entropies),
         series={**series, "timesteps": attention.records[0].timesteps},
         protocol={"layer": _named(attention)},
-        hint="The maps hardly depend on the token: the text encoder may not be heard, or the weights are untrained.",
+        hint="The maps hardly depend on the token: the text encoder may have no effect, or the weights are untrained.",
     )
 
 
-@check("attention", "nouns activate compact regions")
-def attention_compact(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "nouns activate compact regions",
+    figure="share of the picture that holds half of a noun's attention",
+    sees="maps spread over everything",
+    blind_to="compact regions in the wrong place",
+    plot=plots.maps,
+)
+def attention_compact(attention: AttentionRun) -> Measurement:
     """Smallest share of the picture that holds half of a noun's attention, mean over prompts; 0.5 is spread evenly."""
     _require_cross(attention)
     nouns = [phrase.noun for phrase in attention.phrases]
@@ -103,12 +138,18 @@ def attention_compact(attention: Any) -> Measurement:
     )
 
 
-@check("attention", "nouns are more compact than tokens drawn at random")
-def attention_noun_specific(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "nouns are more compact than tokens drawn at random",
+    figure="p-value of the nouns' compactness under shuffled tokens",
+    sees="maps that are alike for all tokens, whatever their shape",
+    blind_to="judged only for layers that you name",
+)
+def attention_noun_specific(attention: AttentionRun) -> Measurement:
     """p-value of the nouns' compactness under shuffled tokens: a random token of each prompt's sequence in the noun's place.
 
-    Nouns must be a twentieth more compact: by less any word of an untrained model differs from any other. The start
-    token and the padding are drawn too, unless a mask hides them from the image.
+    Nouns must be more compact by a twentieth (`MARGIN`): in an untrained model, words differ from one another by less.
+    The start token and the padding are drawn too, unless a mask hides them from the image.
     """
     _require_cross(attention)
     nouns = [phrase.noun for phrase in attention.phrases]
@@ -123,16 +164,23 @@ def attention_noun_specific(attention: Any) -> Measurement:
         "p-value of nouns under shuffled tokens",
         num_samples=len(pools),
         protocol={"layer": _named(attention)},
-        unjudged=_of_unnamed_layers(attention, "how the padding attends is a property of layers"),
+        unjudged=_of_unnamed_layers(attention, "how padding tokens attend differs between layers"),
         hint=f"Half of a noun's attention lies on {sum(chosen) / len(chosen):.3f} of the picture, that of a random token on {others:.3f}.",
     )
 
 
-@check("attention", "words look at what they name")
-def attention_localises(localisation: Any) -> Measurement:
+@check(
+    "attention",
+    "words attend to what they name",
+    figure="overlap of words' maps with what they name, on noised references with masks",
+    sees="tokens shifted by one and transposed maps, by name",
+    blind_to="references without masks",
+    plot=plots.localisation,
+)
+def attention_localises(localisation: Localisation) -> Measurement:
     """Intersection over union of each word's highest pixels with the mask of what it names, on noised reference images.
 
-    The mean over images of the worse of a phrase's words: a modifier and its noun both belong to the thing.
+    For each image the worse of a phrase's words counts: a modifier and its noun both belong to the object.
     """
     values = _word_ious(localisation.word_maps(), localisation.masks)
     value = float(values.mean())
@@ -145,7 +193,7 @@ def attention_localises(localisation: Any) -> Measurement:
     fits = {name: float(_word_ious(maps, localisation.masks).mean()) for name, maps in others.items()}
     best = max(fits, key=lambda name: fits[name])
     hint = f"Pixels drawn at random would have {float((share / (2 - share)).mean()):.2f}."
-    # A cause is named only where it explains much: more than chance and noise could.
+    # A cause is named only where it explains more than chance could.
     if fits[best] > value + max(2 * mean_error(values), 0.1):
         cause = "maps look transposed" if best == "transposed" else "tokens look shifted by one"
         hint += f" The map {best} fits better ({fits[best]:.2f}): {cause}."
@@ -160,8 +208,14 @@ def attention_localises(localisation: Any) -> Measurement:
     )
 
 
-@check("attention", "a modifier looks where its noun looks")
-def modifier_noun_overlap(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "a modifier attends where its noun attends",
+    figure="correlation of the modifier's and the noun's map",
+    sees="attributes bound to the wrong object",
+    blind_to="no default limit: a causal text encoder may carry both in the later token",
+)
+def modifier_noun_overlap(attention: AttentionRun) -> Measurement:
     """Correlation over space of the modifier's and the noun's late maps, mean over prompts and named layers."""
     _require_cross(attention)
     nouns = [phrase.noun for phrase in attention.phrases]
@@ -178,8 +232,14 @@ def modifier_noun_overlap(attention: Any) -> Measurement:
     )
 
 
-@check("attention", "tokens have maps of their own")
-def attention_tokens_differ(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "tokens have maps of their own",
+    figure="correlation between tokens' maps",
+    sees="one map for all words",
+    blind_to="which word has which map",
+)
+def attention_tokens_differ(attention: AttentionRun) -> Measurement:
     """Correlation over space between the late maps of different content tokens, mean over pairs and prompts."""
     _require_cross(attention)
     values = []
@@ -200,8 +260,15 @@ def attention_tokens_differ(attention: Any) -> Measurement:
     )
 
 
-@check("attention", "attention sharpens from noisy to clean")
-def attention_sharpens(attention: Any) -> Measurement:
+@check(
+    "attention",
+    "attention sharpens from noisy to clean",
+    figure="share of prompts whose entropy is lower in the last fifth of the steps",
+    sees="a denoiser whose attention does not settle",
+    blind_to="judged only for layers that you name",
+    plot=plots.sharpening,
+)
+def attention_sharpens(attention: AttentionRun) -> Measurement:
     """Share of prompts whose token entropy is lower over the last fifth of the steps than over the first fifth."""
     _require_cross(attention)
     curves = torch.stack([attention.entropies(name) for name in attention.named]).mean(0)
@@ -222,25 +289,25 @@ def attention_sharpens(attention: Any) -> Measurement:
         protocol={"layer": _named(attention)},
         series={"share_by_layer": by_layer},
         # The demo, which is sound, sharpens in 98 % of prompts in one layer and in 42 % in another.
-        unjudged=_of_unnamed_layers(attention, "sharpening is a property of layers"),
+        unjudged=_of_unnamed_layers(attention, "sharpening differs between layers"),
         hint=f"Mean entropy goes from {float(curves[:span].mean()):.3f} to {float(curves[-span:].mean()):.3f}.",
     )
 
 
-def _require_cross(attention: Any) -> None:
-    """Refuse to measure what is not cross-attention; `attention_is_cross` says so as a failure."""
+def _require_cross(attention: AttentionRun) -> None:
+    """Raise NotApplicable for what is not cross-attention; `attention_is_cross` reports it as a failure."""
     for one in attention.records:
         for name, record in one.layers.items():
             if not record.is_cross:
-                raise NotApplicable(f"{name} recorded self-attention, which has no tokens to speak of.")
+                raise NotApplicable(f"{name} recorded self-attention, which has no tokens.")
 
 
-def _of_unnamed_layers(attention: Any, why: str) -> str:
-    """Why figures of layers that nobody named are not judged: in sound models some have them, and others do not."""
-    return "" if attention.are_named else f"{why}, so name those that show it in your model by --diffusion-attention-layers."
+def _of_unnamed_layers(attention: AttentionRun, why: str) -> str:
+    """Why figures of layers that nobody named are not judged: in sound models they hold for some layers and not for others."""
+    return "" if attention.are_named else f"{why}; name the layers that show it in your model by --diffusion-attention-layers."
 
 
-def _named(attention: Any) -> str:
+def _named(attention: AttentionRun) -> str:
     return _shown(attention.named)
 
 
@@ -251,13 +318,13 @@ def _shown(layers: list[str]) -> str:
     return f"{', '.join(prefixes)}: {len(layers)} layers"
 
 
-def _examples(localisation: Any) -> list[dict[str, Any]]:
+def _examples(localisation: Localisation) -> list[dict[str, Any]]:
     """The last word of a few references (a phrase's noun): picture, map and mask, for the report."""
     maps = localisation.word_maps()[:, -1:]
     overlaps = _word_ious(maps, localisation.masks)
     return [
         {
-            "image": data_uri(localisation.images[row]),
+            "image": pictures.data_uri(localisation.images[row]),
             "word": localisation.words[row][-1],
             "map": _small(maps[row, 0]),
             "mask": _small(localisation.masks[row].float()),
@@ -272,14 +339,14 @@ def _word_ious(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return torch.stack([area_matched_iou(maps[:, word], masks) for word in range(maps.shape[1])]).amin(0)
 
 
-def _overlays(attention: Any) -> dict[str, Any]:
+def _overlays(attention: AttentionRun) -> dict[str, Any]:
     """Maps of the first prompt's content tokens at a few timesteps, over the generated image, for the report."""
     record = attention.records[0]
     name = attention.named[-1]
     steps = record.layers[name].steps
     kept = record.content[0].nonzero().flatten().tolist() if record.content is not None else []
     return {
-        "image": data_uri(attention.images[0]),
+        "image": pictures.data_uri(attention.images[0]),
         "prompt": attention.phrases[0].prompt,
         "tokens": [plain(record.tokens[0][place]) for place in kept],
         "map_timesteps": [record.timesteps[step] for step in steps],

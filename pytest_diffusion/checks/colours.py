@@ -1,17 +1,20 @@
-"""Guards on colours: a value range, a channel order or a lost hue that no single image can show, but a set against a set can."""
+"""Guards on colours: a wrong value range, channel order or lost colour, which only a comparison of two sets can show."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from pytest_diffusion.checks.guards import images_of
+from pytest_diffusion.checks.guards import FLAT, images_of
 from pytest_diffusion.checks.registry import check
+from pytest_diffusion.config.cache import checksum
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.statistics import jackknife, wilson_interval
+from pytest_diffusion.maths.tensors import ArrayLike
+from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -26,13 +29,19 @@ _WRONG_RANGES = {
 }
 
 
-@check("metrics", "samples use the value range of the reference")
-def value_range(samples: Any, reference: Reference) -> Measurement:
-    """How much nearer the samples' pixel levels come to the reference's after a wrong mapping of the latter.
+@check(
+    "metrics",
+    "samples use the value range of the reference",
+    figure="gain of a wrong mapping of [−1, 1], [0, 1] and 0 to 255; −1 is right, +1 is wrong",
+    sees="images mapped twice or never, by name; skipped where the reference would look alike",
+    blind_to="contrast and brightness",
+)
+def value_range(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
+    """How much closer the samples' pixel levels are to the reference's after a wrong mapping of the reference.
 
-    The mappings are those of [−1, 1] to [0, 1] done twice or not at all, and of [0, 1] to levels not done. The
-    difference of two distances between histograms (1-Wasserstein, in levels), over the distance that the mapping
-    makes in the reference itself: −1 where the range is right, +1 where it is wrong.
+    The wrong mappings are: [−1, 1] to [0, 1] twice, [−1, 1] to [0, 1] never, and [0, 1] taken for levels of 255. The
+    figure is a difference of two distances between histograms (1-Wasserstein, in levels), divided by the distance that
+    the mapping makes in the reference itself: −1 where the range is right, +1 where it is wrong.
     """
     ours, theirs = (_histograms(images) for images in _both(samples, reference))
     moved = {name: _mapped(theirs, levels) for name, levels in _WRONG_RANGES.items()}
@@ -41,7 +50,7 @@ def value_range(samples: Any, reference: Reference) -> Measurement:
     moved = {name: wrong for name, wrong in moved.items() if _distance(wrong, theirs) > max(_VISIBLE, 10 * chance)}
     if len(moved) < len(_WRONG_RANGES):
         unseen = [name for name in _WRONG_RANGES if name not in moved]
-        raise NotApplicable(f"the reference would look alike if {' or if '.join(unseen)}.")
+        raise NotApplicable(f"the reference would look the same if {' or if '.join(unseen)}.")
     best = min(moved, key=lambda name: _distance(ours, moved[name]))
 
     def gain(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -57,13 +66,19 @@ def value_range(samples: Any, reference: Reference) -> Measurement:
     )
 
 
-@check("metrics", "samples have the channel order of the reference")
-def channel_order(samples: Any, reference: Reference) -> Measurement:
-    """How much nearer the samples' colours come to the reference's with channels in another order.
+@check(
+    "metrics",
+    "samples have the channel order of the reference",
+    figure="gain of another order of the channels; −1 is right, +1 is wrong",
+    sees="BGR for RGB; skipped where the data look alike in every order",
+    blind_to="a small change of hue",
+)
+def channel_order(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
+    """How much closer the samples' colours are to the reference's with channels in another order.
 
-    The difference of two Fréchet distances of mean colours (N, 3), over the distance that the same swap makes in
-    the reference itself: −1 where the order is right, +1 where it is wrong. Skipped where the reference's
-    colours look the same in every order.
+    The figure is a difference of two Fréchet distances of mean colours (N, 3), divided by the distance that the same
+    swap makes in the reference itself: −1 where the order is right, +1 where it is wrong. Skipped where the
+    reference's colours look the same in every order.
     """
     ours, theirs = (_colours(images) for images in _both(samples, reference))
     orders = [list(order) for order in itertools.permutations(range(3)) if order != (0, 1, 2)]
@@ -85,9 +100,15 @@ def channel_order(samples: Any, reference: Reference) -> Measurement:
     )
 
 
-@check("metrics", "samples are as colourful as the reference")
-def grey_images(samples: Any, reference: Reference) -> Measurement:
-    """Share of samples without any colour, less the reference's: a model that lost its chroma, or a reference in grey."""
+@check(
+    "metrics",
+    "samples are as colourful as the reference",
+    figure="share of grey samples beyond the reference's",
+    sees="lost chroma, a grey reference",
+    blind_to="pale colours",
+)
+def grey_images(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
+    """Share of samples without any colour, minus the same share of the reference."""
     ours, theirs = _both(samples, reference)
     grey = [torch.cat([_is_grey(part) for part in images.split(256)]) for images in (ours, theirs)]
     shares = [float(flags.double().mean()) for flags in grey]
@@ -109,15 +130,23 @@ def grey_images(samples: Any, reference: Reference) -> Measurement:
     )
 
 
-@check("metrics", "reference images are fit to compare with")
+@check(
+    "metrics",
+    "reference images are fit to compare with",
+    figure="share of reference images that are constant, repeated or transparent",
+    sees="a broken data set, with counts and the first of each",
+    blind_to="what the images show",
+)
 def reference_images(reference: Reference) -> Measurement:
-    """Share of reference images that are constant, repeat another or hide something behind an alpha channel."""
+    """Share of reference images that are constant, repeat another image or have an alpha channel."""
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics, whose images cannot be seen.")
     flat = reference.images.flatten(1)
-    constant = (flat.max(1).values.int() - flat.min(1).values.int()) < 8
-    first_of: dict[int, int] = {}
-    repeats = [first_of.setdefault(hash(image.numpy().tobytes()), index) != index for index, image in enumerate(reference.images)]
+    constant = (flat.max(1).values.int() - flat.min(1).values.int()) < FLAT
+    first_of: dict[str, int] = {}
+    repeats = [
+        first_of.setdefault(checksum(image.contiguous().numpy().data), index) != index for index, image in enumerate(reference.images)
+    ]
     found = {"constant": constant, "repeated": torch.tensor(repeats), "with an alpha channel": _flags(reference.alpha, len(flat))}
     wrong = torch.stack(list(found.values())).any(0)
     hint = " ".join(
@@ -129,7 +158,7 @@ def reference_images(reference: Reference) -> Measurement:
     return Measurement(share, "share of unfit reference images", num_reference=len(flat), hint=hint)
 
 
-def _both(samples: Any, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
+def _both(samples: Samples | ArrayLike, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics, whose colours cannot be seen.")
     ours = images_of(samples)[0]
@@ -163,7 +192,7 @@ def _is_grey(images: torch.Tensor) -> torch.Tensor:
     return (levels.amax(1) - levels.amin(1)).flatten(1).amax(1) <= 2
 
 
-def _flags(indices: Any, count: int) -> torch.Tensor:
+def _flags(indices: Sequence[int], count: int) -> torch.Tensor:
     flags = torch.zeros(count, dtype=torch.bool)
     flags[list(indices)] = True
     return flags

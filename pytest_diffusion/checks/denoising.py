@@ -1,4 +1,4 @@
-"""Checks of a pixel model's denoiser against closed forms: its loss, its trajectory, and the forward process it was trained on."""
+"""Checks of a pixel model's denoiser against closed forms, and of the forward process that it was trained on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, epsilon_losses
+from pytest_diffusion.checks import plots
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.maths.statistics import mean_error
 from pytest_diffusion.models.levels import NoiseLevel, kind_of, level_of_timestep
-from pytest_diffusion.models.schedulers import num_train_timesteps, with_timesteps
+from pytest_diffusion.models.schedulers import Scheduler, num_train_timesteps, with_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -20,9 +21,15 @@ _SHARES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.95)
 """Where along the training schedule the loss is measured."""
 
 
-@check("schedule", "the forward process has the schedule's marginals")
-def forward_marginals(scheduler: Any) -> Measurement:
-    """Largest deviation of `add_noise` (or `scale_noise`) from α·x₀ + σ·noise of the schedule, in units of the noisier part.
+@check(
+    "schedule",
+    "the forward process has the schedule's marginals",
+    figure="largest deviation of `add_noise` or `scale_noise` from αx₀ + σε",
+    sees="a missing square root, a wrong σ",
+    blind_to="inference: the plan and the steps",
+)
+def forward_marginals(scheduler: Scheduler) -> Measurement:
+    """Largest deviation of `add_noise` (or `scale_noise`) from α·x₀ + σ·noise of the schedule, relative to the larger of α and σ.
 
     Source: arXiv:2006.11239, equation 4; arXiv:2206.00364, table 1; arXiv:2210.02747, equation 20.
     """
@@ -42,7 +49,7 @@ def forward_marginals(scheduler: Any) -> Measurement:
                 _noised(fresh, method, image, 1 - image, timestep) for image in (torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
             )
         except (NotImplementedError, IndexError) as error:
-            raise NotApplicable(f"{name}.{method} cannot be asked by timestep: {error}") from error
+            raise NotApplicable(f"{name}.{method} does not take single timesteps: {error}") from error
         gaps = [
             max(float((kept - alpha).abs().max()), float((added - sigma).abs().max())) / max(alpha, sigma, 1e-12) for alpha, sigma in laws
         ]
@@ -53,12 +60,19 @@ def forward_marginals(scheduler: Any) -> Measurement:
     return Measurement(worst, "largest deviation of the forward process", hint=hint)
 
 
-@check("metrics", "the denoiser is no worse than a linear filter")
+@check(
+    "metrics",
+    "the denoiser is no worse than a linear filter",
+    figure="ε-loss on held-out images minus a linear filter's, at the worst of six timesteps",
+    sees="untrained or damaged weights, a wrong timestep",
+    blind_to="anything beyond second moments; unconditional pixel models only",
+    plot=plots.loss,
+)
 def denoising_loss(denoisers: Denoisers) -> Measurement:
-    """The model's ε-loss on held-out images less that of the Wiener filter fitted to the others, at the worst of six timesteps.
+    """The model's ε-loss on held-out images minus that of the Wiener filter fitted to the other images, at the worst of six timesteps.
 
-    The linear filter is the best that second moments allow: a trained model has less loss but for its own error of
-    about 0.001, an untrained, damaged or wrongly conditioned one more; a model that predicts nothing has 1.
+    The linear filter is the best that second moments allow. A trained model has a smaller loss, up to an error of its
+    own of about 0.001; an untrained, damaged or wrongly conditioned model has a larger one, and predicting zero has 1.
     Source: arXiv:2006.11239, equation 14, against the closed form of docs/oracle.md.
     """
     total = num_train_timesteps(denoisers.model.scheduler)
@@ -76,7 +90,14 @@ def denoising_loss(denoisers: Denoisers) -> Measurement:
     )
 
 
-@check("metrics", "the denoiser follows a closed form")
+@check(
+    "metrics",
+    "the denoiser follows a closed form",
+    figure="R² with a linear filter along the trajectory",
+    sees="how far a model is from linear",
+    blind_to="no default limit; unconditional pixel models only",
+    plot=plots.trajectory,
+)
 def trajectory_agreement(denoisers: Denoisers) -> Measurement:
     """R² between the model's clean predictions and the closed form's, over all evaluations of the model's own trajectory."""
     found = compare_trajectories(denoisers.model, denoisers.closed_form, num_inference_steps=20)
@@ -87,17 +108,17 @@ def trajectory_agreement(denoisers: Denoisers) -> Measurement:
 
 
 def _noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """A fresh copy's answer: some schedulers remember the first timestep that they were asked about."""
+    """Noised images of a fresh copy: some schedulers remember the first timestep that they were given."""
     call, at = getattr(copy.deepcopy(scheduler), method), timestep.reshape(1)
     noised: torch.Tensor = call(image, at, noise) if method == "scale_noise" else call(image, noise, at)
     return noised
 
 
 def _laws(scheduler: Any, timestep: torch.Tensor) -> list[tuple[float, float]]:
-    """The α and σ that a sample (not the model's input) may rightly have at a timestep of a scheduler whose timesteps are set.
+    """All pairs of α and σ that are correct for a sample (not the model's input) at a timestep, once timesteps are set.
 
-    More than one where timesteps are rounded: two steps may share one, whose σ differ; and what the training schedule
-    has at the timestep is as right as the σ that the step takes.
+    There may be more than one where timesteps are rounded: two steps with different σ may share a timestep, and both
+    the training schedule's level at the timestep and the step's own σ are correct.
     """
     kind = kind_of(scheduler)
     sigmas = getattr(scheduler, "sigmas", None)
@@ -111,5 +132,5 @@ def _laws(scheduler: Any, timestep: torch.Tensor) -> list[tuple[float, float]]:
         level = level_of_timestep(scheduler, timestep)
         laws.append((float(level.alpha), float(level.sigma)))
     if not laws:
-        raise NotApplicable(f"{type(scheduler).__name__} does not tell its noise level at a timestep.")
+        raise NotApplicable(f"the noise level of {type(scheduler).__name__} at a timestep is not known.")
     return laws

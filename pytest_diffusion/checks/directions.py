@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
+from pytest_diffusion.checks import pictures, plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri
-from pytest_diffusion.maths.statistics import mean_error, sign_flip_p_value
+from pytest_diffusion.features.clip import Scorer
+from pytest_diffusion.maths.statistics import mean_error, rank_correlations, sign_flip_p_value
+from pytest_diffusion.samples.direction import Direction
 from pytest_diffusion.verdicts.verdict import Measurement
 
 
-@check("latent", "a prompt pair changes different samples the same way")
-def semantic_direction(direction: Any, clip: Any) -> Measurement:
+@check(
+    "latent",
+    "a prompt pair changes different samples the same way",
+    figure="agreement of the changes that a prompt pair causes",
+    sees="an attribute that changes samples at random",
+    blind_to="whether the change is the one that the prompts name",
+    pictures=pictures.direction,
+)
+def semantic_direction(direction: Direction, clip: Scorer) -> Measurement:
     """Mean cosine between each sample's change and the mean change of the others, in CLIP's image space.
 
     `direction` holds images of both prompts at the same seeds. Random changes give about 0.
@@ -22,8 +29,8 @@ def semantic_direction(direction: Any, clip: Any) -> Measurement:
     change = _changes(direction, clip)
     values = _agreement(change)
     series = {
-        "sources": [data_uri(image) for image in direction.source_images[:8]],
-        "targets": [data_uri(image) for image in direction.target_images[:8]],
+        "sources": [pictures.data_uri(image) for image in direction.source_images[:8]],
+        "targets": [pictures.data_uri(image) for image in direction.target_images[:8]],
         "prompts": [direction.pair.source, direction.pair.target],
     }
     return Measurement.with_error(
@@ -37,9 +44,15 @@ def semantic_direction(direction: Any, clip: Any) -> Measurement:
     )
 
 
-@check("latent", "the agreement of changes is no chance")
-def semantic_direction_chance(direction: Any, clip: Any) -> Measurement:
-    """p-value of the agreement: how often it is as large when each seed's two images trade places at random."""
+@check(
+    "latent",
+    "the agreement of changes is not due to chance",
+    figure="p-value of that agreement, with each seed's two images exchanged at random",
+    sees="an agreement by luck",
+    blind_to="how strong the change is",
+)
+def semantic_direction_chance(direction: Direction, clip: Scorer) -> Measurement:
+    """p-value of the agreement: how often it is as large when each seed's two images are exchanged at random."""
     change = _changes(direction, clip)
 
     def statistic(signs: torch.Tensor) -> torch.Tensor:
@@ -50,15 +63,23 @@ def semantic_direction_chance(direction: Any, clip: Any) -> Measurement:
         "p-value of the agreement of changes",
         num_samples=len(change),
         protocol={"extractor": f"CLIP {clip.name}"},
-        hint="Source and target images could trade places: the prompts make no difference that CLIP sees.",
+        hint="Source and target images could be exchanged: the prompts make no difference that CLIP sees.",
     )
 
 
-@check("latent", "going further along a direction changes more")
-def semantic_strength(direction: Any, clip: Any) -> Measurement:
+@check(
+    "latent",
+    "going further along a direction changes more",
+    figure="rank correlation of strength and change, as the prompt's embedding goes from source to target",
+    sees="a text embedding that the images do not follow smoothly",
+    blind_to="the size of the change",
+    plot=plots.strength,
+    pictures=pictures.strengths,
+)
+def semantic_strength(direction: Direction, clip: Scorer) -> Measurement:
     """Rank correlation of strength and change along the direction, mean over seeds, as the prompt's embedding goes from source to target.
 
-    The change is measured along the mean change of the other seeds, so that a sample does not vouch for itself.
+    The change is measured along the mean change of the other seeds, so that no sample confirms itself.
     """
     change = _changes(direction, clip)
     axes = F.normalize(change.sum(0) - change, dim=1)
@@ -67,7 +88,7 @@ def semantic_strength(direction: Any, clip: Any) -> Measurement:
     count = len(swept[0])
     along = torch.stack([((embeds - start[:count]) * axes[:count]).sum(1) for embeds in swept], 1)
     strengths = torch.tensor(list(direction.sweep), dtype=torch.float64)
-    values = _rank_correlation(along, strengths)
+    values = rank_correlations(along, strengths)
     return Measurement.with_error(
         float(values.mean()),
         mean_error(values),
@@ -75,11 +96,11 @@ def semantic_strength(direction: Any, clip: Any) -> Measurement:
         num_samples=count,
         protocol={"extractor": f"CLIP {clip.name}"},
         series={"strengths": strengths.tolist(), "change": along.mean(0).tolist(), "strip": _strip(direction)},
-        hint="The change does not grow with the strength of the direction: the text embedding is not heard smoothly.",
+        hint="The change does not grow with the strength of the direction: the images do not follow the text embedding smoothly.",
     )
 
 
-def _changes(direction: Any, clip: Any) -> torch.Tensor:
+def _changes(direction: Direction, clip: Scorer) -> torch.Tensor:
     changes: torch.Tensor = clip.image_embeds(direction.target_images).double() - clip.image_embeds(direction.source_images).double()
     return changes
 
@@ -89,20 +110,7 @@ def _agreement(change: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(change, change.sum(0) - change, dim=1).nan_to_num(0.0)
 
 
-def _rank_correlation(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Spearman's correlation of each row of values (N, K) with `order` (K,), (N,); 0 for a row that does not vary."""
-
-    def ranks(rows: torch.Tensor) -> torch.Tensor:
-        below = (rows[:, None, :] < rows[:, :, None]).double().sum(2)
-        ties = (rows[:, None, :] == rows[:, :, None]).double().sum(2)
-        centred = below + (ties - 1) / 2
-        return centred - centred.mean(1, keepdim=True)
-
-    first, second = ranks(values), ranks(order[None])
-    return F.cosine_similarity(first, second.expand_as(first), dim=1).nan_to_num(0.0)
-
-
-def _strip(direction: Any) -> list[list[str]]:
+def _strip(direction: Direction) -> list[list[str]]:
     """A few seeds at each strength, one list of pictures for each seed."""
     shown = range(min(3, len(next(iter(direction.sweep.values())))))
-    return [[data_uri(images[row]) for images in direction.sweep.values()] for row in shown]
+    return [[pictures.data_uri(images[row]) for images in direction.sweep.values()] for row in shown]

@@ -1,40 +1,53 @@
-"""Guards on the images themselves: what makes every other figure meaningless is said first."""
+"""Guards on the images themselves: faults that make every other figure meaningless."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
+import numpy as np
 import torch
 
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri
+from pytest_diffusion.config.cache import checksum
 from pytest_diffusion.data.references import Reference
+from pytest_diffusion.maths.tensors import ArrayLike
+from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
+FLAT = 8
+"""Levels of 256 that an image must span not to count as constant."""
 
-@check("metrics", "every sample is finite")
-def finite_images(samples: Any) -> Measurement:
-    """Samples in which the model gave nan or infinity. `samples`: the store's, or float images (N, 3, H, W)."""
+
+@check(
+    "metrics",
+    "every sample is finite",
+    figure="samples with nan or infinity",
+    sees="overflow in half precision, a division by zero",
+    blind_to="anything that is finite",
+)
+def finite_images(samples: Samples | ArrayLike) -> Measurement:
+    """Number of samples in which the model gave nan or infinity. `samples`: the store's, or float images (N, 3, H, W)."""
     images, finite = images_of(samples)
     wrong = int((~finite).sum())
     hint = ""
     if wrong:
         first = int((~finite).nonzero()[0])
         hint = f"The first is sample {first}: the denoiser or the decoder overflows or divides by zero (try float32)."
-    return Measurement(
-        wrong, "number of samples with nan or infinity", num_samples=len(images), hint=hint, series=_gallery(samples, images)
-    )
+    return Measurement(wrong, "number of samples with nan or infinity", num_samples=len(images), hint=hint)
 
 
-@check("metrics", "no sample is constant")
-def constant_images(samples: Any) -> Measurement:
-    """Samples whose pixels span less than 8 of 256 levels: black, white or grey frames."""
+@check(
+    "metrics",
+    "no sample is constant",
+    figure="samples that span less than 8 of 256 levels",
+    sees="black frames, a safety checker that blacked images out",
+    blind_to="a frame with a single bright pixel",
+)
+def constant_images(samples: Samples | ArrayLike) -> Measurement:
+    """Number of samples whose pixels span less than 8 of 256 levels: black, white or grey frames."""
     images, _ = images_of(samples)
     flat = images.flatten(1)
     spans = flat.max(1).values.int() - flat.min(1).values.int()
-    wrong = (spans < 8).nonzero().flatten()
+    wrong = (spans < FLAT).nonzero().flatten()
     hint = ""
     if len(wrong):
         level = float(flat[wrong[0]].float().mean())
@@ -43,14 +56,20 @@ def constant_images(samples: Any) -> Measurement:
     return Measurement(len(wrong), "number of constant samples", num_samples=len(images), hint=hint)
 
 
-@check("metrics", "no sample repeats another")
-def duplicate_images(samples: Any) -> Measurement:
-    """Samples that equal an earlier one to the last bit, though their seeds differ."""
+@check(
+    "metrics",
+    "no sample repeats another",
+    figure="samples equal to an earlier one",
+    sees="seeds without effect",
+    blind_to="near-copies",
+)
+def duplicate_images(samples: Samples | ArrayLike) -> Measurement:
+    """Number of samples that equal an earlier one in every bit, though their seeds differ."""
     images, _ = images_of(samples)
-    first_of: dict[bytes, int] = {}  # by digest: ten thousand images would not fit in memory
+    first_of: dict[str, int] = {}  # by checksum: ten thousand images would not fit in memory
     repeats = []
     for index, image in enumerate(images):
-        earlier = first_of.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), index)
+        earlier = first_of.setdefault(checksum(image.contiguous().numpy().data), index)
         if earlier != index:
             repeats.append((index, earlier))
     hint = ""
@@ -59,9 +78,15 @@ def duplicate_images(samples: Any) -> Measurement:
     return Measurement(len(repeats), "number of repeated samples", num_samples=len(images), hint=hint)
 
 
-@check("metrics", "samples and reference have one resolution")
-def same_resolution(samples: Any, reference: Reference) -> Measurement:
-    """Reference images whose source resolution is below the samples': enlarging them would blur the reference."""
+@check(
+    "metrics",
+    "samples and reference have one resolution",
+    figure="reference images smaller than the samples",
+    sees="an enlarged, blurred reference",
+    blind_to="JPEG artefacts",
+)
+def same_resolution(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
+    """Number of reference images whose own resolution is below the samples': enlarging them would blur the reference."""
     images, _ = images_of(samples)
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics, which does not record a resolution.")
@@ -80,9 +105,12 @@ def same_resolution(samples: Any, reference: Reference) -> Measurement:
     return Measurement(sum(small.values()), "number of reference images below the samples' resolution", num_samples=len(images), hint=hint)
 
 
-def images_of(samples: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 images (N, 3, H, W) and which of them are finite, from the store's samples or from a tensor."""
-    if hasattr(samples, "images"):
+def images_of(samples: Samples | ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 images (N, 3, H, W) and which of them are finite, from the store's samples or from images.
+
+    Raises ValueError for images of another rank.
+    """
+    if not isinstance(samples, torch.Tensor | np.ndarray):
         return samples.images, samples.finite
     tensor = torch.as_tensor(samples)
     if tensor.ndim != 4:
@@ -91,13 +119,3 @@ def images_of(samples: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return tensor, torch.ones(len(tensor), dtype=torch.bool)
     finite = torch.isfinite(tensor).flatten(1).all(1)
     return (tensor.nan_to_num(0, 1, 0).clamp(0, 1) * 255).round().to(torch.uint8), finite
-
-
-def _gallery(samples: Any, images: torch.Tensor) -> dict[str, Any]:
-    """The first samples and their prompts, for the report."""
-    count = min(len(images), 24)
-    prompts = getattr(samples, "prompts", None)
-    return {
-        "images": [data_uri(image) for image in images[:count]],
-        "captions": list(prompts[:count]) if prompts else [f"seed {seed}" for seed in getattr(samples, "seeds", range(count))[:count]],
-    }

@@ -6,35 +6,46 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from pytest_diffusion.checks import pictures, plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.checks.thumbnails import data_uri
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.similarity import psnr, ssim
 from pytest_diffusion.maths.statistics import jackknife, mean_error
+from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.samples.latent_fit import LatentFit
+from pytest_diffusion.samples.round_trip import RoundTrip
+from pytest_diffusion.samples.trials import Trials
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
-ROUND_TRIP_IMAGES = 200
 FACTORS = [2 ** (index / 4) for index in range(-16, 17)]
 OFFSET = 0.1
 ALIKE = 0.1
-"""Share of the error; what changes less by trading two channels may be chance."""
+"""Relative change of the error by swapping two channels below which they may be alike."""
 
 
-@check("latent", "the VAE gives images back")
-def vae_psnr(latents: Any, reference: Reference) -> Measurement:
+@check(
+    "latent",
+    "the VAE reproduces images",
+    figure="PSNR of decode(encode(x)) in dB",
+    sees="a VAE that loses the image; channels swapped in the decoder, by name",
+    blind_to="small details that few pixels hold",
+    pictures=pictures.round_trips,
+)
+def vae_psnr(latents: LatentCodec, reference: Reference, round_trip: RoundTrip | None = None) -> Measurement:
     """Mean peak signal-to-noise ratio of decode(encode(x)) over reference images, in dB."""
-    images = reference.require_images()[:ROUND_TRIP_IMAGES]
-    encoded = latents.encode(images)
-    decoded = latents.decode(encoded)
+    trip = round_trip if round_trip is not None else RoundTrip.of(latents, reference)
+    images, decoded = trip.images, trip.decoded
     values = psnr(decoded, images.float() / 255)
     worst = int(values.argmin())
     shown = (decoded * 255).round().to(torch.uint8)
-    series = {"originals": [data_uri(image) for image in images[:6]], "round_trips": [data_uri(image) for image in shown[:6]]}
+    series = {
+        "originals": [pictures.data_uri(image) for image in images[:6]],
+        "round_trips": [pictures.data_uri(image) for image in shown[:6]],
+    }
     return Measurement.with_error(
         float(values.mean()),
         mean_error(values),
@@ -42,15 +53,21 @@ def vae_psnr(latents: Any, reference: Reference) -> Measurement:
         unit="dB",
         num_samples=len(values),
         series=series,
-        hint=f"The worst is {reference.label(worst)} with {float(values[worst]):.1f} dB." + _swapped_in_decoder(latents, encoded, images),
+        hint=f"The worst is {reference.label(worst)} with {float(values[worst]):.1f} dB." + _swapped_in_decoder(latents, trip),
     )
 
 
-@check("latent", "the VAE keeps the structure of images")
-def vae_ssim(latents: Any, reference: Reference) -> Measurement:
+@check(
+    "latent",
+    "the VAE keeps the structure of images",
+    figure="structural similarity of decode(encode(x)) and x",
+    sees="edges and textures that are no longer preserved",
+    blind_to="colours",
+)
+def vae_ssim(latents: LatentCodec, reference: Reference, round_trip: RoundTrip | None = None) -> Measurement:
     """Mean structural similarity of decode(encode(x)) and x over reference images; 1 is the same."""
-    images = reference.require_images()[:ROUND_TRIP_IMAGES]
-    values = ssim(latents.decode(latents.encode(images)), images.float() / 255)
+    trip = round_trip if round_trip is not None else RoundTrip.of(latents, reference)
+    values = ssim(trip.decoded, trip.images.float() / 255)
     worst = int(values.argmin())
     return Measurement.with_error(
         float(values.mean()),
@@ -61,14 +78,20 @@ def vae_ssim(latents: Any, reference: Reference) -> Measurement:
     )
 
 
-@check("latent", "scaled latents have unit spread")
-def latent_std(latents: Any, reference: Reference) -> Measurement:
+@check(
+    "latent",
+    "scaled latents have unit spread",
+    figure="standard deviation of scaled latents",
+    sees="a missing, doubled or wrong scaling factor, by name",
+    blind_to="a factor that the denoiser was trained with, though the spread is not 1",
+)
+def latent_std(latents: LatentCodec, reference: Reference, round_trip: RoundTrip | None = None) -> Measurement:
     """Standard deviation of scaled latents of reference images; the denoiser was trained at about 1."""
-    images = reference.require_images()[:ROUND_TRIP_IMAGES]
-    encoded = latents.encode(images)
+    trip = round_trip if round_trip is not None else RoundTrip.of(latents, reference)
+    images, encoded = trip.images, trip.latents
     value = float(encoded.std())
     raw = value / latents.scaling_factor
-    # A factor f brings raw latents to 1; missing it leaves 1/f, applying it twice leaves f.
+    # A factor f brings raw latents to 1. Without it their spread is 1/f, and applied twice it is f.
     ideal = 1 / raw if raw > 0 else math.inf
     hint = f"A scaling factor of {ideal:.4g} would bring it to 1; the configuration says {latents.scaling_factor:.4g}."
     if latents.scaling_factor == 1 and not 0.7 < raw < 1.4:
@@ -78,7 +101,7 @@ def latent_std(latents: Any, reference: Reference) -> Measurement:
     elif not 0.7 < value < 1.4:
         hint += " The VAE's scaling factor is wrong."
     if not 0.7 < value < 1.4 and value > 0:
-        # What a denoiser that makes latents of unit spread would give: too small a factor saturates, too large a one is flat.
+        # Images of a denoiser whose latents have unit spread: too small a factor saturates them, too large a one makes them flat.
         contrast = float(latents.decode(encoded[:16] / value).std()), float((images[:16].float() / 255).std())
         hint += f" Latents of unit spread decode to a contrast of {contrast[0]:.2f}; the references have {contrast[1]:.2f}."
     per_sample = encoded.flatten(1).std(1)
@@ -87,15 +110,21 @@ def latent_std(latents: Any, reference: Reference) -> Measurement:
     )
 
 
-@check("latent", "the pipeline decodes its latents as the VAE's configuration says")
-def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
+@check(
+    "latent",
+    "the pipeline decodes its latents as the VAE's configuration says",
+    figure="difference between the pipeline's images and its latents decoded by the VAE's configuration",
+    sees="a pipeline that forgets or doubles factor or shift, or swaps channels, by name",
+    blind_to="a configuration that is wrong itself",
+)
+def pipeline_decodes(trials: Trials, latents: LatentCodec) -> Measurement:
     """Mean difference in 8-bit levels between the pipeline's images and its final latents decoded by factor and shift."""
     final, images = trials.latents(), trials.plain.float() / 255
     decoded = latents.decode(final)
     if decoded.shape != images.shape:
         # PixArt draws at the nearest size that it was trained on, and shrinks the images alone.
         sizes = [f"{one.shape[-1]}x{one.shape[-2]}" for one in (decoded, images)]
-        raise NotApplicable(f"its latents are of images of {sizes[0]}, and the pipeline resized them to {sizes[1]}.")
+        raise NotApplicable(f"its latents decode to {sizes[0]}, and the pipeline resized the images to {sizes[1]}.")
     difference = _levels(decoded, images)
     hint = ""
     if difference > 0:
@@ -108,23 +137,31 @@ def pipeline_decodes(trials: Any, latents: Any) -> Measurement:
     return Measurement(difference, "mean difference between pipeline and configuration", "levels", num_samples=len(final), hint=hint)
 
 
-@check("latent", "the denoiser expects latents of the scale that the encoder gives")
-def latent_scale(latent_fit: Any) -> Measurement:
-    """The factor on encoded references at which predictions are as long as their share of the truth; 1 is right.
+@check(
+    "latent",
+    "the denoiser expects latents of the scale that the encoder gives",
+    figure="scale factor at which the prediction's squared norm equals its inner product with the true latents",
+    sees="a scaling factor that the denoiser was not trained with",
+    blind_to="distilled models: theirs is reported only",
+    plot=plots.scale,
+)
+def latent_scale(latent_fit: LatentFit) -> Measurement:
+    """Scale factor at which the prediction's squared norm equals its inner product with the true latents; 1 is right.
 
-    A denoiser that predicts the mean of what a noisy picture may show is never off at the scale of its training: the error
-    is at right angles to the prediction. Smaller latents it takes for stronger ones, larger ones for weaker ones.
+    A denoiser that predicts the mean of all images which a noisy one may come from has an error that is orthogonal to its
+    prediction, at the scale of its training and at no other. Too-small latents are over-predicted, too-large ones
+    under-predicted.
     """
     scouted = [_log_ratio(latent_fit.scout.agreement(factor)) for factor in FACTORS]
     series = {"factors": FACTORS, "log_ratios": scouted}
     count = len(latent_fit.own_errors)
-    unjudged = "a model that draws without guidance may be distilled: it does not predict the mean." if latent_fit.is_distilled else ""
+    unjudged = "a model without guidance may be distilled, and then it does not predict the mean." if latent_fit.is_distilled else ""
     crossings = [place for place in range(len(FACTORS) - 1) if scouted[place] < 0 <= scouted[place + 1]]
     if not crossings:
         edge = FACTORS[-1] if scouted[-1] < 0 else FACTORS[0]
         return Measurement(edge, "factor of the latents", num_samples=count, series=series, hint=_UNKNOWN, unjudged=unjudged)
     place = min(crossings, key=lambda place: abs(math.log(FACTORS[place])))
-    # On all images the crossing may lie a little beside that of the few.
+    # With all images the crossing may lie a little beside that of the first few.
     nearby = FACTORS[max(0, place - 1) : place + 3]
     figures = torch.stack([latent_fit.agreement(factor) for factor in nearby], 1)
 
@@ -137,7 +174,7 @@ def latent_scale(latent_fit: Any) -> Measurement:
 
     exponent, error = jackknife(crossing, figures, groups=min(20, count))
     value, factor = 2**exponent, latent_fit.scaling_factor
-    hint = f"The denoiser knows latents with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
+    hint = f"The denoiser expects latents with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
     if factor == 1:
         hint += " It looks as if the VAE's scaling factor is missing."
     elif abs(math.log(value * math.sqrt(factor))) < 0.3:
@@ -146,11 +183,17 @@ def latent_scale(latent_fit: Any) -> Measurement:
     return Measurement(value, "factor of the latents", interval=interval, num_samples=count, series=series, hint=hint, unjudged=unjudged)
 
 
-@check("latent", "the denoiser expects latents centred where the encoder puts them")
-def latent_shift(latent_fit: Any) -> Measurement:
+@check(
+    "latent",
+    "the denoiser expects latents centred where the encoder puts them",
+    figure="offset on encoded references at which the denoiser predicts best",
+    sees="an ignored or doubled shift",
+    blind_to="no default limit, because darker or brighter references have an offset too",
+)
+def latent_shift(latent_fit: LatentFit) -> Measurement:
     """The offset on all encoded references at which the denoiser predicts best, in units of scaled latents; 0 is right.
 
-    References that are darker or brighter than the training images have one of their own.
+    References that are darker or brighter than the training images have an offset of their own.
     """
     errors = torch.stack([latent_fit.errors(offset=offset) for offset in (-OFFSET, 0.0, OFFSET)], 1)
 
@@ -159,15 +202,22 @@ def latent_shift(latent_fit: Any) -> Measurement:
 
     value, error = jackknife(best, errors, groups=min(20, len(errors)))
     if math.isnan(value):
-        raise NotApplicable("the denoiser's error hardly depends on where the latents lie, so it does not tell where they should.")
+        raise NotApplicable("the denoiser's error hardly depends on an offset of the latents, so no best offset can be found.")
     raw = value / latent_fit.scaling_factor
-    hint = f"The encoder's raw latents lie {-raw:+.4g} from where the denoiser expects them: is the shift factor ignored, or applied twice?"
+    hint = f"The encoder's raw latents are offset by {-raw:+.4g} from what the denoiser expects: "
+    hint += "is the shift factor ignored, or applied twice?"
     return Measurement.with_error(value, error, name="best offset on latents", num_samples=len(errors), hint=hint)
 
 
-@check("latent", "the denoiser expects the channels where the encoder puts them")
-def latent_channels(latent_fit: Any) -> Measurement:
-    """Smallest relative change of the denoiser's error when two channels of the encoded references trade places; above 0 is right."""
+@check(
+    "latent",
+    "the denoiser expects the channels in the encoder's order",
+    figure="least relative change of the denoiser's error when two channels are swapped",
+    sees="an encoder and a decoder that agree with one another, and not with the denoiser",
+    blind_to="channels that the denoiser treats alike: those are reported only",
+)
+def latent_channels(latent_fit: LatentFit) -> Measurement:
+    """Smallest relative change of the denoiser's error when two channels of the encoded references are swapped; above 0 is right."""
     pairs = list(itertools.combinations(range(latent_fit.channels), 2))
     if not pairs:
         raise NotApplicable("latents of one channel have no order.")
@@ -183,11 +233,11 @@ def latent_channels(latent_fit: Any) -> Measurement:
         name="least change of the error by swapping channels",
         num_samples=len(own),
         hint=f"The denoiser predicts no worse with channels {pair[0]} and {pair[1]} swapped: latent channels look permuted.",
-        unjudged=f"to the denoiser channels {pair[0]} and {pair[1]} are alike." if is_alike else "",
+        unjudged=f"the denoiser treats channels {pair[0]} and {pair[1]} alike." if is_alike else "",
     )
 
 
-_UNKNOWN = "At no scale do the predictions fit the encoder's latents: the denoiser does not know them."
+_UNKNOWN = "The predictions fit the encoder's latents at no scale: the denoiser was not trained on latents of this encoder."
 
 
 def _log_ratio(agreement: torch.Tensor) -> float:
@@ -214,14 +264,14 @@ def _swap(count: int, one: int, other: int) -> list[int]:
     return order
 
 
-def _misreadings(codec: Any, final: torch.Tensor) -> list[tuple[str, Any, Callable[[torch.Tensor], torch.Tensor]]]:
+def _misreadings(codec: LatentCodec, final: torch.Tensor) -> list[tuple[str, LatentCodec, Callable[[torch.Tensor], torch.Tensor]]]:
     """What a pipeline may do wrong with its latents: a name, the codec that does it, and the order of channels."""
 
     def same(values: torch.Tensor) -> torch.Tensor:
         return values
 
     factor, shift = codec.scaling_factor, codec.shift
-    found: list[tuple[str, Any, Callable[[torch.Tensor], torch.Tensor]]] = [
+    found: list[tuple[str, LatentCodec, Callable[[torch.Tensor], torch.Tensor]]] = [
         ("the scaling factor were missing", replace(codec, scaling_factor=1.0), same),
         ("the scaling factor were applied twice", replace(codec, scaling_factor=factor**2), same),
         ("the shift were ignored", replace(codec, shift=torch.zeros_like(shift)), same),
@@ -237,9 +287,9 @@ def _swapper(count: int, one: int, other: int) -> Callable[[torch.Tensor], torch
     return lambda values: values[:, _swap(count, one, other)]
 
 
-def _swapped_in_decoder(codec: Any, encoded: torch.Tensor, images: torch.Tensor) -> str:
-    """Two channels that the decoder takes for one another, if trading them brings the images back."""
-    few, target = encoded[:4], images[:4].float() / 255
+def _swapped_in_decoder(codec: LatentCodec, trip: RoundTrip) -> str:
+    """Two channels that the decoder confuses, if swapping them reproduces the images."""
+    few, target = trip.latents[:4], trip.images[:4].float() / 255
     own = float(psnr(codec.decode(few), target).mean())
     if own > 20:
         return ""

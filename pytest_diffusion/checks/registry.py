@@ -1,56 +1,85 @@
-"""The register of checks: one declaration each, whose name is its id everywhere."""
+"""The register of checks: one declaration each, which says all that belongs to a check."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from pytest_diffusion.verdicts.verdict import Measurement
+from pytest_diffusion.checks.pictures import Pictures
+from pytest_diffusion.config.registry import Registry
+from pytest_diffusion.verdicts.drawing import Plot
+from pytest_diffusion.verdicts.verdict import Limits, Measurement
 
-Mode = Literal["metrics", "schedule", "attention", "latent", "always"]
+Lens = Literal["metrics", "schedule", "attention", "latent", "always"]
+LENS_TITLES: dict[Lens, str] = {
+    "metrics": "Metrics",
+    "schedule": "Noise schedule",
+    "attention": "Attention",
+    "latent": "Latent space",
+    "always": "Determinism and guidance",
+}
 F = TypeVar("F", bound=Callable[..., Measurement])
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check: its function's name and parameters, the lens it belongs to, and a title for people."""
+    """A check. Its function's name is its id in thresholds, report and messages; its parameters are fixtures."""
 
     name: str
-    mode: Mode
+    lens: Lens
     title: str
+    """What holds of a sound model, in one line."""
     function: Callable[..., Measurement]
+    figure: str = ""
+    """What is measured, for the documentation."""
+    sees: str = ""
+    """Faults that it finds."""
+    blind_to: str = ""
+    """What a pass does not mean."""
+    plot: Plot | None = None
+    pictures: Pictures | None = None
+    limits: Limits | None = None
+    """Limits where no thresholds file has a table for it: for checks of other packages."""
+    own_fixtures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fixtures(self) -> dict[str, str]:
-        """Parameter name to the fixture that provides it."""
-        return {name: f"diffusion_{name}" for name in inspect.signature(self.function).parameters}
+        """Parameter name to the fixture that provides it: `diffusion_NAME`, unless the check names another."""
+        names = inspect.signature(self.function).parameters
+        return {name: self.own_fixtures.get(name, f"diffusion_{name}") for name in names}
 
 
-class Registry:
-    """Checks by name, in the order of their declaration."""
-
-    def __init__(self) -> None:
-        self._checks: dict[str, Check] = {}
-
-    def __call__(self, mode: Mode, title: str) -> Callable[[F], F]:
-        """Decorator that registers a measuring function. Raises ValueError for a name that is taken."""
-
-        def register(function: F) -> F:
-            name = function.__name__
-            if name in self._checks:
-                raise ValueError(f"There is already a check named {name!r}.")
-            self._checks[name] = Check(name, mode, title, function)
-            return function
-
-        return register
-
-    def __getitem__(self, name: str) -> Check:
-        return self._checks[name]
-
-    def all(self) -> list[Check]:
-        return list(self._checks.values())
+CHECKS: Registry[Check] = Registry("check")
+"""Checks by name, in the order of the checklist."""
 
 
-check = Registry()
+def check(
+    lens: Lens,
+    title: str,
+    *,
+    figure: str = "",
+    sees: str = "",
+    blind_to: str = "",
+    plot: Plot | None = None,
+    pictures: Pictures | None = None,
+    limits: Limits | None = None,
+    fixtures: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Decorator that registers a measuring function as a check of a lens.
+
+    The function takes fixtures and returns a `Measurement`; it raises NotApplicable where there is nothing to measure.
+    `plot` draws the measurement's series, `pictures` gives galleries of it. `limits` hold where no thresholds file has a
+    table for the check, and `fixtures` names those of parameters whose fixture is not `diffusion_NAME`. Raises ValueError
+    for a name that is taken and for an unknown lens.
+    """
+    if lens not in LENS_TITLES:
+        raise ValueError(f"The lens is {lens!r}; expected one of: {', '.join(LENS_TITLES)}.")
+
+    def register(function: F) -> F:
+        name = function.__name__
+        CHECKS.add(name, Check(name, lens, title, function, figure, sees, blind_to, plot, pictures, limits, dict(fixtures or {})))
+        return function
+
+    return register

@@ -7,17 +7,27 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.checks import plots
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.maths.schedule import midway_fall, textbook_log_snr
 from pytest_diffusion.models import schedulers
+from pytest_diffusion.models.schedulers import Scheduler
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
 STEP_COUNTS = (1, 2, 3, 7, 10, 20, 50)
+WARM_UP = 9
+"""Evaluations that a warm-up by Runge-Kutta adds at most (PNDM)."""
 
 
-@check("schedule", "ᾱ falls strictly from clean to noisy")
-def alphas_cumprod_monotonic(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "ᾱ falls strictly from clean to noisy",
+    figure="steps where ᾱ does not fall or leaves (0, 1]",
+    sees="swapped, constant or negative betas",
+    blind_to="a schedule that is wrong but monotonic",
+)
+def alphas_cumprod_monotonic(scheduler: Scheduler) -> Measurement:
     """Timesteps at which ᾱ does not fall, or leaves (0, 1]; the last may be 0 (zero terminal SNR)."""
     alphas = schedulers.alphas_cumprod(scheduler)
     falls = alphas[1:] < alphas[:-1]
@@ -35,8 +45,14 @@ def alphas_cumprod_monotonic(scheduler: Any) -> Measurement:
     )
 
 
-@check("schedule", "betas lie between 0 and 1 and do not fall")
-def betas_in_range(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "betas lie between 0 and 1 and do not fall",
+    figure="betas outside (0, 1), plus one for a reversed or constant schedule",
+    sees="reversed or constant betas, by name",
+    blind_to="a wrong shape between the ends",
+)
+def betas_in_range(scheduler: Scheduler) -> Measurement:
     """Betas outside (0, 1), plus 1 if the betas fall from first to last or are all the same.
 
     Every published schedule adds noise ever faster; a beta of exactly 1 is legal at zero terminal SNR.
@@ -55,8 +71,14 @@ def betas_in_range(scheduler: Any) -> Measurement:
     return Measurement(wrong, "number of wrong betas", hint=hint, protocol={"timesteps": len(betas)})
 
 
-@check("schedule", "sigmas fall towards the clean end")
-def sigmas_monotonic(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "sigmas fall towards the clean end",
+    figure="inference steps with rising sigma",
+    sees="a wrong sigma schedule",
+    blind_to="the values of sigma",
+)
+def sigmas_monotonic(scheduler: Scheduler) -> Measurement:
     """Inference steps at which sigma does not fall (50 steps); schedulers of higher order may repeat one."""
     planned = schedulers.with_timesteps(scheduler, min(50, schedulers.num_train_timesteps(scheduler)))
     sigmas = getattr(planned, "sigmas", None)
@@ -70,26 +92,46 @@ def sigmas_monotonic(scheduler: Any) -> Measurement:
     return Measurement(count, "number of steps with rising sigma", series={"sigmas": _thin(values)}, hint=hint)
 
 
-@check("schedule", "log-SNR at the cleanest timestep")
-def log_snr_first(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "log-SNR at the cleanest timestep",
+    figure="log-SNR at the first training timestep, in nats",
+    sees="a start that is too noisy",
+    blind_to="everything between the ends",
+    plot=plots.log_snr,
+)
+def log_snr_first(scheduler: Scheduler) -> Measurement:
     """Log-SNR of the first training timestep, in nats: how clean the cleanest input is."""
     curve = schedulers.log_snr(scheduler)
     return Measurement(float(curve[0]), "log-SNR at the first timestep", "nats", series=_curves(curve), hint=_betas_hint(scheduler))
 
 
-@check("schedule", "log-SNR at the noisiest timestep")
-def log_snr_last(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "log-SNR at the noisiest timestep",
+    figure="log-SNR at the last training timestep, in nats",
+    sees="an end that is not noise",
+    blind_to="everything between the ends",
+)
+def log_snr_last(scheduler: Scheduler) -> Measurement:
     """Log-SNR of the last training timestep, in nats; −inf is zero terminal SNR."""
     value = float(schedulers.log_snr(scheduler)[-1])
     hint = _betas_hint(scheduler)
     if math.isfinite(value):
         alpha = 1 / (1 + math.exp(-value))
-        hint = hint or f"At the last timestep √ᾱ = {math.sqrt(alpha):.4f} of the image's signal is left (arXiv:2305.08891)."
+        hint = hint or f"At the last timestep √ᾱ = {math.sqrt(alpha):.4f} of the image's signal remains (arXiv:2305.08891)."
     return Measurement(value, "log-SNR at the last timestep", "nats", hint=hint)
 
 
-@check("schedule", "log-SNR falls gently mid-way")
-def log_snr_midway(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "log-SNR falls gently mid-way",
+    figure="steepest fall over a tenth of the schedule, in nats per unit of t/T",
+    sees="a cliff between two noise levels",
+    blind_to="the first and the last quarter",
+    plot=plots.midway,
+)
+def log_snr_midway(scheduler: Scheduler) -> Measurement:
     """Steepest fall of log-SNR over a tenth of the schedule between T/4 and 3T/4, in nats per unit of t/T."""
     if schedulers.has_own_sigma_range(scheduler):
         raise NotApplicable(f"{type(scheduler).__name__} spaces its sigmas for inference; there is no training schedule to fall.")
@@ -98,8 +140,14 @@ def log_snr_midway(scheduler: Any) -> Measurement:
     return Measurement(own, "steepest mid-way fall of log-SNR", "nats per t/T", series=series)
 
 
-@check("schedule", "timesteps are well formed for many step counts")
-def timesteps_well_formed(scheduler: Any) -> Measurement:
+@check(
+    "schedule",
+    "timesteps are well formed for many step counts",
+    figure="wrong counts, orders and ranges for 1, 2, 3, 7, 10, 20 and 50 steps",
+    sees="off-by-one, ascending or out-of-range timesteps",
+    blind_to="the noise levels that belong to the timesteps",
+)
+def timesteps_well_formed(scheduler: Scheduler) -> Measurement:
     """Violations of count, order and range of `timesteps` over 1, 2, 3, 7, 10, 20 and 50 inference steps."""
     violations = []
     most = schedulers.num_train_timesteps(scheduler)
@@ -118,14 +166,13 @@ def timesteps_well_formed(scheduler: Any) -> Measurement:
     )
 
 
-def _timestep_problems(scheduler: Any, timesteps: torch.Tensor, count: int) -> list[str]:
+def _timestep_problems(scheduler: Scheduler, timesteps: torch.Tensor, count: int) -> list[str]:
     problems = []
     if not bool(torch.isfinite(timesteps).all()):
         return [f"{int((~torch.isfinite(timesteps)).sum())} timesteps are not finite"]
     order, revisits = schedulers.evaluations_per_step(scheduler), schedulers.revisits_timesteps(scheduler)
-    # A step of a higher-order scheduler evaluates up to `order` times, the last one perhaps once;
-    # warm-up by Runge-Kutta adds up to nine evaluations.
-    most = order * count + (9 if revisits else 0)
+    # A step of a higher-order scheduler evaluates the model up to `order` times, the last one perhaps once.
+    most = order * count + (WARM_UP if revisits else 0)
     least = count if order == 1 else order * (count - 1) + 1
     if not least <= len(timesteps) <= most:
         expected = str(count) if least == most else f"{least} to {most}"
@@ -156,7 +203,7 @@ def _curves(own: torch.Tensor) -> dict[str, Any]:
     return {"log_snr": {**curves, "this model": _thin(own)}}
 
 
-def _betas_hint(scheduler: Any) -> str:
+def _betas_hint(scheduler: Scheduler) -> str:
     try:
         return _shape_of(schedulers.betas(scheduler))
     except NotApplicable:

@@ -1,143 +1,170 @@
-"""What the values of options name, looked at without importing it: models, references, prompts, extractors and schedulers."""
+"""Sources: what the value of an option may name, how that is checked without heavy imports, and what loads it.
+
+Models, references, prompts, extractors, scorers (CLIP models) and schedulers have one grammar, declared here entry by
+entry in `sources.py` of the folder that loads them. Packages add theirs by the entry point group `pytest_diffusion.sources`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import json
-import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pytest_diffusion.config.extensions import SOURCES, extensions
+from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
+Kind = Literal["model", "reference", "prompts", "extractor", "scorer", "scheduler"]
+FLAGS: dict[Kind, str] = {
+    "model": "--diffusion-model",
+    "reference": "--diffusion-reference",
+    "prompts": "--diffusion-prompts",
+    "extractor": "--diffusion-features",
+    "scorer": "--diffusion-clip-model",
+    "scheduler": "--diffusion-scheduler",
+}
+"""The option whose value each kind is."""
 
-def check_model(flag: str, model: str) -> None:
-    """Raise SettingsError unless a model can have this name: what lies on this machine must exist."""
-    path = Path(model)
-    if model == "demo":
-        return
-    if model.startswith("analytic:"):
-        if not model.partition(":")[2]:
-            raise SettingsError(f"{flag} is {model!r}; expected analytic:NAME, as in analytic:wiener.")
-        return
-    if path.suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth") or path.is_file():
-        if path.suffix != ".safetensors":
-            raise SettingsError(
-                f"{flag}: {model} is not a .safetensors file; pickled checkpoints can run code and are refused: convert it first."
-            )
-        if not path.is_file():
-            raise SettingsError(f"{flag}: the file {model} does not exist.")
-        return
-    if path.is_dir():
-        _check_model_folder(flag, path)
-        return
-    if ":" in model:
-        check_callable(flag, model)
-        return
-    if path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2:
-        raise SettingsError(f"{flag}: the folder {model} does not exist.")
-    if len(path.parts) != 2:
-        raise SettingsError(
-            f"{flag} is {model!r}; expected 'demo', analytic:NAME, a diffusers folder, a .safetensors file, "
-            "package.module:callable, or a hub id as in owner/name."
-        )
+# Named as text, since these folders lie above this one.
+_DECLARED_IN = (
+    "pytest_diffusion.models.sources",
+    "pytest_diffusion.analytic.sources",
+    "pytest_diffusion.data.sources",
+    "pytest_diffusion.features.sources",
+)
 
 
-def _check_model_folder(flag: str, folder: Path) -> None:
-    """A diffusers folder whose configurations are JSON objects."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise SettingsError(
-            f"{flag}: {folder} has no model_index.json, so it is not a diffusers pipeline folder (save it with pipeline.save_pretrained)."
-        )
-    parts = [name for name, value in _read_json(flag, index).items() if isinstance(value, list) and len(value) == 2 and value[0]]
-    for name in parts:
-        if not (folder / name).is_dir():
-            raise SettingsError(f"{flag}: {index} names the part {name!r}, but {folder / name} does not exist.")
-        for config in ("config.json", "scheduler_config.json"):
-            if (folder / name / config).is_file():
-                _read_json(flag, folder / name / config)
+@dataclass(frozen=True)
+class Source:
+    """One way to name a thing of a kind.
+
+    `name` stands in help and messages ("demo", "analytic:NAME", "a diffusers folder"). `load` is "module:function" or
+    a function, called with the value and what its kind hands over: settings (model), height, width and limit
+    (reference), device (extractor, scorer), nothing (prompts, scheduler).
+    """
+
+    kind: Kind
+    name: str
+    load: str | Callable[..., Any]
+    fits: Callable[[str], bool] | None = None
+    """Whether a value is of this source; by default the name itself, or the name, a colon and more."""
+    check: Callable[[str, str], None] | None = None
+    """Raises SettingsError for a flag and a value that cannot be loaded; imports nothing heavy."""
+    protocol: str = ""
+    """What the report says of where a thing came from: "folder", "hub"; by default the name."""
+    cost: str = ""
+    """What opening it costs, for people: "downloads from the hub"."""
+
+    def accepts(self, value: str) -> bool:
+        """Whether a value is of this source."""
+        return self.fits(value) if self.fits is not None else value == self.name or value.startswith(f"{self.name}:")
+
+    def loader(self) -> Callable[..., Any]:
+        """The loading function, imported now."""
+        if callable(self.load):
+            return self.load
+        module, _, function = self.load.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return found
 
 
-def _read_json(flag: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{flag}: {path} is not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise SettingsError(f"{flag}: {path} holds {type(value).__name__}; expected a JSON object.")
-    return value
+@dataclass(frozen=True)
+class ModelSource(Source):
+    """A source of models, with what the gate must know of one before it is loaded."""
+
+    folder: Callable[[str], Path | None] = lambda value: None
+    """The diffusers folder on this machine that a value stands for, if any."""
+    is_checkpoint: bool = False
+    """Whether stored weights are loaded, and not code of somebody's run."""
+    is_hub_id: bool = False
+    is_own_code: str | bool = False
+    """Whether a user's code decides the samples; "module:function" asks it of a value."""
+    preset: str = ""
+    """The thresholds preset, with settings, that belongs to the model."""
+
+    def runs_own_code(self, value: str) -> bool:
+        """Whether a user's code decides the samples, which no fingerprint of weights and configurations can see."""
+        if isinstance(self.is_own_code, bool):
+            return self.is_own_code
+        module, _, function = self.is_own_code.partition(":")
+        return bool(getattr(importlib.import_module(module), function)(value))
 
 
-def _check_reference(flag: str, value: str) -> None:
-    path = Path(value)
-    if value.startswith("hf:"):
-        if importlib.util.find_spec("datasets") is None:
-            raise SettingsError(f"{flag}: {value} needs the package datasets: pip install datasets.")
-    elif path.is_dir():
-        return
-    elif path.suffix in (".npz", ".jsonl", ".csv"):
-        if not path.is_file():
-            raise SettingsError(f"{flag}: the file {value} does not exist.")
-    elif ":" in value and not path.exists():
-        check_callable(flag, value)
-    else:
-        raise SettingsError(
-            f"{flag}: {value} does not exist; expected 'demo', an image folder, an .npz file, a .jsonl or .csv of pairs, "
-            "hf:name[split] or package.module:callable."
-        )
+@dataclass(frozen=True)
+class ReferenceSource(Source):
+    """A source of reference images; at least `images` of them are read, or as many as there are samples."""
+
+    images: int = 10_000
 
 
-def _check_prompts(flag: str, value: str) -> None:
-    path = Path(value)
-    if not path.is_file():
-        raise SettingsError(f"{flag}: the file {value} does not exist.")
-    if path.suffix not in (".txt", ".jsonl", ".csv", ""):
-        raise SettingsError(f"{flag}: {value} ends in {path.suffix}; expected .txt, .jsonl or .csv.")
-    try:
-        empty = not path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{flag}: {value} is not UTF-8 text: {error}.") from None
-    if empty:
-        raise SettingsError(f"{flag}: {value} is empty.")
+def sources(kind: Kind) -> list[Source]:
+    """Sources of a kind: ours, then those of other packages, in the order in which they are tried."""
+    return [source for source in [*_built_in(), *_added()] if source.kind == kind]
 
 
-def _check_features(flag: str, value: str) -> None:
-    kind, found, name = value.partition(":")
-    if kind in ("clip", "dinov2") and found:
-        if not name:
-            raise SettingsError(f"{flag} is {value!r}; expected {kind}:PATH_OR_ID.")
-    elif kind == "inception" and found:
-        if not Path(name).is_file():
-            raise SettingsError(f"{flag}: the file {name!r} does not exist; expected inception:WEIGHTS_FILE.")
-    elif found:
-        check_callable(flag, value)
-    elif value != "inception":
-        raise SettingsError(
-            unknown_name(
-                flag,
-                value,
-                (
-                    "inception",
-                    "inception:WEIGHTS_FILE",
-                    "pixels",
-                    "demo",
-                    "clip:PATH_OR_ID",
-                    "dinov2:PATH_OR_ID",
-                    "package.module:callable",
-                ),
-            )
-        )
+def source_of(kind: Kind, value: str) -> Source:
+    """The source that a value is of. Raises SettingsError for a value that is of none."""
+    # A name that a package has chosen is more specific than the grammar of callables and hub ids.
+    for source in [*_added(), *_built_in()]:
+        if source.kind == kind and source.accepts(value):
+            return source
+    name = value.partition(":")[0]
+    if name in extensions(SOURCES).broken:
+        raise SettingsError(f"{FLAGS[kind]} is {value!r}: the {extensions(SOURCES).broken[name]}.")
+    raise SettingsError(unknown_name(FLAGS[kind], value, [source.name for source in sources(kind)]))
 
 
-def _check_clip(flag: str, value: str) -> None:
-    path = Path(value)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SettingsError(f"{flag}: {value} has no config.json, so it is not a transformers model folder.")
-    elif path.is_absolute() or value.startswith((".", "~")) or len(path.parts) > 2:
-        raise SettingsError(f"{flag}: the folder {value} does not exist.")
+def model_source(value: str) -> ModelSource:
+    """The source of a model's name. Raises SettingsError for a value that is of none."""
+    found = source_of("model", value)
+    return found if isinstance(found, ModelSource) else ModelSource("model", found.name, found.load, found.fits, is_own_code=True)
+
+
+def check_source(kind: Kind, value: str) -> None:
+    """Raise SettingsError, in one line, unless a value can be loaded as far as can be seen without loading it."""
+    source = source_of(kind, value)
+    if source.check is not None:
+        source.check(FLAGS[kind], value)
+
+
+def load_source(kind: Kind, value: str, **context: Any) -> Any:
+    """The thing that a value names. Raises SettingsError for a value that names none, and what its loader raises."""
+    return source_of(kind, value).loader()(value, **context)
+
+
+def listed(kind: Kind) -> str:
+    """Names of a kind's sources for help and messages: "'demo', analytic:NAME or a diffusers folder"."""
+    names = [f"'{source.name}'" if source.name.isidentifier() else source.name for source in sources(kind)]
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+@cache
+def _built_in() -> tuple[Source, ...]:
+    return tuple(source for module in _DECLARED_IN for source in importlib.import_module(module).SOURCES)
+
+
+@cache
+def _added() -> tuple[Source, ...]:
+    """Sources of other packages. Raises SettingsError for an entry point that gives something else, or takes a name of ours."""
+    known = Registry[Source]("source")
+    for source in _built_in():
+        known.add(f"{source.kind} {source.name}", source)
+    found: list[Source] = []
+    for name, value in extensions(SOURCES).loaded.items():
+        for source in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(source, Source):
+                raise SettingsError(
+                    f"The entry point {name} ({SOURCES}) gives {type(source).__name__}; expected a Source, or a list of them."
+                )
+            try:
+                found.append(known.add(f"{source.kind} {source.name}", source))
+            except ValueError as error:
+                raise SettingsError(f"The entry point {name} ({SOURCES}): {error}") from None
+    return tuple(found)
 
 
 def check_callable(flag: str, value: str) -> None:
@@ -149,19 +176,3 @@ def check_callable(flag: str, value: str) -> None:
     top = module.partition(".")[0]
     if importlib.util.find_spec(top) is None:
         raise SettingsError(f"{flag}: no module named {top!r} (from {value!r}); is its folder on the path (pytest's pythonpath ini)?")
-
-
-CHECKS: dict[str, Callable[[str, str], None]] = {
-    "reference": _check_reference,
-    "prompts": _check_prompts,
-    "features": _check_features,
-    "clip_model": _check_clip,
-}
-
-
-def scheduler_classes() -> list[str]:
-    """Scheduler classes of the installed diffusers, read from its files: importing it would import torch."""
-    spec = importlib.util.find_spec("diffusers")
-    folder = Path((spec.origin if spec is not None else None) or "").parent / "schedulers"
-    files = [path.read_text(encoding="utf-8") for path in folder.glob("scheduling_*.py")]
-    return sorted(set(re.findall(r"^class (\w+Scheduler)\(", "\n".join(files), flags=re.MULTILINE)))

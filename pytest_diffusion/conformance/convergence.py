@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import Broken, Series, law
+from pytest_diffusion.conformance import loops, plots
+from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.point_mass import arrivals
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.verdicts.drawing import Series
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 MEAN = 0.2
@@ -42,6 +43,7 @@ class Moments(NamedTuple):
     source="exact probability-flow ODE of Gaussian data, docs/oracle.md, section 2",
     counts=(20, 40, 80),
     rests_on=("runs", "sigmas_fall", "point_mass_preserved", "noise_is_normal"),
+    plot=plots.convergence,
 )
 def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
     """Twice the steps divide a deterministic solver's error by 2 to the power of its order.
@@ -58,6 +60,7 @@ def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
     source="Kloeden & Platen 1992, chapter 14 (weak convergence); DPM-Solver++, arXiv:2211.01095",
     counts=(20, 40, 80),
     rests_on=("runs", "sigmas_fall", "point_mass_preserved", "noise_amount", "noise_is_normal"),
+    plot=plots.convergence,
 )
 def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
     """The law of a stochastic solver's samples approaches the marginal with the declared order.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.verdicts.drawing import Plot, Series
 
-Series = dict[str, Any]
 LawFunction = Callable[[Subject, Sequence[int]], Series | None]
 
 
 class Broken(Exception):  # noqa: N818 - a finding about the scheduler, not an error of ours
-    """A law does not hold. Fields: `expected`, `seen`, `count` (inference steps, 0 where they do not matter), `series` for a plot."""
+    """A law fails. Fields: `expected`, `seen`, `count` (inference steps, 0 where they do not matter), `series` for a plot."""
 
     def __init__(self, expected: str, seen: str, *, count: int = 0, series: Series | None = None) -> None:
         super().__init__(f"expected {expected}; seen: {seen}")
@@ -32,6 +32,7 @@ class Law:
     rests_on: tuple[str, ...]
     ground: LawFunction
     """What laws that rest on this one need of it; the law itself may ask for more."""
+    plot: Plot | None = None
 
     @property
     def reason(self) -> str:
@@ -39,42 +40,24 @@ class Law:
         return " ".join((self.function.__doc__ or "").split())
 
 
-class Register:
-    """Laws by name, in the order of their declaration; a law may rest on earlier ones only."""
-
-    def __init__(self) -> None:
-        self._laws: dict[str, Law] = {}
-
-    def __call__(
-        self,
-        title: str,
-        *,
-        source: str,
-        counts: Sequence[int] = (5,),
-        rests_on: Sequence[str] = ("runs",),
-        ground: LawFunction | None = None,
-    ) -> Callable[[LawFunction], LawFunction]:
-        """Decorator that registers a law. Raises ValueError for a name that is taken."""
-
-        def register(function: LawFunction) -> LawFunction:
-            name = function.__name__
-            if name in self._laws:
-                raise ValueError(f"There is already a law named {name!r}.")
-            self._laws[name] = Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function)
-            return function
-
-        return register
-
-    def __getitem__(self, name: str) -> Law:
-        return self._laws[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._laws.values())
-
-    @property
-    def names(self) -> list[str]:
-        """All names, in order."""
-        return list(self._laws)
+LAWS: Registry[Law] = Registry("law")
+"""Laws by name, in the order of their declaration; a law may rest on earlier ones only."""
 
 
-law = Register()
+def law(
+    title: str,
+    *,
+    source: str,
+    counts: Sequence[int] = (5,),
+    rests_on: Sequence[str] = ("runs",),
+    ground: LawFunction | None = None,
+    plot: Plot | None = None,
+) -> Callable[[LawFunction], LawFunction]:
+    """Decorator that registers a law. Raises ValueError for a name that is taken."""
+
+    def register(function: LawFunction) -> LawFunction:
+        name = function.__name__
+        LAWS.add(name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot))
+        return function
+
+    return register

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import Broken, Series, law
+from pytest_diffusion.conformance import loops, plots
+from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.randomness import Draw
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step, has_own_sigma_range
+from pytest_diffusion.verdicts.drawing import Series
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 SHAPE = (2, 4, 16, 16)
@@ -152,6 +153,7 @@ def forward_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
     "each step arrives at the level where the next one starts",
     source="DDIM, arXiv:2010.02502, equation 12, for x₀ that is known",
     counts=(2, 3, 5, 13, 30),
+    plot=plots.plan,
 )
 def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> Series:
     """If the data are one image c, a state α·c + σ·noise must become α'·c + σ'·noise of the next step's level.

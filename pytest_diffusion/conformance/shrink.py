@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
-from pytest_diffusion.conformance.laws import Broken, Law, Series
+from pytest_diffusion.conformance.laws import Broken, Law
 from pytest_diffusion.conformance.subject import Crash, Subject, quiet
+from pytest_diffusion.verdicts.drawing import Series
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _TRIES = 40

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance.laws import Broken, Law, law
+from pytest_diffusion.conformance.laws import LAWS, Broken, Law
 from pytest_diffusion.conformance.shrink import Finding, smallest, thorough_cases
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
 from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, skipped
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, skipped
 
 # Each registers its laws, in the order in which they run.
 for _module in (
@@ -36,9 +36,14 @@ for _module in (
 PROFILES = ("standard", "thorough")
 
 
+def all_laws() -> list[Law]:
+    """Every law, in the order in which they run."""
+    return list(LAWS)
+
+
 def scheduler_checks() -> list[str]:
     """Names of all checks, in the order in which they run."""
-    return law.names
+    return LAWS.names
 
 
 def check_scheduler(
@@ -61,7 +66,7 @@ def check_scheduler(
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
     suite = Suite(scheduler_or_factory, profile=profile)
-    names = law.names if only is None else [name for name in law.names if name in require_known("only", only)]
+    names = LAWS.names if only is None else [name for name in LAWS.names if name in require_known("only", only)]
     verdicts = [judged_with(suite.verdict(name), expected.get(name), strict=strict) for name in names]
     for verdict in verdicts:
         record(verdict)
@@ -76,8 +81,8 @@ def require_known(what: str, names: Collection[str]) -> Collection[str]:
     if isinstance(names, str):
         raise ValueError(f"{what} is the text {names!r}; expected a collection of names of checks.")
     for name in names:
-        if name not in law.names:
-            raise ValueError(unknown_name(what, name, law.names))
+        if name not in LAWS.names:
+            raise ValueError(unknown_name(what, name, LAWS.names))
     return names
 
 
@@ -111,7 +116,7 @@ class Suite:
             # What a scheduler draws without a generator must neither depend on the caller's state nor move it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                self._verdicts[name] = self._judge(law[name])
+                self._verdicts[name] = self._judge(LAWS[name])
         return self._verdicts[name]
 
     def _judge(self, one: Law) -> Verdict:
@@ -136,9 +141,9 @@ class Suite:
         except Exception as error:
             # What the suite itself could not read says nothing about the scheduler, and must not look like a pass.
             text = f"{one.name} could not be measured: {type(error).__name__}: {error}"
-            return Verdict(one.name, "inconclusive", text, mode="schedule", title=one.title)
+            return Verdict(one.name, "inconclusive", text, lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
-        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, gates=False)
+        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
 
     def _rests(self, base: str, count: int) -> bool:
         """Whether a law that another rests on holds at a number of inference steps."""
@@ -146,7 +151,7 @@ class Suite:
             return base not in self._groundless
         if (base, count) not in self._holds:
             try:
-                law[base].ground(self.subject, [max(count, min(law[base].counts))])
+                LAWS[base].ground(self.subject, [max(count, min(LAWS[base].counts))])
                 self._holds[base, count] = True
             except NotApplicable:
                 self._holds[base, count] = True
@@ -164,11 +169,11 @@ def _failed(one: Law, finding: Finding) -> Verdict:
     )
     protocol = {"scheduler": finding.name, "configuration": finding.configuration, "snippet": finding.snippet}
     measurement = Measurement(1, "violations", series=finding.series, protocol=protocol, hint=finding.seen)
-    return Verdict(one.name, "fail", text, measurement, _limits(one), "schedule", one.title)
+    return Verdict(one.name, "fail", text, measurement, _limits(one), "schedule", one.title, suite=SCHEDULER_CHECKS)
 
 
 def _skipped(one: Law, reason: str) -> Verdict:
-    return skipped(one.name, reason, mode="schedule", title=one.title)
+    return skipped(one.name, reason, lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
 
 
 def _limits(one: Law) -> Limits:

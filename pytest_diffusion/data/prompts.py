@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.data.rows import read_rows
 from pytest_diffusion.verdicts.errors import ModelError
 
@@ -47,16 +48,24 @@ class DirectionPair(NamedTuple):
 
 
 def load_prompts(name: str | None) -> list[str]:
-    """Prompts of a text file (one a line), `.jsonl` or `.csv` (column `prompt`), the demo's, or the built-in list.
+    """The prompts that `--diffusion-prompts` names, or the built-in list.
 
     Raises ModelError that names file and line for a row without a prompt.
     """
     if name is None:
         return [f"a photo of a {colour} {thing} {scene}" for thing in _OBJECTS for colour in _COLOURS for scene in _SCENES]
-    if name == "demo":
-        from pytest_diffusion.demo import prompts
+    return list(load_source("prompts", name))
 
-        return prompts()
+
+def demo_prompts(name: str) -> list[str]:
+    """Captions of the demo's scenes."""
+    from pytest_diffusion.demo import prompts
+
+    return prompts()
+
+
+def read_prompts(name: str) -> list[str]:
+    """Prompts of a text file (one a line), or of a `.jsonl` or `.csv` (column `prompt`)."""
     path = Path(name)
     if path.suffix in (".jsonl", ".csv"):
         rows = read_rows(path, "--diffusion-prompts")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pytest_diffusion.config.sources import ReferenceSource, load_source, source_of
 from pytest_diffusion.data.images import as_uint8, resize_images
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.data.rows import read_rows
@@ -68,21 +69,14 @@ def load_reference(name: str, *, height: int, width: int, limit: int) -> Referen
     Raises ModelError for a folder without images, a corrupt file (named), a row without an image (named by
     line), or a callable that returns something else.
     """
-    if name == "demo":
-        return _demo(limit)
-    if name == "digits":
-        return _digits(height, width, limit)
-    path = Path(name)
-    if path.is_dir():
-        return _gather(name, _folder(path), height, width, limit)
-    if path.suffix in (".jsonl", ".csv"):
-        return _gather(name, _pairs(path), height, width, limit)
-    if path.suffix == ".npz":
-        return _arrays(path, height, width, limit)
-    if name.startswith("hf:"):
-        return _gather(name, _hub(name, limit), height, width, limit)
-    images = load_object(name, _OPTION)
-    return _resized(name, as_uint8(images() if callable(images) else images, f"images of {name}")[:limit], height, width)
+    reference: Reference = load_source("reference", name, height=height, width=width, limit=limit)
+    return reference
+
+
+def num_reference_images(name: str, num_samples: int) -> int:
+    """How many images of a reference are read: as many as there are samples, at least what its source says."""
+    source = source_of("reference", name)
+    return max(num_samples, source.images if isinstance(source, ReferenceSource) else 10_000)
 
 
 def pair_prompts(name: str | None) -> list[str] | None:
@@ -113,19 +107,41 @@ def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
     return np.asarray(upright.convert("RGB")).copy(), False
 
 
-def _demo(limit: int) -> Reference:
+def load_demo(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """The demo's own scenes, rendered anew, 32x32 whatever is asked for."""
     from pytest_diffusion.demo import reference_captions, reference_images, reference_masks
 
     masks, words = reference_masks(limit)
     return Reference("demo", reference_images(limit), None, {"32x32": limit}, reference_captions(limit), masks=masks, words=tuple(words))
 
 
-def _digits(height: int, width: int, limit: int) -> Reference:
+def load_digits(name: str, *, height: int, width: int, limit: int) -> Reference:
     """The 1,797 grey digits of 8x8 that scikit-learn brings along."""
     from sklearn.datasets import load_digits
 
     grey = torch.from_numpy(load_digits().images[:limit] * (255 / 16)).round().to(torch.uint8)
     return _resized("digits", grey[:, None].repeat(1, 3, 1, 1), height, width)
+
+
+def load_folder(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """The images below a folder, in the order of their names."""
+    return _gather(name, _folder(Path(name)), height, width, limit)
+
+
+def load_pairs(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """Images and prompts of a `.jsonl` or `.csv`, with masks and words where it has them."""
+    return _gather(name, _pairs(Path(name)), height, width, limit)
+
+
+def load_hub(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """The first images of a data set of the hub, streamed."""
+    return _gather(name, _hub(name, limit), height, width, limit)
+
+
+def load_callable(name: str, *, height: int, width: int, limit: int) -> Reference:
+    """What `package.module:callable` returns, or the images that stand there."""
+    images = load_object(name, _OPTION)
+    return _resized(name, as_uint8(images() if callable(images) else images, f"images of {name}")[:limit], height, width)
 
 
 def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int) -> Reference:
@@ -239,9 +255,9 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
         yield _Row(f"row {number} of {name}", picture, _prompt(row))
 
 
-def _arrays(path: Path, height: int, width: int, limit: int) -> Reference:
+def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:
     """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), which say more than statistics beside them."""
-    pixels = None
+    path, pixels = Path(name), None
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}

@@ -7,16 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
+from pytest_diffusion.config.sources import load_source
+from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
-from pytest_diffusion.features.extractors import package_versions_text, tensors_hash
+from pytest_diffusion.demo import weights_folder
+from pytest_diffusion.features.identity import tensors_hash
 from pytest_diffusion.verdicts.errors import ModelError
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Scorer(Protocol):
+    """A model that embeds images and prompts into one space, as CLIP does."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in figures."""
+
+    def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit embeddings (N, D) of uint8 images (N, 3, H, W)."""
+
+    def text_embeds(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Unit embeddings (N, D) of prompts."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +45,6 @@ class Clip:
     tokenizer: Any
     mean: torch.Tensor
     std: torch.Tensor
-    cache: Path | None = None
-    """Where embeddings of references are kept, if anywhere."""
 
     @cached_property
     def identity(self) -> str:
@@ -40,7 +55,7 @@ class Clip:
     def protocol(self) -> dict[str, str]:
         """What a figure of its embeddings rests on beside its name."""
         weights = self.identity.removeprefix(f"{self.name}-")
-        return {"weights": weights, "resize": self.resize, "dtype": "float32", "versions": package_versions_text()}
+        return {"weights": weights, "resize": self.resize, "dtype": "float32", "versions": versions_text()}
 
     @property
     def resize(self) -> str:
@@ -81,13 +96,23 @@ def load_clip(name: str, *, device: str = "cpu") -> Clip:
 
     Raises ModelError with the reason when it cannot be loaded.
     """
+    clip: Clip = load_source("scorer", name, device=device)
+    return clip
+
+
+def load_demo_clip(name: str, *, device: str) -> Clip:
+    """The CLIP that was trained on the demo's scenes."""
+    return _load(name, str(weights_folder() / "clip"), device)
+
+
+def load_clip_at(name: str, *, device: str) -> Clip:
+    """A CLIP of transformers, by folder or hub id."""
+    return _load(name, name, device)
+
+
+def _load(name: str, source: str, device: str) -> Clip:
     from transformers import CLIPModel, CLIPTokenizer
 
-    source = name
-    if name == "demo":
-        from pytest_diffusion.demo import weights_folder
-
-        source = str(weights_folder() / "clip")
     try:
         model = CLIPModel.from_pretrained(source, use_safetensors=True).float().to(device).eval()
         tokenizer = CLIPTokenizer.from_pretrained(source)

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pytest_diffusion.config.sources import load_source
+from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.objects import load_object
-from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.features.identity import Features, tensors_hash
 from pytest_diffusion.verdicts.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features (N, D), float32, class probabilities (N, K) or None, and how they were made.
-
-    `statistics` holds their mean and covariance where the store kept them.
-    """
-
-    values: torch.Tensor
-    probabilities: torch.Tensor | None
-    extractor: str
-    protocol: dict[str, Any] = field(default_factory=dict)
-    statistics: FeatureStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,7 @@ class Extractor:
     @property
     def protocol(self) -> dict[str, Any]:
         """What a figure of these features rests on, as plain values."""
-        return {"extractor": self.name, "resize": self.resize, "dtype": "float32", "versions": package_versions_text()}
+        return {"extractor": self.name, "resize": self.resize, "dtype": "float32", "versions": versions_text()}
 
     def __call__(self, images: torch.Tensor, *, batch_size: int = 64) -> Features:
         """Features of uint8 images (N, 3, H, W), in batches."""
@@ -62,36 +48,12 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
 
     Raises ImportError or ModelError, with the way out, when it cannot be had.
     """
-    kind, _, rest = name.partition(":")
-    if name == "demo":
-        return _demo(device)
-    if name == "pixels":
-        return _pixels()
-    if kind == "inception":
-        return _inception(rest, device)
-    if kind == "clip":
-        return _clip(rest, device)
-    if kind == "dinov2":
-        return _dinov2(rest, device)
-    function = load_object(name, "--diffusion-features")
-    return Extractor(name, lambda images: _checked(name, function(images.to(device)), len(images)), is_own_code=True)
+    extractor: Extractor = load_source("extractor", name, device=device)
+    return extractor
 
 
-def package_versions_text() -> str:
-    """Versions of the packages that have a say in features, as one entry of a protocol."""
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "pytest-diffusion"))
-
-
-def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Eight hex digits of named weights, so that a figure says which weights made it."""
-    digest = hashlib.blake2b(digest_size=4)
-    for key, tensor in sorted(tensors.items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _demo(device: str) -> Extractor:
+def load_demo(name: str, *, device: str) -> Extractor:
+    """The demo's classifier: what it sees in 32x32 images."""
     from pytest_diffusion.demo import load_judge
 
     judge = load_judge().to(device)
@@ -110,7 +72,7 @@ def _demo(device: str) -> Extractor:
     return Extractor(f"demo-judge-{tensors_hash(judge.state_dict())}", run)
 
 
-def _pixels() -> Extractor:
+def load_pixels(name: str, *, device: str) -> Extractor:
     """The pixels themselves, of at most 16x16: enough for models whose law is known in pixels."""
     from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 
@@ -123,10 +85,11 @@ def _pixels() -> Extractor:
     return Extractor("pixels", run, resize=f"at most {side}x{side}, {RESIZE_PROTOCOL}")
 
 
-def _inception(weights: str, device: str) -> Extractor:
+def load_inception(name: str, *, device: str) -> Extractor:
+    """Inception v3 as FID defines it, with downloaded weights or those of `inception:WEIGHTS_FILE`."""
     from pytest_diffusion.features.inception import RESIZE_PROTOCOL, build_network, load_state
 
-    state = load_state(weights or None)
+    state = load_state(name.partition(":")[2] or None)
     network = build_network(state).to(device)
 
     def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -136,18 +99,21 @@ def _inception(weights: str, device: str) -> Extractor:
     return Extractor(f"inception-v3-compat-{tensors_hash(state)}", run, resize=RESIZE_PROTOCOL)
 
 
-def _clip(name: str, device: str) -> Extractor:
+def load_clip_features(name: str, *, device: str) -> Extractor:
+    """Image embeddings of the CLIP of `clip:PATH_OR_ID`."""
     from pytest_diffusion.features.clip import load_clip
 
-    clip = load_clip(name, device=device)
+    clip = load_clip(name.partition(":")[2], device=device)
     return Extractor(f"clip:{clip.identity}", lambda images: (clip.image_embeds(images), None), resize=clip.resize)
 
 
-def _dinov2(name: str, device: str) -> Extractor:
+def load_dinov2(value: str, *, device: str) -> Extractor:
+    """Class token of the DINOv2 of `dinov2:PATH_OR_ID`."""
     from transformers import AutoModel
 
     from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 
+    name = value.partition(":")[2]
     try:
         model = AutoModel.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
@@ -159,6 +125,12 @@ def _dinov2(name: str, device: str) -> Extractor:
         return model(pixel_values=pixels.to(device)).last_hidden_state[:, 0], None
 
     return Extractor(f"dinov2:{name}-{tensors_hash(model.state_dict())}", run, resize=f"224x224, {RESIZE_PROTOCOL}")
+
+
+def load_own_function(name: str, *, device: str) -> Extractor:
+    """A user's function of `package.module:callable`: uint8 images (N, 3, H, W) to features (N, D)."""
+    function = load_object(name, "--diffusion-features")
+    return Extractor(name, lambda images: _checked(name, function(images.to(device)), len(images)), is_own_code=True)
 
 
 def _checked(name: str, values: Any, count: int) -> tuple[torch.Tensor, None]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pytest_diffusion.verdicts.errors import ModelError, missing_package
+from pytest_diffusion.config.imports import import_past_torchvision
+from pytest_diffusion.verdicts.errors import ModelError
 
 WEIGHTS_VARIABLE = "PYTEST_DIFFUSION_INCEPTION_WEIGHTS"
 """Environment variable with the path of torch-fidelity's weights, for machines without a network."""
@@ -102,23 +100,4 @@ def _bare_network() -> Any:
 
 def _module() -> ModuleType:
     """torch-fidelity's module of the network, also where the rest of that package cannot be imported."""
-    try:
-        return importlib.import_module(_MODULE)
-    except Exception as error:
-        # The package imports torchvision for other metrics, which has no build for some CPU machines and then raises
-        # whatever it likes. The network needs none of it.
-        found = importlib.util.find_spec("torch_fidelity")
-        if found is None or found.submodule_search_locations is None:
-            raise missing_package(
-                "torch-fidelity", f"--diffusion-features=inception ({type(error).__name__}: {error})", "'pytest-diffusion[inception]'"
-            ) from error
-        bare = ModuleType("torch_fidelity")
-        bare.__path__ = list(found.submodule_search_locations)
-        before = set(sys.modules)
-        sys.modules["torch_fidelity"] = bare
-        try:
-            return importlib.import_module(_MODULE)
-        finally:
-            for name in set(sys.modules) - before | {"torch_fidelity"}:
-                if name.partition(".")[0] == "torch_fidelity":
-                    del sys.modules[name]
+    return import_past_torchvision(_MODULE, purpose="--diffusion-features=inception", install="'pytest-diffusion[inception]'")

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pytest_diffusion.features.clip import Clip
-from pytest_diffusion.features.extractors import Extractor, Features, tensors_hash
+from pytest_diffusion.config.cache import REFERENCES, StoreWarning, checksum, checksum_of, mark_used, written_whole
+from pytest_diffusion.features.clip import Clip, Scorer
+from pytest_diffusion.features.extractors import Extractor
+from pytest_diffusion.features.identity import Features, tensors_hash
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
-from pytest_diffusion.samples.store import Samples, StoreWarning
 
 Extract = Callable[[torch.Tensor], Features]
 
 
-def stored_features(samples: Samples, extractor: Extract) -> Features:
+class StoredImages(Protocol):
+    """Images uint8 (N, 3, H, W), and the folder beside which their features are kept, if any."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The images."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where they are kept."""
+
+
+def stored_features(samples: StoredImages, extractor: Extract) -> Features:
     """Features of the samples, read from the store or extracted and written there; more samples extend the file."""
     return _kept_features(samples.folder, samples.images, extractor)
 
 
 def stored_reference_features(images: torch.Tensor, extractor: Extract, root: Path) -> Features:
     """Features of reference images uint8 (M, 3, H, W), kept under `root` by the content of the images."""
-    digest = hashlib.blake2b(json.dumps(list(images.shape)).encode(), digest_size=10)
-    for image in images:
-        digest.update(image.contiguous().numpy().data)
-    return _kept_features(root / "references" / digest.hexdigest(), images, extractor)
+    pixels = (image.contiguous().numpy().data for image in images)
+    content = checksum_of(itertools.chain([json.dumps(list(images.shape))], pixels), size=10)
+    return _kept_features(root / REFERENCES / content, images, extractor)
 
 
-def stored_embeds(images: Any, clip: Any) -> torch.Tensor:
-    """CLIP embeddings (N, D) of samples or of a reference: from the cache where there is one, else computed."""
-    if not isinstance(clip, Clip) or (not isinstance(images, Samples) and clip.cache is None):
-        embeds: torch.Tensor = clip.image_embeds(images.images)
-        return embeds
-    extractor = Extractor(f"clip-score:{clip.identity}", lambda batch: (clip.image_embeds(batch), None), resize=clip.resize)
-    if isinstance(images, Samples):
-        return stored_features(images, extractor).values
-    assert clip.cache is not None
-    return stored_reference_features(images.images, extractor, clip.cache).values
+def stored_sample_embeds(samples: StoredImages, clip: Scorer) -> torch.Tensor:
+    """Unit embeddings (N, D) of the samples, kept beside them; those of a scorer that is not our CLIP are computed anew."""
+    return stored_features(samples, _as_extractor(clip)).values if isinstance(clip, Clip) else clip.image_embeds(samples.images)
+
+
+def stored_embeds(images: torch.Tensor, clip: Scorer, root: Path) -> torch.Tensor:
+    """Unit embeddings (M, D) of reference images, kept under `root` by the content of the images."""
+    return stored_reference_features(images, _as_extractor(clip), root).values if isinstance(clip, Clip) else clip.image_embeds(images)
+
+
+def _as_extractor(clip: Clip) -> Extractor:
+    return Extractor(f"clip-score:{clip.identity}", lambda batch: (clip.image_embeds(batch), None), resize=clip.resize)
 
 
 def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract) -> Features:
     if folder is None or not isinstance(extractor, Extractor) or extractor.is_own_code:
         return extractor(images)
-    path = folder / f"features-{hashlib.blake2b(extractor.name.encode(), digest_size=6).hexdigest()}.safetensors"
+    path = folder / f"features-{checksum(extractor.name, size=6)}.safetensors"
     tensors = _read(path, extractor, images)
     have = len(tensors["values"]) if tensors else 0
     if have < len(images):
@@ -60,7 +73,7 @@ def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract
         tensors = {name: torch.cat([tensors[name], rows]) if have else rows for name, rows in new.items()}
         _write(path, tensors, extractor, images)
     else:
-        _touch(path)
+        mark_used(path)
     values = tensors["values"][: len(images)]
     probabilities = tensors["probabilities"][: len(images)] if "probabilities" in tensors else None
     features = Features(values, probabilities, extractor.name, extractor.protocol)
@@ -105,24 +118,15 @@ def _read(path: Path, extractor: Extractor, images: torch.Tensor) -> dict[str, t
 
 def _checksums(images: torch.Tensor) -> list[str]:
     """One checksum for each image, so that a longer set can be told to begin as a shorter one does."""
-    return [hashlib.blake2b(image.contiguous().numpy().data, digest_size=8).hexdigest() for image in images]
-
-
-def _touch(path: Path) -> None:
-    """Remember the use of a file: `pytest-diffusion cache prune` goes by it."""
-    try:
-        os.utime(path)
-    except OSError:
-        pass  # a read-only cache is a cache too
+    return [checksum(image.contiguous().numpy().data, size=8) for image in images]
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], extractor: Extractor, images: torch.Tensor) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
     whole = {name: rows.contiguous() for name, rows in tensors.items()}
     metadata = {"extractor": extractor.name, "checksum": tensors_hash(whole), "images": json.dumps(_checksums(images))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, part, metadata=metadata)
-        part.replace(path)
+        with written_whole(path) as part:
+            save_file(whole, part, metadata=metadata)
     except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)  # a full or read-only cache is no reason to stop
+        pass  # a full or read-only cache is no reason to stop

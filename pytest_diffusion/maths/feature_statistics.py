@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pytest_diffusion.config.cache import written_whole
 from pytest_diffusion.maths.tensors import ArrayLike, as_rows, require_finite
 
 _BUFFER = 1024
@@ -106,18 +106,12 @@ class FeatureStatistics:
         A reader sees the whole file or none of it.
         """
         path = Path(path)
-        # A name of its own: other processes may write the same statistics at the same time.
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         arrays: dict[str, NDArray[Any]] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
         arrays["protocol"] = np.array(json.dumps(self.protocol, sort_keys=True))
         if self.count is not None:
             arrays["count"] = np.array(self.count)
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with written_whole(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:

@@ -17,6 +17,16 @@ Source: TypeAlias = ArrayLike | FeatureStatistics
 _PARTS = (1, 2, 3, 4)
 
 
+class Extrapolation(NamedTuple):
+    """A Fréchet distance extrapolated to infinitely many samples, and the distances that it was read from."""
+
+    estimate: Estimate
+    sizes: list[int]
+    """Samples in a part, falling."""
+    distances: list[float]
+    """Mean distance of the parts of each size."""
+
+
 def frechet_distance(features: Source, reference: Source) -> float:
     """Squared Fréchet distance between Gaussians fitted to features (N, D) and reference (M, D), in float64.
 
@@ -49,6 +59,11 @@ def frechet_distance_infinity(features: ArrayLike, reference: Source, *, seed: i
     Source: arXiv:1911.07023, with disjoint parts in place of random subsets, so that the noise of first order
     is the same at every size and cancels, and with a parabola because N is seldom far above D.
     """
+    return extrapolated_distance(features, reference, seed=seed).estimate
+
+
+def extrapolated_distance(features: ArrayLike, reference: Source, *, seed: int = 0) -> Extrapolation:
+    """`frechet_distance_infinity` with the distances at each sample size."""
     left = as_matrix(features, "features", min_rows=8)
     right = reference if isinstance(reference, FeatureStatistics) else as_matrix(reference, "reference", min_rows=8)
     fewest = min(len(side) for side in (left, right) if isinstance(side, torch.Tensor))
@@ -74,7 +89,8 @@ def frechet_distance_infinity(features: ArrayLike, reference: Source, *, seed: i
     # The weights by which least squares reads a parabola at 0.
     weights = np.linalg.pinv(np.vander(np.array(_PARTS, dtype=float), 3))[-1]
     second_order = float(np.mean(spreads)) * float(sum(weight**2 * parts for weight, parts in zip(weights, _PARTS, strict=True)))
-    return Estimate(float(weights @ np.array(means)), math.sqrt(_error(*influences) ** 2 + second_order))
+    estimate = Estimate(float(weights @ np.array(means)), math.sqrt(_error(*influences) ** 2 + second_order))
+    return Extrapolation(estimate, [len(left) // parts for parts in _PARTS], means)
 
 
 class _Side(NamedTuple):

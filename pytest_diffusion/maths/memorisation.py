@@ -1,4 +1,4 @@
-"""Memorisation: which share of the samples lies nearer to a training image than real images do."""
+"""Memorisation: the share of samples that lie nearer to a training image than real images do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, 
     portion = hits / len(scores)
     low, high = wilson_interval(hits, len(scores))
     # The threshold is a quantile of a sample: its error adds to the binomial one (Newcombe's square-and-add).
-    rare, common = wilson_interval(LEVEL * len(near_control), len(near_control))
+    rare, common = wilson_interval(round(LEVEL * len(near_control)), len(near_control))
     low, high = portion - math.hypot(portion - low, common - LEVEL), portion + math.hypot(high - portion, LEVEL - rare)
     share, low, high = ((value - LEVEL) / (1 - LEVEL) for value in (portion, low, high))
     closest = int(scores.argmin())

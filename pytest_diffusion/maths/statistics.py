@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest, mannwhitneyu, permutation_test, spearmanr
 
 Z95 = 1.959963984540054
 
@@ -25,22 +28,25 @@ def mean_error(values: torch.Tensor) -> float:
     return float(values.double().std()) / math.sqrt(len(values))
 
 
-def wilson_interval(successes: float, trials: int, *, z: float = Z95) -> tuple[float, float]:
-    """95 % score interval of a proportion, within [0, 1]. Source: Wilson 1927."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % score interval of a proportion, within [0, 1]; (0, 1) without any trial. Source: Wilson 1927."""
     if trials < 1:
         return 0.0, 1.0
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     # The ends are 0 and 1 exactly in exact arithmetic; rounding must not move them.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+    return (0.0 if successes == 0 else float(interval.low)), (1.0 if successes == trials else float(interval.high))
 
 
 def auroc(inliers: torch.Tensor, outliers: torch.Tensor) -> float:
     """Probability that an outlier scores above an inlier, ties counting half. Source: Hanley & McNeil 1982."""
-    below = torch.searchsorted(inliers.double().sort().values, outliers.double().contiguous(), side="left")
-    above = torch.searchsorted(inliers.double().sort().values, outliers.double().contiguous(), side="right")
-    return float((below + above).double().mean()) / (2 * len(inliers))
+    statistic = mannwhitneyu(outliers.double().numpy(), inliers.double().numpy(), method="asymptotic").statistic
+    return float(statistic) / (len(inliers) * len(outliers))
+
+
+def rank_correlations(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Spearman's correlation of each row of values (N, K) with `order` (K,), (N,), float64; 0 for a row that does not vary."""
+    found = [0.0 if bool((row == row[0]).all()) else float(spearmanr(row.numpy(), order.numpy()).statistic) for row in values]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def auroc_interval(value: float, num_inliers: int, num_outliers: int, *, z: float = Z95) -> tuple[float, float]:
@@ -96,9 +102,21 @@ def choice_p_value(chosen: Sequence[float], pools: Sequence[torch.Tensor], *, dr
 def sign_flip_p_value(statistic: Callable[[torch.Tensor], torch.Tensor], count: int, *, draws: int = 999, seed: int = 0) -> float:
     """How often random signs of `count` exchangeable differences give a statistic as large as that of all signs +1.
 
-    `statistic` maps signs (draws, count), float64, to values (draws,). Source: Fisher 1935, section 21.
+    `statistic` maps signs (draws, count), float64, to values (draws,). All 2^count signs are tried where they are no more
+    than `draws`. Source: Fisher 1935, section 21.
     """
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (draws, count), generator=generator, dtype=torch.float64) * 2 - 1
-    observed = float(statistic(torch.ones(1, count, dtype=torch.float64))[0])
-    return (1 + int((statistic(signs) >= observed - 1e-9 * abs(observed)).sum())) / (draws + 1)
+
+    def of_signs(signs: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        return statistic(torch.from_numpy(np.array(signs, ndmin=2))).numpy().reshape(signs.shape[:-1])
+
+    # The signs themselves are the data: one sign for a whole difference, however many numbers it has.
+    test = permutation_test(
+        (np.ones(count),),
+        of_signs,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=draws,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)

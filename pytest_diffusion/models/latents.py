@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.models.load import device_of, has_vae
+from pytest_diffusion.models.capabilities import device_of, has_vae
 from pytest_diffusion.models.memory import BatchSize, is_offloaded
 from pytest_diffusion.verdicts.errors import NotApplicable
 

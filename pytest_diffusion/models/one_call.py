@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import denoiser, guidance_groups, takes, uncompiled
 from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
-from pytest_diffusion.models.load import call_pipeline, denoiser, guidance_groups, takes, uncompiled
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 PLAN, STEP = 4, 2
@@ -31,8 +32,8 @@ class DenoiserCall:
     level: NoiseLevel
 
     @classmethod
-    def catch(cls, pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, count: int | None = None) -> DenoiserCall:
-        """Run the pipeline up to the step and keep its arguments, for `count` samples of a model without prompts.
+    def catch(cls, pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, seeds: Sequence[int]) -> DenoiserCall:
+        """Run the pipeline up to the step and keep its arguments; one sample for each seed, with its prompt where it takes one.
 
         Raises NotApplicable where the noise level is not known.
         """
@@ -47,7 +48,6 @@ class DenoiserCall:
         handle = network.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             with suppress(EnoughSeen), uncompiled(pipeline):
-                seeds = [settings.seed + index for index in range(count or len(prompts or ()))]
                 changes = {"num_inference_steps": PLAN, **_no_class(pipeline, seeds)}
                 call_pipeline(pipeline, prompts=prompts, seeds=seeds, settings=settings, **changes)
         finally:

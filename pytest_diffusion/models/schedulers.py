@@ -7,14 +7,22 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.maths.schedule import log_snr_of_alphas_cumprod, log_snr_of_flow_sigmas, log_snr_of_sigmas
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, unknown_name
+
+
+class Scheduler(Protocol):
+    """A scheduler of diffusers or of your own: what the checks of a schedule need of it."""
+
+    def set_timesteps(self, num_inference_steps: int) -> Any:
+        """Plan a run; other arguments are the scheduler's own."""
 
 
 def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
@@ -138,16 +146,23 @@ def build_scheduler(name: str | None, base: Any, config: Sequence[str] = ()) -> 
 
 
 def scheduler_class_of(name: str) -> Any:
-    """The class of diffusers, or at `package.module:Class`. Raises SettingsError for an unknown one."""
+    """The class that `--diffusion-scheduler` names. Raises SettingsError for an unknown one."""
+    return load_source("scheduler", name)
+
+
+def load_class(name: str) -> Any:
+    """A scheduler class of diffusers. Raises SettingsError for an unknown one."""
     import diffusers
 
-    flag = "--diffusion-scheduler"
-    if ":" in name:
-        return load_object(name, flag)
     known = [item for item in dir(diffusers) if item.endswith("Scheduler")]
     if name not in known:
-        raise SettingsError(unknown_name(flag, name, known))
+        raise SettingsError(unknown_name("--diffusion-scheduler", name, known))
     return getattr(diffusers, name)
+
+
+def load_own_class(name: str) -> Any:
+    """The class, or function that makes a scheduler, at `package.module:Class`."""
+    return load_object(name, "--diffusion-scheduler")
 
 
 def config_entries(scheduler_class: Any, entries: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_diffusion.checks import Check, all_checks
-from pytest_diffusion.checks.assertions import enforce, run_check
+from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure
 from pytest_diffusion.verdicts.recording import record
@@ -18,7 +18,7 @@ from pytest_diffusion.verdicts.verdict import Verdict, skipped
 
 
 class Checklist(pytest.Collector):
-    """Collector of the checks that the chosen modes ask for."""
+    """Collector of the checks that the chosen lenses ask for."""
 
     def collect(self) -> Iterator[pytest.Item]:
         settings: Settings = self.settings
@@ -36,13 +36,13 @@ class CheckItem(pytest.Function):
         super().__init__(**rest)
         self.check = check
         self.add_marker("diffusion")
-        self.extra_keyword_matches.add(check.mode)
+        self.extra_keyword_matches.add(check.lens)
 
     def setup(self) -> None:
         try:
             super().setup()
         except pytest.skip.Exception as reason:
-            record(skipped(self.check.name, str(reason.msg), mode=self.check.mode, title=self.check.title))
+            record(skipped(self.check.name, str(reason.msg), lens=self.check.lens, title=self.check.title))
             raise
         except pytest.fail.Exception as error:
             record(_unmeasured(self.check, str(error.msg)))
@@ -69,7 +69,7 @@ class CheckItem(pytest.Function):
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int, str]:
-        return self.path, 0, f"{self.check.mode}: {self.check.name}"
+        return self.path, 0, f"{self.check.lens}: {self.check.name}"
 
 
 def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pytest.Collector], settings: Settings) -> Checklist:
@@ -88,10 +88,10 @@ def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pyte
 
 
 def _is_wanted(check: Check, settings: Settings) -> bool:
-    if settings.modes is None:
+    if settings.lenses is None:
         return True
     # What holds always needs the model: a run of the schedule alone must not load it.
-    return check.mode in settings.modes or (check.mode == "always" and set(settings.modes) != {"schedule"})
+    return check.lens in settings.lenses or (check.lens == "always" and set(settings.lenses) != {"schedule"})
 
 
 def _body(check: Check) -> Any:
@@ -116,4 +116,4 @@ def _body(check: Check) -> Any:
 
 def _unmeasured(check: Check, reason: str) -> Verdict:
     """Nothing was measured, so nothing is passed or failed; the gate does not open."""
-    return Verdict(check.name, "inconclusive", f"{check.name} could not be measured: {reason}", mode=check.mode, title=check.title)
+    return Verdict(check.name, "inconclusive", f"{check.name} could not be measured: {reason}", lens=check.lens, title=check.title)

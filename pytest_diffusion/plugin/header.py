@@ -1,17 +1,16 @@
-"""The lines of pytest's header while the plugin is active: effective settings, device, versions, seed."""
+"""The lines of pytest's header while the plugin is active: effective settings, versions, and extensions that are broken."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 
+from pytest_diffusion.config.extensions import broken_extensions
 from pytest_diffusion.config.settings import Settings
-
-PACKAGES = ("torch", "diffusers", "transformers")
+from pytest_diffusion.config.versions import package_versions
 
 
 def header_lines(settings: Settings) -> list[str]:
-    """Two lines: what is tested and how, and with which versions."""
+    """What is tested and how, with which versions, and one line for each entry point that cannot be loaded."""
     shown = []
     for item in fields(settings):
         value = getattr(settings, item.name)
@@ -19,15 +18,5 @@ def header_lines(settings: Settings) -> list[str]:
             continue
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         shown.append(f"{item.name}={text}")
-    return ["diffusion: " + ", ".join(shown), "diffusion: " + ", ".join(f"{name} {found}" for name, found in package_versions().items())]
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions, read without importing anything."""
-    found = {}
-    for name in ("pytest-diffusion", *PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    lines = [", ".join(shown), ", ".join(f"{name} {found}" for name, found in package_versions().items()), *broken_extensions()]
+    return [f"diffusion: {line}" for line in lines]

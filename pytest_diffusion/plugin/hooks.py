@@ -1,4 +1,4 @@
-"""The pytest plugin: options, ini twins, the marker, collection of the checklist, and the way of verdicts to the report.
+"""The hooks: options, ini names, the marker, collection of the checklist, and the way of verdicts to the reporter.
 
 Nothing heavy is imported here, and nothing of ours runs unless an option, a marker or a fixture asks for it.
 """
@@ -10,26 +10,35 @@ from typing import Any
 
 import pytest
 
-from pytest_diffusion.config.settings import OPTIONS
-from pytest_diffusion.plugin.stash import NOTES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings
+from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.plugin.stash import FIGURES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings, is_given
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that a conftest.py may implement."""
+    from pytest_diffusion.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add every option and its name in the ini file."""
     group = parser.getgroup("diffusion", "diffusion model quality (pytest-diffusion)")
     for option in OPTIONS:
         text = option.help.replace("%", "%%")
-        group.addoption(
-            option.flag, dest=option.ini, metavar=option.metavar, action="append" if option.many else "store", default=None, help=text
-        )
-        if option.many:
-            parser.addini(option.ini, f"the same as {option.flag}", type="args", default=[])
-        else:
-            parser.addini(option.ini, f"the same as {option.flag}", default="")
+        action = "append" if option.many else "store"
+        group.addoption(*option.flags, dest=option.ini, metavar=option.metavar, action=action, default=None, help=text)
+        for name in option.ini_names:
+            if option.many:
+                parser.addini(name, f"the same as {option.flag}", type="args", default=[])
+            else:
+                parser.addini(name, f"the same as {option.flag}", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Resolve the settings, if there are any, and register the reporter where reports are written."""
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
-    if _is_active(config):
+    if is_given(config):
         from pytest_diffusion.verdicts.errors import SettingsError
 
         try:
@@ -43,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    """Effective settings and versions, while the plugin is active."""
     if SETTINGS not in config.stash:
         return None
     from pytest_diffusion.plugin.header import header_lines
@@ -52,14 +62,15 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add the checklist, or the scheduler checks, to what the session collects."""
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
-        if _is_given(collector.config, "model"):
+        if is_given(collector.config, "model"):
             from pytest_diffusion.plugin.checklist import checklist_of
 
             settings, _ = active_settings(collector.config)
             report.result = [*report.result, checklist_of(collector, report.result, settings)]
-        elif _is_given(collector.config, "scheduler"):
+        elif is_given(collector.config, "scheduler"):
             from pytest_diffusion.plugin.scheduler_items import scheduler_checks_of
 
             settings, _ = active_settings(collector.config)
@@ -86,38 +97,55 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Collect the verdicts of the running test."""
     from pytest_diffusion.verdicts.recording import recording_to
 
-    verdicts = item.stash.setdefault(VERDICTS, [])
-    with recording_to(lambda verdict: verdicts.append(verdict.to_json())):
+    with recording_to(item.stash.setdefault(VERDICTS, []).append):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Verdicts travel on pytest's own report as plain values, so that xdist carries them."""
+    """Put what the test left on pytest's own report."""
     report = yield
     verdicts = item.stash.get(VERDICTS, [])
-    notes = {"numbers": item.stash.get(NUMBERS, []), "figures": item.stash.get(NOTES, [])}
-    if not verdicts and not any(notes.values()):
+    numbers, figures = item.stash.get(NUMBERS, []), item.stash.get(FIGURES, [])
+    if not verdicts and not numbers and not figures:
         return report
+    from pytest_diffusion.plugin.junit import properties
+    from pytest_diffusion.verdicts.run import Carried
+
     # On the item, because JUnit reads the properties of the last report.
-    for verdict in verdicts:
-        measurement: dict[str, Any] | None = verdict["measurement"]
-        if measurement is not None:
-            item.user_properties.append((f"diffusion.{verdict['check']}", measurement["value"]))
-        item.user_properties.append((f"diffusion.{verdict['check']}.outcome", verdict["outcome"]))
-    # An attribute of its own travels with the report, xdist included.
-    report.diffusion = {"verdicts": list(verdicts), "notes": notes, "run": item.config.stash.get(RUN, None) or {}}  # type: ignore[attr-defined]
+    item.user_properties += properties(verdicts)
+    facts = item.config.stash[RUN] if RUN in item.config.stash else {}
+    report.diffusion = Carried(list(verdicts), numbers, figures, dict(facts))  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()
-    for key in (NUMBERS, NOTES):
-        item.stash[key] = []
+    item.stash[NUMBERS], item.stash[FIGURES] = [], []
     return report
 
 
-def _is_given(config: pytest.Config, name: str) -> bool:
-    return bool(config.getoption(f"diffusion_{name}") or config.getini(f"diffusion_{name}"))
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Between the processes of xdist verdicts travel as plain values."""
+    carried = report.__dict__.pop("diffusion", None)
+    data = yield
+    if carried is not None and data is not None:
+        report.diffusion = carried  # type: ignore[union-attr]
+        data["diffusion"] = carried.to_json()
+    return data
 
 
-def _is_active(config: pytest.Config) -> bool:
-    return any(config.getoption(option.ini) or config.getini(option.ini) for option in OPTIONS)
+@pytest.hookimpl(wrapper=True)
+def pytest_report_from_serializable(
+    data: dict[str, Any],
+) -> Generator[None, pytest.CollectReport | pytest.TestReport | None, pytest.CollectReport | pytest.TestReport | None]:
+    """Verdicts from plain values, as another process of xdist sent them."""
+    carried = data.pop("diffusion", None)
+    report = yield
+    if carried is not None and report is not None:
+        from pytest_diffusion.verdicts.run import Carried
+
+        report.diffusion = Carried.from_json(carried)  # type: ignore[union-attr]
+    return report

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pytest_diffusion.config.settings import OPTIONS, Settings
-from pytest_diffusion.plugin.stash import active_settings
+from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.versions import package_versions
+from pytest_diffusion.plugin.stash import active_settings, is_given
+from pytest_diffusion.verdicts.run import Carried, Entry
 
 
 class Reporter:
@@ -16,54 +20,62 @@ class Reporter:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.verdicts: list[dict[str, Any]] = []
+        self.entries: list[Entry] = []
         self.notes: list[dict[str, Any]] = []
-        self.run: dict[str, Any] = {}
-        self.seconds = 0.0
+        self.facts: dict[str, Any] = {}
         self.written: list[str] = []
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        carried = getattr(report, "diffusion", None)
+        carried: Carried | None = getattr(report, "diffusion", None)
         if carried is None:
             return
         # Of several workers one generates and the others find its samples.
-        generated = max(facts.get("generated", 0) for facts in (self.run, carried["run"]))
-        self.run.update({**carried["run"], "generated": generated} if generated else carried["run"])
-        for verdict in carried["verdicts"]:
-            # A test that expects a failure and passes keeps the gate open: pytest's outcome has the last word.
-            gates = verdict["gates"] and report.failed
-            self.verdicts.append({**verdict, "gates": gates, "nodeid": report.nodeid, "seconds": round(report.duration, 2)})
-        if any(carried["notes"].values()):
-            self.notes.append({"nodeid": report.nodeid, **carried["notes"]})
+        generated = max(facts.get("generated", 0) for facts in (self.facts, carried.facts))
+        self.facts.update({**carried.facts, "generated": generated} if generated else carried.facts)
+        for verdict in carried.verdicts:
+            # pytest decides last: a test that expects a failure and passes keeps the gate open.
+            judged = replace(verdict, gates=verdict.gates and report.failed)
+            self.entries.append(Entry(judged, report.nodeid, round(report.duration, 2)))
+            self.config.hook.pytest_diffusion_verdict(config=self.config, nodeid=report.nodeid, verdict=judged)
+        if carried.numbers or carried.figures:
+            self.notes.append({"nodeid": report.nodeid, "numbers": carried.numbers, "figures": carried.figures})
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not self.verdicts and not self.notes:
+        if not self.entries and not self.notes:
             return
+        from pytest_diffusion.report.contents import Report
         from pytest_diffusion.report.write import write_reports
 
         settings, _ = active_settings(self.config)
-        chosen = bool(self.config.getoption("diffusion_report") or self.config.getini("diffusion_report"))
-        if settings.model is None and settings.scheduler is None and not chosen:
+        if settings.model is None and settings.scheduler is None and not is_given(self.config, "report"):
             return
-        self.written = write_reports(
+        context: dict[str, Any] = {"extra": {}, "verdicts": [entry.verdict for entry in self.entries], "facts": self.facts}
+        try:
+            self.config.hook.pytest_diffusion_report_context(config=self.config, context=context)
+        except Exception as error:
+            # A mistake in a conftest.py must not cost the report.
+            context["extra"]["pytest_diffusion_report_context failed"] = f"{type(error).__name__}: {error}"
+        report = Report.of(
+            self.entries,
             settings,
-            self.verdicts,
-            self.notes,
-            self.run,
             command=_command(settings),
-            folder=self.config.invocation_params.dir,
             exit_status=int(exitstatus),
+            facts=self.facts,
+            versions=package_versions(),
+            notes=self.notes,
+            extra={str(title): str(text) for title, text in context["extra"].items()},
         )
+        self.written = write_reports(report, folder=self.config.invocation_params.dir)
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.verdicts:
+        if not self.entries:
             return
         from pytest_diffusion.report.terminal import summarise
 
-        summarise(terminalreporter, self.verdicts, self.written)
+        summarise(terminalreporter, self.entries, self.written)
 
 
 def _command(settings: Settings) -> str:

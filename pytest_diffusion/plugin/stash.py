@@ -6,20 +6,28 @@ from typing import Any
 
 import pytest
 
-from pytest_diffusion.config.settings import OPTIONS, Settings, resolve
+from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import Thresholds
+from pytest_diffusion.verdicts.verdict import Verdict
 
 SETTINGS = pytest.StashKey[tuple[Settings, Thresholds]]()
 RUN = pytest.StashKey[dict[str, Any]]()
-VERDICTS = pytest.StashKey[list[dict[str, Any]]]()
+VERDICTS = pytest.StashKey[list[Verdict]]()
 NUMBERS = pytest.StashKey[list[dict[str, Any]]]()
-NOTES = pytest.StashKey[list[dict[str, Any]]]()
+FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def active_settings(config: pytest.Config) -> tuple[Settings, Thresholds]:
     """Settings and thresholds of the session. Raises SettingsError for wrong values."""
     if SETTINGS not in config.stash:
-        options = {option.name: config.getoption(f"diffusion_{option.name}") for option in OPTIONS}
-        ini = {option.name: config.getini(option.ini) for option in OPTIONS}
+        options = {option.name: config.getoption(option.ini) for option in OPTIONS}
+        ini = {option.name: next(filter(None, map(config.getini, option.ini_names)), None) for option in OPTIONS}
         config.stash[SETTINGS] = resolve(options=options, ini=ini)
     return config.stash[SETTINGS]
+
+
+def is_given(config: pytest.Config, *names: str) -> bool:
+    """Whether any of these settings (any at all without names) is given by an option or in the ini file."""
+    chosen = [option for option in OPTIONS if not names or option.name in names]
+    return any(config.getoption(option.ini) or any(map(config.getini, option.ini_names)) for option in chosen)

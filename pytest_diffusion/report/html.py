@@ -1,26 +1,36 @@
-"""The HTML report: one self-contained page from the report's data."""
+"""The HTML report: one self-contained page."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from pytest_diffusion.checks import LENS_TITLES, all_checks
+from pytest_diffusion.checks.pictures import Picture
+from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
+from pytest_diffusion.conformance.laws import Law
+from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
-
-LENSES = {
-    "metrics": "Metrics",
-    "schedule": "Noise schedule",
-    "attention": "Attention",
-    "latent": "Latent space",
-    "always": "Determinism and guidance",
-    "": "Your own tests",
-}
+from pytest_diffusion.verdicts.run import Entry
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
 
 
-def render(data: dict[str, Any]) -> str:
+@dataclass
+class Section:
+    """One lens of the page: its entries, plots (SVG by check) and pictures."""
+
+    lens: str
+    title: str
+    entries: list[Entry]
+    plots: dict[str, Markup] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def render(report: Report) -> str:
     """The page as text; everything that comes from outside is escaped."""
     from jinja2 import Environment, FileSystemLoader
 
@@ -28,54 +38,68 @@ def render(data: dict[str, Any]) -> str:
     environment.filters["figure"] = _figure
     environment.filters["number"] = _number
     environment.filters["limits"] = _limits
-    lenses = []
-    for mode, title in LENSES.items():
-        chosen = [verdict for verdict in data["verdicts"] if verdict["mode"] == mode]
+    sections = []
+    for lens, title in [*LENS_TITLES.items(), ("", "Your own tests")]:
+        chosen = [entry for entry in report.entries if entry.verdict.lens == lens]
         if chosen:
-            own = {verdict["check"]: verdict for verdict in _checklist_last(chosen)}
-            plots = {check: Markup(_drawn(check, verdict)) for check, verdict in own.items()}  # noqa: S704 - our own SVG
-            lenses.append({"mode": mode or "own", "title": title, "verdicts": chosen, "plots": plots})
-    series = {verdict["check"]: _series(verdict) for verdict in _checklist_last(data["verdicts"])}
-    return environment.get_template("report.html.j2").render(data=data, lenses=lenses, series=series)
+            sections.append(_section(lens, title, chosen))
+    verdicts = [entry.verdict for entry in report.entries]
+    gallery = Picture(**report.facts["gallery"]) if "gallery" in report.facts else None
+    return environment.get_template("report.html.j2").render(report=report, sections=sections, verdicts=verdicts, gallery=gallery)
 
 
-def _drawn(check: str, verdict: dict[str, Any]) -> str:
+def _section(lens: str, title: str, entries: list[Entry]) -> Section:
+    section = Section(lens or "own", title, entries)
+    # A check may also be made by a test of the user's; plots, pictures and anchors are those of the checklist.
+    shown = {entry.verdict.check: entry.verdict for entry in sorted(entries, key=lambda entry: entry.is_of_checklist)}
+    for name, verdict in shown.items():
+        declared = _declared(verdict)
+        if declared is None or verdict.measurement is None or not verdict.measurement.series:
+            continue
+        section.plots[name] = Markup(_drawn(declared, verdict))  # noqa: S704 - our own SVG
+        if isinstance(declared, Check) and declared.pictures is not None:
+            section.pictures += declared.pictures(verdict.measurement.series)
+    return section
+
+
+def _declared(verdict: Verdict) -> Check | Law | None:
+    """The declaration of a verdict's check; None for one that this process does not know."""
+    known: Iterable[Check | Law] = all_checks()
+    if verdict.suite == SCHEDULER_CHECKS:
+        from pytest_diffusion.conformance.suite import all_laws
+
+        known = all_laws()
+    return next((one for one in known if one.name == verdict.check), None)
+
+
+def _drawn(declared: Check | Law, verdict: Verdict) -> str:
     """The check's plot; figures that cannot be drawn (all nan, say) must not take the page with them."""
+    if declared.plot is None or verdict.measurement is None:
+        return ""
     try:
-        return draw(check, _series(verdict))
-    except (ValueError, TypeError, IndexError) as error:
-        return str(escape(f"The plot of {check} could not be drawn: {error}"))
+        return draw(declared.name, declared.plot, verdict.measurement.series)
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        return str(escape(f"The plot of {declared.name} could not be drawn: {type(error).__name__}: {error}"))
 
 
-def _checklist_last(verdicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A check may also be made by a test of the user's; pictures and anchors are those of the checklist."""
-    return sorted(verdicts, key=lambda verdict: verdict["nodeid"].startswith("diffusion::"))
-
-
-def _series(verdict: dict[str, Any]) -> dict[str, Any]:
-    measurement = verdict["measurement"] or {}
-    series: dict[str, Any] = measurement.get("series", {})
-    return series
-
-
-def _figure(verdict: dict[str, Any]) -> str:
+def _figure(verdict: Verdict) -> str:
     """Figure and 95 % interval in one cell."""
-    measurement = verdict["measurement"]
+    measurement = verdict.measurement
     if measurement is None:
         return "–"
-    text = _number(measurement["value"])
-    if measurement["interval"] is not None:
-        low, high = (_number(end) for end in measurement["interval"])
+    text = _number(measurement.value)
+    if measurement.interval is not None:
+        low, high = (_number(end) for end in measurement.interval)
         text += f" [{low}, {high}]"
-    return f"{text} {measurement['unit']}".strip()
+    return f"{text} {measurement.unit}".strip()
 
 
-def _limits(verdict: dict[str, Any]) -> str:
-    limits = verdict["limits"]
-    if limits is None or (limits["at_least"] is None and limits["at_most"] is None):
+def _limits(verdict: Verdict) -> str:
+    limits = verdict.limits
+    if limits is None or (limits.at_least is None and limits.at_most is None):
         return "reported only"
-    parts = [f"≥ {_number(limits['at_least'])}"] if limits["at_least"] is not None else []
-    parts += [f"≤ {_number(limits['at_most'])}"] if limits["at_most"] is not None else []
+    parts = [f"≥ {_number(limits.at_least)}"] if limits.at_least is not None else []
+    parts += [f"≤ {_number(limits.at_most)}"] if limits.at_most is not None else []
     return ", ".join(parts)
 
 
@@ -83,6 +107,6 @@ def _number(value: float | str | None) -> str:
     number = float(value) if value is not None else math.nan
     if math.isinf(number):
         return "−∞" if number < 0 else "∞"
-    if number == int(number) and abs(number) < 1e6 if math.isfinite(number) else False:
+    if math.isfinite(number) and number == int(number) and abs(number) < 1e6:
         return str(int(number))
     return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"

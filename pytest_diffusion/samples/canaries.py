@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pytest_diffusion.data.prompts import foreign_prompts
 from pytest_diffusion.data.references import Reference
-from pytest_diffusion.features.extractors import Features
+from pytest_diffusion.features.clip import Scorer
+from pytest_diffusion.features.identity import Features
 from pytest_diffusion.features.store import Extract, stored_embeds, stored_reference_features
 from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.kernel import kernel_estimate
@@ -78,14 +77,17 @@ def require_telling(figures: dict[str, dict[str, float]], extractor: str) -> Non
         )
 
 
-def require_aligned(reference: Reference, clip: Any) -> None:
-    """Raise SetupError unless the reference's own prompts fit its images better than shuffled ones do, by three standard errors."""
+def require_aligned(reference: Reference, clip: Scorer, root: Path) -> None:
+    """Raise SetupError unless the reference's own prompts fit its images better than shuffled ones do, by three standard errors.
+
+    Embeddings of the images are kept under `root`.
+    """
     if reference.images is None or reference.prompts is None:
         return
     prompts, images = reference.prompts[:256], reference.images[:256]
     if len(set(prompts)) < 8:
         return
-    embeds = stored_embeds(replace(reference, images=images), clip)
+    embeds = stored_embeds(images, clip, root)
     own, other = (clip_scores(embeds, clip.text_embeds(texts)) for texts in (prompts, foreign_prompts(prompts)))
     gain, error = float((own - other).mean()), mean_error(own - other)
     if not gain > 3 * error:

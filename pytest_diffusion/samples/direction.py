@@ -11,8 +11,9 @@ import torch
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import DirectionPair
-from pytest_diffusion.models.load import denoiser, is_text_conditioned, uncompiled
+from pytest_diffusion.models.capabilities import denoiser, is_text_conditioned, uncompiled
 from pytest_diffusion.samples.generate import generate_images, to_uint8
+from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 SEEDS = 32
@@ -38,8 +39,7 @@ def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Dir
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
 
     def images(prompt: str, count: int = SEEDS) -> torch.Tensor:
-        seeds = [settings.seed + index for index in range(count)]
-        return torch.from_numpy(to_uint8(generate_images(pipeline, [prompt] * count, seeds, settings))[0])
+        return torch.from_numpy(to_uint8(generate_images(pipeline, [prompt] * count, seeds_of(settings, count), settings))[0])
 
     source, target = images(pair.source), images(pair.target)
     sweep = {0.0: source[:SWEEP_SEEDS]}

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_diffusion.config.cache import cache_root, checksum
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.models.load import (
-    call_pipeline,
-    config_text,
-    device_of,
-    dtype_of,
-    fingerprint,
-    image_size,
-    is_text_conditioned,
-)
+from pytest_diffusion.config.versions import package_versions
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import device_of, dtype_of, image_size, is_text_conditioned
+from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.models.memory import BatchSize
-from pytest_diffusion.samples.store import Samples, SampleStore, cache_root
+from pytest_diffusion.samples.seeds import seeds_of
+from pytest_diffusion.samples.store import Samples, SampleStore
 from pytest_diffusion.verdicts.errors import ModelError
 
 SHARD_SIZE = 64
@@ -46,7 +41,7 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
         "pipeline": type(pipeline).__name__,
         "weights": fingerprint(pipeline),
         "scheduler": f"{type(pipeline.scheduler).__name__} {config_text(pipeline.scheduler.config)} {_tensors_text(pipeline.scheduler)}",
-        "prompts": hashlib.blake2b(json.dumps(list(prompts or ())).encode(), digest_size=8).hexdigest(),
+        "prompts": checksum(json.dumps(list(prompts or ())), size=8),
         "seed": settings.seed,
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
@@ -54,14 +49,14 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
         "batch_size": automatic_batch_size(settings, pipeline),
         "dtype": dtype_of(pipeline),
         "device": device_of(pipeline).type,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "pytest-diffusion")},
+        "versions": package_versions(),
     }
 
 
 def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None) -> Samples:
     """`settings.num_samples` images from the store, generated first where they are missing.
 
-    Sample i has prompt i modulo their number and seed `settings.seed` + i, so that a larger number continues a
+    Sample i has prompt i modulo their number and a seed of its own (`samples.seeds`), so that a larger number continues a
     smaller one. Another process that wants the same samples waits and then reads them. Raises ModelError where
     the store cannot be written; what is there stays.
     """
@@ -70,7 +65,7 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
     count = settings.num_samples
     chosen = prompts if prompts and is_text_conditioned(pipeline) else None
     texts = [chosen[index % len(chosen)] for index in range(count)] if chosen else None
-    seeds = [settings.seed + index for index in range(count)]
+    seeds = seeds_of(settings, count)
     store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings))
     batch = BatchSize(automatic_batch_size(settings, pipeline))
     shard_size = max(SHARD_SIZE, batch.size)
@@ -134,4 +129,4 @@ def _tensors_text(scheduler: Any) -> str:
     values = getattr(scheduler, "alphas_cumprod", None)
     if values is None:
         return ""
-    return hashlib.blake2b(np.asarray(values, dtype=np.float64).tobytes(), digest_size=8).hexdigest()
+    return checksum(np.asarray(values, dtype=np.float64).tobytes(), size=8)

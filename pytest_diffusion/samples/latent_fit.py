@@ -15,11 +15,12 @@ import torch
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.references import Reference
+from pytest_diffusion.models.capabilities import is_text_conditioned, uses_guidance
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.levels import as_prediction, prediction_type_of
-from pytest_diffusion.models.load import is_text_conditioned, uses_guidance
 from pytest_diffusion.models.one_call import DenoiserCall
 from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.samples.seeds import seed_of, seeds_of
 
 IMAGES, SCOUTS = 32, 8
 
@@ -34,8 +35,8 @@ class LatentFit:
     scaling_factor: float
     is_distilled: bool = False
     """Whether it draws from text without guidance: then it was taught to predict what guidance would, not the mean."""
-    scout: LatentFit | None = None
-    """The first few images alone, to look through many changes of which the best is then measured on all."""
+    first_few: LatentFit | None = None
+    """The first few images alone, for a search through many changes; the best is then measured on all images."""
 
     def errors(self, *, factor: float = 1.0, offset: float = 0.0, order: list[int] | None = None) -> torch.Tensor:
         """Mean squared error of the prediction for each image, (N,), float64, when all latents are changed so.
@@ -76,6 +77,11 @@ class LatentFit:
         return self.errors()
 
     @property
+    def scout(self) -> LatentFit:
+        """The first few images alone; all of them where no few were set apart."""
+        return self.first_few or self
+
+    @property
     def channels(self) -> int:
         """How many channels the latents have."""
         return self.latents[0].shape[1]
@@ -92,14 +98,14 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
     guided = uses_guidance(pipeline) and (settings.guidance_scale is None or settings.guidance_scale > 1)
     is_distilled = is_text_conditioned(pipeline) and not guided
 
-    def fit(count: int, scout: LatentFit | None = None) -> LatentFit:
+    def fit(count: int, first_few: LatentFit | None = None) -> LatentFit:
         calls, latents, noise = [], [], []
         for start in range(0, count, batch_size):
             encoded = codec.encode(images[start : min(start + batch_size, count)])
             prompts = texts[start : start + len(encoded)] if is_text_conditioned(pipeline) else None
-            calls.append(DenoiserCall.catch(pipeline, prompts, settings, count=len(encoded)))
+            calls.append(DenoiserCall.catch(pipeline, prompts, settings, seeds=seeds_of(settings, len(encoded))))
             latents.append(encoded)
-            noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(settings.seed + start)))
-        return LatentFit(calls, latents, noise, codec.scaling_factor, is_distilled, scout)
+            noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(seed_of(settings, start))))
+        return LatentFit(calls, latents, noise, codec.scaling_factor, is_distilled, first_few)
 
     return fit(len(images), fit(min(SCOUTS, len(images))))

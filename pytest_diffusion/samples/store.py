@@ -11,7 +11,6 @@ and a disk may lie. A larger number of samples continues the same folder.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -26,14 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, checksum_of, mark_used, read_json, write_text
 from pytest_diffusion.verdicts.errors import ModelError
 
 FORMAT = 2
 """Part of every address: stores of another layout are not read."""
-
-
-class StoreWarning(UserWarning):
-    """Something in the sample store was damaged and is made again."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,14 @@ class SampleStore:
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
         text = json.dumps({**identity, "format": FORMAT}, sort_keys=True)
         self.root = root
-        self.folder = root / "samples" / hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+        self.folder = root / SAMPLES / checksum(text, size=10)
         self.identity = identity
         with self._writing():
             (self.folder / "shards").mkdir(parents=True, exist_ok=True)
 
     @property
     def lock_path(self) -> Path:
+        """What a process holds while it writes."""
         return self.folder / "store.lock"
 
     def missing(self, count: int, shard_size: int) -> list[range]:
@@ -94,8 +91,8 @@ class SampleStore:
                 os.fsync(file)
             finally:
                 os.close(file)
-            kept = {"first": indices.start, "stop": indices.stop, "checksum": _checksum(pixels), **record}
-            _write_text(self._record(indices), json.dumps(kept, indent=1))
+            kept = {"first": indices.start, "stop": indices.stop, "checksum": checksum(pixels.data), **record}
+            write_text(self._record(indices), json.dumps(kept, indent=1))
 
     def read(self, count: int, prompts: list[str] | None, seeds: list[int], generated: int) -> Samples:
         """The first `count` samples, images mapped copy-on-write."""
@@ -105,10 +102,7 @@ class SampleStore:
             flags = torch.tensor(self._load(indices)["finite"], dtype=torch.bool)
             held = range(indices.start, min(indices.stop, count))
             finite[held.start : held.stop] = flags[: len(held)]
-        try:
-            os.utime(self.folder / "manifest.json")  # `pytest-diffusion cache prune` goes by the last use
-        except OSError:
-            pass  # a read-only cache is a cache too
+        mark_used(self.folder / "manifest.json")
         return Samples(images, prompts, seeds, finite, self.folder, generated)
 
     def is_writable(self) -> bool:
@@ -122,7 +116,7 @@ class SampleStore:
     def _reserve(self, count: int, shape: tuple[int, ...]) -> None:
         """Make images.npy hold `count` images; the pages are taken from the disk when they are written."""
         manifest = self.folder / "manifest.json"
-        known = _read_json(manifest)
+        known = read_json(manifest)
         # Never shorter than what any record speaks of.
         count = max(count, int(known.get("count", 0)), *(indices.stop for indices in self._records()), 0)
         file = os.open(self.folder / "images.npy", os.O_RDWR | os.O_CREAT, 0o644)
@@ -135,7 +129,7 @@ class SampleStore:
         finally:
             os.close(file)
         if known.get("count") != count or known.get("shape") != list(shape):
-            _write_text(manifest, json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n")
+            write_text(manifest, json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n")
 
     def _holds(self, indices: range) -> bool:
         """Whether a shard's pixels are what its record says; if not, its record is dropped with a warning."""
@@ -143,7 +137,7 @@ class SampleStore:
             record = self._load(indices)
             size = int(np.prod(self._shape() or ()))
             whole = record["stop"] == indices.stop and len(record["finite"]) == len(indices)
-            if whole and self._checksum_at(_HEADER + indices.start * size, len(indices) * size) == record["checksum"]:
+            if whole and checksum_of(self._bytes_at(_HEADER + indices.start * size, len(indices) * size)) == record["checksum"]:
                 return True
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -158,7 +152,7 @@ class SampleStore:
 
     def _shape(self) -> tuple[int, ...] | None:
         """Shape of one image: the manifest's, else that of the header of images.npy; None where neither can be read."""
-        known = _read_json(self.folder / "manifest.json").get("shape")
+        known = read_json(self.folder / "manifest.json").get("shape")
         if isinstance(known, list) and len(known) == 3:
             return tuple(int(side) for side in known)
         try:
@@ -169,15 +163,13 @@ class SampleStore:
         except (OSError, ValueError, EOFError):
             return None
 
-    def _checksum_at(self, offset: int, size: int) -> str:
-        """Checksum of the bytes of images.npy from `offset`, read piece by piece."""
-        digest = hashlib.blake2b(digest_size=16)
+    def _bytes_at(self, offset: int, size: int) -> Iterator[bytes]:
+        """The bytes of images.npy from `offset`, piece by piece."""
         with (self.folder / "images.npy").open("rb") as file:
             file.seek(offset)
             while size > 0 and (piece := file.read(min(size, 1 << 24))):
-                digest.update(piece)
+                yield piece
                 size -= len(piece)
-        return digest.hexdigest()
 
     def _records(self) -> list[range]:
         found = [path.stem.split("-") for path in self.folder.glob("shards/*-*.json")]
@@ -201,15 +193,6 @@ class SampleStore:
             ) from error
 
 
-def cache_root(cache_dir: str | None) -> Path:
-    """The folder of `--diffusion-cache-dir`, else the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("pytest-diffusion"))
-
-
 _HEADER = 128
 """Bytes before the first pixel: numpy pads the header of an array of four axes to this."""
 
@@ -222,30 +205,8 @@ def _header(shape: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
-def _checksum(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
-
-
 def _write_at(file: int, pixels: NDArray[np.uint8], offset: int) -> None:
     view = pixels.data.cast("B")
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file of which a reader sees all or nothing."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
-    part.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

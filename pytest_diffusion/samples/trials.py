@@ -12,9 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.models.load import call_pipeline, image_size, is_text_conditioned, takes_step_callback, uses_guidance
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import (
+    denoiser,
+    device_of,
+    dtype_of,
+    image_size,
+    is_text_conditioned,
+    takes_step_callback,
+    uses_guidance,
+)
 from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.generate import generate_images, to_uint8
+from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 COUNT = 4
@@ -37,12 +47,61 @@ class Trials:
 
     @property
     def seeds(self) -> list[int]:
-        return [self.settings.seed + index for index in range(COUNT)]
+        """Seeds of the plain run."""
+        return seeds_of(self.settings, COUNT)
 
     @cached_property
     def plain(self) -> torch.Tensor:
         """Four samples as the settings ask for them."""
         return self.run()
+
+    @cached_property
+    def again(self) -> torch.Tensor:
+        """The plain run once more, with the same seeds and batches."""
+        return self.run()
+
+    @cached_property
+    def one_by_one(self) -> torch.Tensor:
+        """The samples of the plain run, each made in a batch of one."""
+        return torch.cat([self._of(self._prompts(index, 1)).run(seeds=[seed]) for index, seed in enumerate(self.seeds)])
+
+    @cached_property
+    def of_one_prompt(self) -> tuple[list[int], torch.Tensor]:
+        """Four other seeds, and the first prompt's images uint8 (4, 3, H, W) at these."""
+        seeds = [self.seeds[0] + 1000 + index for index in range(COUNT)]
+        return seeds, self._of(None if self.prompts is None else [self.prompts[0]]).run(seeds=seeds)
+
+    @cached_property
+    def of_two_prompts(self) -> dict[str, torch.Tensor]:
+        """Images of two different prompts at the plain run's seeds, by prompt.
+
+        Raises NotApplicable for a model without prompts, and where all prompts are the same.
+        """
+        if self.prompts is None or not is_text_conditioned(self.pipeline):
+            raise NotApplicable(f"{type(self.pipeline).__name__} is not conditioned on text.")
+        distinct = list(dict.fromkeys(self.prompts))
+        if len(distinct) < 2:
+            raise NotApplicable("all prompts are the same.")
+        return {prompt: self._of([prompt]).run() for prompt in (distinct[0], distinct[len(distinct) // 2])}
+
+    @property
+    def denoiser_dtype(self) -> torch.dtype:
+        """The dtype of the denoiser's arithmetic; float32 where there is none."""
+        part = denoiser(self.pipeline)
+        return next(part.parameters()).dtype if part is not None else torch.float32
+
+    @property
+    def coarse_rounding(self) -> str:
+        """The denoiser's arithmetic where it keeps three or four digits ("float16", "TF32"), else empty."""
+        dtype = dtype_of(self.pipeline)
+        if dtype not in ("", "float32", "float64"):
+            return dtype
+        reduced = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        return "TF32" if reduced and device_of(self.pipeline).type == "cuda" else ""
+
+    def _of(self, prompts: Sequence[str] | None) -> Trials:
+        """The same pipeline with other prompts."""
+        return type(self)(self.pipeline, prompts, self.settings)
 
     def first_step(self, guidance_scale: float) -> torch.Tensor:
         """Latents (N, C, h, w), float64, after one inference step at a guidance scale.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Outcome = Literal["pass", "fail", "inconclusive", "skipped"]
+CHECKLIST, SCHEDULER_CHECKS = "checklist", "scheduler checks"
+"""The two suites in which a check may be declared."""
 
 
 @dataclass(frozen=True)
@@ -72,31 +75,39 @@ class Verdict:
     message: str
     measurement: Measurement | None = None
     limits: Limits | None = None
-    mode: str = ""
+    lens: str = ""
+    """"metrics", "schedule", "attention", "latent" or "always"; empty for a user's own test."""
     title: str = ""
     gates: bool = True
     """Whether this outcome fails the gate; an `inconclusive` may be let through by the thresholds file."""
+    suite: str = CHECKLIST
+    """Where the check is declared, with its plot and its pictures: the checklist or the scheduler checks."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain `dict`, `list`, `str`, `float`, `int`, `bool` and None; non-finite numbers become strings."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        """Plain `dict`, `list`, `str`, `float`, `int`, `bool` and None; non-finite numbers become strings.
+
+        The lens also stands under "mode", its name in reports of version 0.1.
+        """
+        return {**_plain(asdict(self)), "mode": self.lens}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Verdict:
-        """The verdict that `to_json` wrote."""
-        measurement, limits = data.get("measurement"), data.get("limits")
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """The verdict that `to_json` wrote; entries that it does not know are left aside."""
+        values = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        measurement, limits = values.get("measurement"), values.get("limits")
         if measurement is not None:
-            measurement = {**measurement, "value": float(measurement["value"])}
+            measurement = {**_with_numbers(measurement), "value": float(measurement["value"])}
             if measurement.get("interval") is not None:
                 low, high = measurement["interval"]
                 measurement["interval"] = (float(low), float(high))
-            measurement = Measurement(**measurement)
-        limits = Limits(**limits) if limits is not None else None
-        return cls(**{**data, "measurement": measurement, "limits": limits})
+            values["measurement"] = Measurement(**measurement)
+        if limits is not None:
+            values["limits"] = Limits(**_with_numbers(limits))
+        values.setdefault("lens", data.get("mode", ""))
+        return cls(**values)
 
 
-def judge(check: str, measurement: Measurement, limits: Limits | None, *, mode: str = "", title: str = "", strict: bool = True) -> Verdict:
+def judge(check: str, measurement: Measurement, limits: Limits | None, *, lens: str = "", title: str = "", strict: bool = True) -> Verdict:
     """The verdict on a measurement.
 
     `pass` needs enough samples and the whole interval within the limits, `fail` the whole interval
@@ -108,12 +119,12 @@ def judge(check: str, measurement: Measurement, limits: Limits | None, *, mode: 
     if measurement.hint and outcome != "pass":
         message += f" {measurement.hint}"
     gates = outcome == "fail" or (outcome == "inconclusive" and strict)
-    return Verdict(check, outcome, message, measurement, limits, mode, title, gates)
+    return Verdict(check, outcome, message, measurement, limits, lens, title, gates)
 
 
-def skipped(check: str, reason: str, *, mode: str = "", title: str = "") -> Verdict:
+def skipped(check: str, reason: str, *, lens: str = "", title: str = "", suite: str = CHECKLIST) -> Verdict:
     """The verdict on a check that had nothing to look at."""
-    return Verdict(check, "skipped", reason, mode=mode, title=title, gates=False)
+    return Verdict(check, "skipped", reason, lens=lens, title=title, gates=False, suite=suite)
 
 
 def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, str]:
@@ -179,6 +190,15 @@ def _number(value: float | None) -> str:
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _with_numbers(value: Any) -> Any:
+    """Plain JSON with "nan", "inf" and "-inf", which JSON holds as strings, as numbers again."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _plain(value: Any) -> Any:

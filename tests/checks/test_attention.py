@@ -11,8 +11,8 @@ from pytest_diffusion.attention import probe as attention_probe
 from pytest_diffusion.attention.localisation import run_localisation
 from pytest_diffusion.attention.record import LayerRecord
 from pytest_diffusion.attention.run import _shrink, run_attention
-from pytest_diffusion.checks.assertions import run_check
 from pytest_diffusion.checks.registry import check as checks
+from pytest_diffusion.checks.run import run_check
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import phrases
 from pytest_diffusion.data.references import Reference, load_reference

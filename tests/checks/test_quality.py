@@ -3,7 +3,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.data.references import Reference
-from pytest_diffusion.features.extractors import Features
+from pytest_diffusion.features.identity import Features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from pytest_diffusion.config.settings import OPTIONS, Settings, override, resolve
+from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.settings import Settings, override, resolve
 from pytest_diffusion.verdicts.errors import SettingsError
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pytest_diffusion import record_attention
 from pytest_diffusion.attention.recorder import attention_layers
 from pytest_diffusion.attention.tokens import word_places
-from pytest_diffusion.models.load import denoiser
+from pytest_diffusion.models.capabilities import denoiser
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 from tests.families.models import FAMILIES, build
 

@@ -11,9 +11,12 @@ from PIL import Image
 from pytest_diffusion.checks.determinism import guidance_effect, guidance_linearity
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.demo import reference_images
-from pytest_diffusion.models import load as pipelines
 from pytest_diffusion.models import schedulers
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import family, image_size
+from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples.trials import Trials
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
@@ -41,7 +44,7 @@ class Returns:
     ids=["PIL", "uint8", "float NHWC", "tensor NCHW"],
 )
 def test_every_common_form_gives_the_same_pixels(images):
-    made = pipelines.call_pipeline(Returns(images), prompts=None, seeds=[0, 1], settings=Settings())
+    made = call_pipeline(Returns(images), prompts=None, seeds=[0, 1], settings=Settings())
     assert made.shape == (2, 8, 8, 3)
     assert np.allclose(made[1, 4, 4] * 255, PIXELS, atol=0.01)
 
@@ -56,13 +59,13 @@ def test_every_common_form_gives_the_same_pixels(images):
 )
 def test_what_would_be_a_guess_is_refused(images, message):
     with pytest.raises(ModelError, match=message):
-        pipelines.call_pipeline(Returns(images), prompts=None, seeds=[0, 1], settings=Settings())
+        call_pipeline(Returns(images), prompts=None, seeds=[0, 1], settings=Settings())
 
 
 def test_the_vocabulary_is_part_of_the_fingerprint(demo_copy):
-    before = pipelines.fingerprint(demo_copy)
+    before = fingerprint(demo_copy)
     demo_copy.tokenizer.model_max_length = 8
-    assert pipelines.fingerprint(demo_copy) != before
+    assert fingerprint(demo_copy) != before
 
 
 @pytest.mark.parametrize(("dtype", "steps"), [("float16", 50), ("float16", 20)])
@@ -98,7 +101,7 @@ def test_a_pipeline_without_a_callback_cannot_be_seen(demo_copy):
 def test_an_edm_schedule_gets_no_preset_of_vp_schedules(demo_copy, pixel_pipeline):
     for pipeline in (demo_copy, pixel_pipeline):
         pipeline.scheduler = diffusers.EDMEulerScheduler()
-        assert pipelines.family(pipeline) == "default"
+        assert family(pipeline) == "default"
 
 
 def test_flow_sigmas_of_a_vp_class():
@@ -112,8 +115,8 @@ def test_flow_sigmas_of_a_vp_class():
 
 def test_the_size_of_pipelines_that_say_it_themselves(demo_copy):
     demo_copy.default_sample_size = 16
-    assert pipelines.image_size(demo_copy, Settings()) == (64, 64)
-    assert pipelines.image_size(demo_copy, Settings(height=128)) == (128, 64)
+    assert image_size(demo_copy, Settings()) == (64, 64)
+    assert image_size(demo_copy, Settings(height=128)) == (128, 64)
 
 
 def test_means_and_spreads_per_channel(demo_copy):
@@ -154,9 +157,9 @@ def test_the_safety_checker_paints_nothing_black(monkeypatch, demo_copy):
 
     demo_copy.register_modules(safety_checker=FlagsEverything())
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: demo_copy)
-    loaded = pipelines.load_pipeline(Settings(model="demo", device="cpu"))
+    loaded = load_pipeline(Settings(model="demo", device="cpu"))
     assert loaded.safety_checker is None
-    made = pipelines.call_pipeline(loaded, prompts=["a red circle"], seeds=[0], settings=Settings(steps=2))
+    made = call_pipeline(loaded, prompts=["a red circle"], seeds=[0], settings=Settings(steps=2))
     assert made.max() > 0.5
 
 
@@ -164,4 +167,4 @@ def test_a_device_that_is_not_there_is_one_line():
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(ModelError, match=r"--diffusion-device: demo cannot be moved to cuda"):
-        pipelines.load_pipeline(Settings(model="demo", device="cuda"))
+        load_pipeline(Settings(model="demo", device="cuda"))

@@ -8,8 +8,11 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.demo import reference_images, weights_folder
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
-from pytest_diffusion.models import load as pipelines
+from pytest_diffusion.models.call import call_pipeline
+from pytest_diffusion.models.capabilities import family
+from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.models.load import family_of_index, load_pipeline, load_single_file
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 
@@ -22,19 +25,17 @@ def test_the_demo_is_a_genuine_stable_diffusion(demo_pipeline):
 
 
 def test_families_by_capability(demo_pipeline, pixel_pipeline):
-    assert pipelines.family(demo_pipeline) == "sd15"
-    assert pipelines.family_of_index("demo", demo_pipeline.scheduler) == "sd15"
-    assert pipelines.family(pixel_pipeline) == "ddpm"
+    assert family(demo_pipeline) == "sd15"
+    assert family_of_index("demo", demo_pipeline.scheduler) == "sd15"
+    assert family(pixel_pipeline) == "ddpm"
     flow = copy.copy(demo_pipeline)
     flow.scheduler = FlowMatchEulerDiscreteScheduler()
-    assert pipelines.family(flow) == "flow"
+    assert family(flow) == "flow"
 
 
 def test_folder_dtype_and_scheduler(tmp_path, demo_pipeline):
     demo_pipeline.save_pretrained(tmp_path / "model")
-    loaded = pipelines.load_pipeline(
-        Settings(model=str(tmp_path / "model"), device="cpu", dtype="bfloat16", scheduler="EulerDiscreteScheduler")
-    )
+    loaded = load_pipeline(Settings(model=str(tmp_path / "model"), device="cpu", dtype="bfloat16", scheduler="EulerDiscreteScheduler"))
     assert next(loaded.unet.parameters()).dtype == torch.bfloat16
     assert type(loaded.scheduler).__name__ == "EulerDiscreteScheduler"
 
@@ -45,9 +46,9 @@ def test_module_callable(tmp_path, monkeypatch, demo_pipeline):
         "def make():\n    return DiffusionPipeline.from_pretrained(weights_folder())\ndef wrong():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert isinstance(pipelines.load_pipeline(Settings(model="my_models:make", device="cpu")), DiffusionPipeline)
+    assert isinstance(load_pipeline(Settings(model="my_models:make", device="cpu")), DiffusionPipeline)
     with pytest.raises(ModelError, match="returned int; expected a callable pipeline"):
-        pipelines.load_pipeline(Settings(model="my_models:wrong", device="cpu"))
+        load_pipeline(Settings(model="my_models:wrong", device="cpu"))
 
 
 def test_weights_that_are_missing_or_corrupt_are_said_to_be(tmp_path, demo_pipeline):
@@ -56,20 +57,20 @@ def test_weights_that_are_missing_or_corrupt_are_said_to_be(tmp_path, demo_pipel
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"model cannot be loaded"):
-        pipelines.load_pipeline(Settings(model=str(folder), device="cpu"))
+        load_pipeline(Settings(model=str(folder), device="cpu"))
 
 
 def test_an_unreachable_hub_is_said_to_be():
     with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
-        pipelines.load_pipeline(Settings(model="nobody/nothing", device="cpu"))
+        load_pipeline(Settings(model="nobody/nothing", device="cpu"))
 
 
 def test_fingerprint_follows_the_weights(demo_copy):
-    before = pipelines.fingerprint(demo_copy)
-    assert pipelines.fingerprint(demo_copy) == before
+    before = fingerprint(demo_copy)
+    assert fingerprint(demo_copy) == before
     with torch.no_grad():
         demo_copy.unet.conv_in.bias[0] += 1e-3
-    assert pipelines.fingerprint(demo_copy) != before
+    assert fingerprint(demo_copy) != before
 
 
 def test_single_file_checkpoints_are_loaded_as_diffusers_does(tmp_path, monkeypatch):
@@ -84,13 +85,13 @@ def test_single_file_checkpoints_are_loaded_as_diffusers_does(tmp_path, monkeypa
     key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
     save_file({key: torch.zeros(320, 768)}, path)
     (tmp_path / "model.config").mkdir()
-    pipelines._load(str(path))
+    load_single_file(str(path))
     assert called == {"path": str(path), "config": str(tmp_path / "model.config"), "local_files_only": True}
 
 
 def test_progress_bar_settings_survive(demo_copy):
     demo_copy.set_progress_bar_config(desc="mine")
-    pipelines.call_pipeline(demo_copy, prompts=["a red circle"], seeds=[0], settings=Settings(steps=1))
+    call_pipeline(demo_copy, prompts=["a red circle"], seeds=[0], settings=Settings(steps=1))
     assert demo_copy._progress_bar_config == {"desc": "mine"}
 
 

@@ -7,8 +7,10 @@ from accelerate import cpu_offload
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.demo import reference_images
-from pytest_diffusion.models import load as pipelines
+from pytest_diffusion.models.capabilities import device_of
+from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.latents import LatentCodec
+from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples.generate import generate_images
 from pytest_diffusion.verdicts.errors import ModelError
 
@@ -24,8 +26,8 @@ def offloaded(demo_copy):
 
 
 def test_an_offloaded_pipeline_is_the_same_model(offloaded, demo_pipeline):
-    assert pipelines.fingerprint(offloaded) == pipelines.fingerprint(demo_pipeline)
-    assert pipelines.device_of(offloaded) == torch.device("cpu")
+    assert fingerprint(offloaded) == fingerprint(demo_pipeline)
+    assert device_of(offloaded) == torch.device("cpu")
     one, other = (generate_images(pipeline, ["a red circle"], [0], SETTINGS) for pipeline in (offloaded, demo_pipeline))
     assert (one == other).all()
     images = reference_images(3)
@@ -38,9 +40,9 @@ def test_an_offloaded_pipeline_is_the_same_model(offloaded, demo_pipeline):
 def test_offloaded_parts_are_not_moved_and_keep_their_dtype(offloaded, monkeypatch):
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: offloaded)
     monkeypatch.setattr(type(offloaded), "to", lambda *args, **kwargs: pytest.fail("it was moved"))
-    assert pipelines.load_pipeline(Settings(model="demo", device="cpu")) is offloaded
+    assert load_pipeline(Settings(model="demo", device="cpu")) is offloaded
     with pytest.raises(ModelError, match=r"--diffusion-dtype: the parts of demo are offloaded; load them as bfloat16\."):
-        pipelines.load_pipeline(Settings(model="demo", device="cpu", dtype="bfloat16"))
+        load_pipeline(Settings(model="demo", device="cpu", dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("fits", [2, 0])
@@ -76,4 +78,4 @@ def test_a_watermark_is_left_out(demo_copy, monkeypatch):
     """Stable Diffusion XL's pipeline marks images, and not latents, where invisible-watermark is installed."""
     demo_copy.watermark = object()
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: demo_copy)
-    assert pipelines.load_pipeline(Settings(model="demo", device="cpu")).watermark is None
+    assert load_pipeline(Settings(model="demo", device="cpu")).watermark is None

@@ -365,7 +365,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_per_check(pytester, monkeypat
 
 
 def test_help_lists_every_option(pytester):
-    from pytest_diffusion.config.settings import OPTIONS
+    from pytest_diffusion.config.options import OPTIONS
 
     text = "\n".join(pytester.runpytest("--help").outlines)
     for option in OPTIONS:

@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pytest_diffusion.config.cache import StoreWarning
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_features, stored_reference_features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples import generate
-from pytest_diffusion.samples.store import SampleStore, StoreWarning
+from pytest_diffusion.samples.store import SampleStore
 from pytest_diffusion.verdicts.errors import ModelError
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]

@@ -1,0 +1,77 @@
+"""The cache folder, and how files are written there: whole or not at all, with checksums, by several processes at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SAMPLES, REFERENCES = "samples", "references"
+"""Folders below the cache: samples by their address, features of references by the images' content."""
+
+
+class StoreWarning(UserWarning):
+    """Something in the cache was damaged and is made again."""
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """The folder of `--diffusion-cache-dir`, else the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("pytest-diffusion"))
+
+
+def checksum(part: Any, *, size: int = 16) -> str:
+    """BLAKE2b of a bytes-like object or a text, `size` bytes in hex."""
+    return checksum_of([part], size=size)
+
+
+def checksum_of(parts: Iterable[Any], *, size: int = 16) -> str:
+    """BLAKE2b of bytes-like objects or texts one after another, `size` bytes in hex; one of them is held at a time."""
+    digest = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """The path of a file to write in the block; it takes its name when the block ends, so that a reader sees all or nothing."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file of which a reader sees all or nothing. Raises OSError."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is missing, damaged or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def mark_used(path: Path) -> None:
+    """Remember the use of a file: `pytest-diffusion cache prune` goes by it."""
+    try:
+        os.utime(path)
+    except OSError:
+        pass  # a read-only cache is a cache too

@@ -1,0 +1,187 @@
+"""The options: one table of names, parsers and help texts for the command line, the ini file and markers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_diffusion.config.sources import listed
+from pytest_diffusion.verdicts.errors import unknown_name
+
+LENSES = ("metrics", "schedule", "attention", "latent")
+PROFILES = ("standard", "thorough")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name in `Settings`, how to read its text, and its help."""
+
+    name: str
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+    many: bool = False
+    """Whether it may be given more than once; its value is then a tuple."""
+    is_list: bool = False
+    """Whether its text is a list with commas."""
+    aliases: tuple[str, ...] = ()
+    """Earlier names that are still taken, as options, in the ini file and in markers."""
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed."""
+        return self.flags[0]
+
+    @property
+    def flags(self) -> list[str]:
+        """The option as it is typed, and its earlier names."""
+        return ["--diffusion-" + name.replace("_", "-") for name in (self.name, *self.aliases)]
+
+    @property
+    def ini(self) -> str:
+        """Its name in the ini file."""
+        return f"diffusion_{self.name}"
+
+    @property
+    def ini_names(self) -> list[str]:
+        """Its name in the ini file, and its earlier names."""
+        return [f"diffusion_{name}" for name in (self.name, *self.aliases)]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a whole number of at least 1")
+    return value
+
+
+def _size(text: str) -> int:
+    value = _positive(text)
+    if value % 8:
+        raise ValueError("expected a multiple of 8 pixels")
+    return value
+
+
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1000:
+        raise ValueError("expected a number of at least 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError("expected a whole number of at least 0")
+    return value
+
+
+def _lenses(text: str) -> tuple[str, ...]:
+    lenses = tuple(part.strip() for part in text.split(",") if part.strip())
+    for lens in lenses:
+        if lens not in LENSES:
+            raise ValueError(unknown_name("the lens", lens, LENSES))
+    if not lenses:
+        raise ValueError(f"expected any of {','.join(LENSES)}")
+    return lenses
+
+
+def _layers(text: str) -> tuple[str, ...]:
+    layers = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not layers:
+        raise ValueError("expected names or prefixes of layers, separated by commas")
+    return layers
+
+
+def _entry(text: str) -> str:
+    name, found, _ = text.partition("=")
+    if not found or not name.isidentifier():
+        raise ValueError("expected key=value, as in beta_schedule=linear")
+    return text
+
+
+def _profile(text: str) -> str:
+    if text not in PROFILES:
+        raise ValueError(unknown_name("the profile", text, PROFILES))
+    return text
+
+
+def _dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise ValueError(unknown_name("the dtype", text, DTYPES))
+    return text
+
+
+def _device(text: str) -> str:
+    kind = text.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "xpu"):
+        raise ValueError(unknown_name("the device", kind, ("cpu", "cuda", "mps", "xpu")))
+    return text
+
+
+def _report(text: str) -> str:
+    if not text.endswith(".html"):
+        raise ValueError("expected a path that ends in .html; the .json lies beside it")
+    return text
+
+
+OPTIONS = (
+    Option(
+        "model",
+        str,
+        "NAME",
+        f"what is tested: {listed('model')}",
+    ),
+    Option(
+        "lenses",
+        _lenses,
+        "LENSES",
+        "any of metrics,schedule,attention,latent (default: all that the model supports)",
+        is_list=True,
+        aliases=("modes",),
+    ),
+    Option(
+        "reference",
+        str,
+        "REF",
+        f"real images: {listed('reference')}",
+    ),
+    Option("prompts", str, "FILE", f"prompts: {listed('prompts')} (default: those of a reference of pairs, else a built-in list)"),
+    Option("num_samples", _positive, "N", "samples generated for the metrics (default: 10000)"),
+    Option("steps", _positive, "N", "inference steps (default: 50)"),
+    Option("guidance_scale", _scale, "X", "classifier-free guidance (default: the pipeline's own)"),
+    Option("height", _size, "PIXELS", "height of the samples (default: the pipeline's own)"),
+    Option("width", _size, "PIXELS", "width of the samples (default: the pipeline's own)"),
+    Option("seed", _seed, "N", "sample i is drawn from seed N + i (default: 0)"),
+    Option(
+        "scheduler",
+        str,
+        "CLASS",
+        f"{listed('scheduler')}, built from the configuration of the model's scheduler; without a model it is tested by the "
+        "scheduler checks",
+    ),
+    Option("scheduler_config", _entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True),
+    Option("scheduler_profile", _profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
+    Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
+    Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
+    Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
+    Option(
+        "features",
+        str,
+        "NAME",
+        f"feature extractor: {listed('extractor')} (default: inception)",
+    ),
+    Option("clip_model", str, "NAME", f"CLIP for the CLIP score: {listed('scorer')} (default: openai/clip-vit-large-patch14)"),
+    Option(
+        "attention_layers",
+        _layers,
+        "LAYERS",
+        "layers whose attention is judged, by name or prefix, separated by commas (default: up_blocks, else all)",
+        is_list=True,
+    ),
+    Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)", many=True),
+    Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it"),
+    Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)"),
+)

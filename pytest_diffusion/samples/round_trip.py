@@ -1,0 +1,33 @@
+"""Reference images after encoding and decoding: made once, for all checks of the VAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from pytest_diffusion.data.references import Reference
+from pytest_diffusion.models.latents import LatentCodec
+
+IMAGES = 200
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Images uint8 (N, 3, H, W), their scaled latents (N, C, h, w), and what the decoder makes of these."""
+
+    codec: LatentCodec
+    images: torch.Tensor
+    latents: torch.Tensor
+
+    @classmethod
+    def of(cls, codec: LatentCodec, reference: Reference) -> RoundTrip:
+        """The first 200 references. Raises NotApplicable for a reference of statistics alone."""
+        images = reference.require_images()[:IMAGES]
+        return cls(codec, images, codec.encode(images))
+
+    @cached_property
+    def decoded(self) -> torch.Tensor:
+        """Decoded images in [0, 1], float32 (N, 3, H, W)."""
+        return self.codec.decode(self.latents)
