@@ -42,7 +42,7 @@ _PLACES = {
     "pytest_diffusion.maths.interpolation": ("slerp",),
     "pytest_diffusion.models.schedulers": ("log_snr",),
     "pytest_diffusion.attention.recorder": ("record_attention",),
-    "pytest_diffusion.analytic": ("create_model", "register_model"),
+    "pytest_diffusion.analytic.registry": ("create_model", "register_model"),
     "pytest_diffusion.analytic.base": ("AnalyticModel", "SamplingOutput"),
     "pytest_diffusion.analytic.compare": ("Denoisers", "TrajectoryComparison", "compare_trajectories", "epsilon_loss"),
     "pytest_diffusion.checks.assertions": (

@@ -10,7 +10,9 @@ PROBE = """
 import sys, time
 import pytest
 start = time.process_time()
-import pytest_diffusion, pytest_diffusion.plugin.hooks, pytest_diffusion.plugin.fixtures.model, pytest_diffusion.plugin.fixtures.lenses
+import pytest_diffusion, pytest_diffusion.plugin
+for name in pytest_diffusion.plugin.pytest_plugins:
+    __import__(name)
 spent = time.process_time() - start
 {extra}
 print("HEAVY", sorted(set({heavy!r}) & set(sys.modules)))

@@ -39,8 +39,10 @@ def midway(series: Series) -> Figure:
 
 def distance_by_size(series: Series) -> Figure:
     figure, axes = axes_of(4.6, 3.0)
-    axes.plot(series["sizes"], series["distances"], marker="o")
-    axes.set(xscale="log", xlabel="samples N", ylabel="Fréchet distance", title="Fréchet distance against N: it falls with N by its bias")
+    axes.plot(series["sizes"], series["distances"], marker="o", label="N samples on both sides")
+    axes.axhline(series["infinity"], linestyle="--", linewidth=1, color=PALETTE[1], label="extrapolated")
+    axes.set(xscale="log", xlabel="samples N", ylabel="Fréchet distance", title="Fréchet distance against N: its bias falls with N")
+    axes.legend()
     axes.set_xticks(series["sizes"], [str(size) for size in series["sizes"]])
     axes.minorticks_off()
     return figure

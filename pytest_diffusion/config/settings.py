@@ -63,7 +63,7 @@ def resolve(
     sources: dict[str, str] = {}
     for option in OPTIONS:
         for origin, texts in (("option", options), ("ini", ini)):
-            text = texts.get(option.name)
+            text = next((texts[name] for name in (option.name, *option.aliases) if texts.get(name)), None)
             if not text:
                 continue
             shown = option.flag if origin == "option" else f"ini {option.ini}"

@@ -18,7 +18,7 @@ _CEILING = 120.0
 def psnr(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB, (N,), of float images (N, C, H, W) in [0, 1]; at most 120 dB, for equal images."""
     values = _of_pairs("peak_signal_noise_ratio", images, others, dim=(1, 2, 3))
-    return values.clamp(max=_CEILING)
+    return torch.cat([one.reshape(-1) for one in values]).clamp(max=_CEILING)
 
 
 def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -29,13 +29,15 @@ def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """
     if min(images.shape[-2:]) < _WINDOW:
         raise ValueError(f"images are {images.shape[-1]}x{images.shape[-2]}; SSIM needs at least {_WINDOW} pixels a side.")
-    return _of_pairs("structural_similarity_index_measure", images, others, sigma=1.5, kernel_size=_WINDOW)
+    found = _of_pairs("structural_similarity_index_measure", images, others, return_full_image=True)
+    inner = slice(_WINDOW // 2, -(_WINDOW // 2))
+    # torchmetrics' own mean counts a border of reflected pixels too.
+    return torch.cat([full[..., inner, inner].flatten(1).mean(1) for _, full in found])
 
 
-def _of_pairs(name: str, images: torch.Tensor, others: torch.Tensor, **arguments: Any) -> torch.Tensor:
-    """A function of torchmetrics for each pair of images, (N,), in float64."""
+def _of_pairs(name: str, images: torch.Tensor, others: torch.Tensor, **arguments: Any) -> list[Any]:
+    """What a function of torchmetrics gives for batches of pairs, in float64."""
     module = import_past_torchvision("torchmetrics.functional.image", purpose="PSNR and SSIM", install="torchmetrics")
-    function: Callable[..., torch.Tensor] = getattr(module, name)
+    function: Callable[..., Any] = getattr(module, name)
     batches = zip(images.split(_AT_ONCE), others.split(_AT_ONCE), strict=True)
-    found = [function(one.double(), other.double(), data_range=1.0, reduction="none", **arguments) for one, other in batches]
-    return torch.cat([values.reshape(-1) for values in found])
+    return [function(one.double(), other.double(), data_range=1.0, reduction="none", **arguments) for one, other in batches]

@@ -82,7 +82,7 @@ def test_an_untrained_unet_is_worse_than_a_linear_filter():
 
 def test_models_without_a_closed_form_are_named(demo_pipeline, pixel_pipeline):
     images = torch.zeros(900, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(NotApplicable, match="StableDiffusionPipeline does not draw unconditioned pixels"):
+    with pytest.raises(NotApplicable, match="Needs an unconditional pixel-space model; StableDiffusionPipeline is none"):
         denoisers_of(demo_pipeline, images)
     with pytest.raises(NotApplicable, match="the reference is 8x8 and the model draws 16x16"):
         denoisers_of(pixel_pipeline, images)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffusion import AnalyticModel, FeatureStatistics, create_model, frechet_distance, register_model
-from pytest_diffusion.analytic import model_names
+from pytest_diffusion.analytic.registry import model_names
 from pytest_diffusion.analytic.softmax import StreamingSoftmax
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError
@@ -276,9 +276,9 @@ def test_a_model_of_the_users_own():
         with pytest.raises(ValueError, match="named 'wiener' is registered already"):
             register_model("wiener")(MeanOfData)
     finally:
-        from pytest_diffusion.analytic import registry
+        from pytest_diffusion.analytic.registry import MODELS
 
-        del registry._MODELS["mean_of_data"]
+        MODELS.remove("mean_of_data")
 
 
 def test_intermediates_and_seeds():

@@ -11,7 +11,7 @@ from pytest_diffusion.attention import probe as attention_probe
 from pytest_diffusion.attention.localisation import run_localisation
 from pytest_diffusion.attention.record import LayerRecord
 from pytest_diffusion.attention.run import _shrink, run_attention
-from pytest_diffusion.checks.registry import check as checks
+from pytest_diffusion.checks.registry import CHECKS as checks
 from pytest_diffusion.checks.run import run_check
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import phrases
@@ -96,7 +96,7 @@ def test_layers_that_nobody_named_are_reported_and_not_judged(attention, check):
     unnamed = replace(attention, are_named=False)
     verdict = run_check(checks[check], {"attention": unnamed}, limits)
     assert verdict.outcome == "skipped"
-    assert "name those that show it in your model by --diffusion-attention-layers" in verdict.message
+    assert "name the layers that show it in your model by --diffusion-attention-layers" in verdict.message
     assert run_check(checks[check], {"attention": attention}, limits).outcome == "pass"
     own = {"at_least": 0.9} if check == "attention_sharpens" else {"at_most": 0.01}
     assert getattr(pd, f"assert_{check}")(unnamed, **own).outcome == "pass"

@@ -81,5 +81,5 @@ def test_statistics_have_no_colours(samples):
 def test_a_range_that_nobody_could_see_is_not_judged():
     """Of images in pure black and white, those that were never mapped look the same."""
     binary = torch.randint(0, 2, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1).to(torch.uint8) * 255
-    with pytest.raises(pd.QualityFailure, match=r"the reference would look alike if \[-1, 1\] was never mapped"):
+    with pytest.raises(pd.QualityFailure, match=r"the reference would look the same if \[-1, 1\] was never mapped"):
         pd.assert_value_range(binary, Reference("binary", binary))

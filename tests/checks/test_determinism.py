@@ -71,7 +71,7 @@ def test_a_deaf_generator_is_seen(trials):
     pipeline = trials.pipeline
     own = pipeline.prepare_latents
     pipeline.prepare_latents = lambda *args, **kwargs: own(*args, **kwargs) * 0
-    with pytest.raises(pd.QualityFailure, match="is the generator heard"):
+    with pytest.raises(pd.QualityFailure, match="is the generator used"):
         pd.assert_seeds_differ(trials)
 
 
@@ -79,7 +79,7 @@ def test_a_deaf_text_encoder_is_seen(trials):
     encoder = copy.deepcopy(trials.pipeline.text_encoder)
     trials.pipeline.text_encoder = encoder
     encoder.register_forward_hook(lambda module, args, output: (torch.zeros_like(output[0]), output[1]))
-    with pytest.raises(pd.QualityFailure, match="the prompt is not heard"):
+    with pytest.raises(pd.QualityFailure, match="the prompt has no effect"):
         pd.assert_guidance_effect(trials)
 
 

@@ -168,7 +168,7 @@ def test_the_demos_denoiser_knows_its_latents(fit):
     [
         (
             1.0,
-            r"knows latents with a scaling factor of 0\.1[789]\d*; the configuration says 1\. .* scaling factor is missing",
+            r"expects latents with a scaling factor of 0\.1[789]\d*; the configuration says 1\. .* scaling factor is missing",
         ),
         (0.18215**2, r"says 0\.03318\. It looks as if the VAE's scaling factor was applied twice"),
     ],
@@ -250,7 +250,7 @@ def exact_fit(factor=1.0, *, count=64, **changes):
     latents = mean + variance.sqrt() * torch.randn(count, 4, 16, 16, generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     fit = LatentFit([Wiener(mean, variance)], [factor * latents], [noise], 0.2, **changes)
-    return replace(fit, scout=replace(fit, latents=[factor * latents[:8]], noise=[noise[:8]]))
+    return replace(fit, first_few=replace(fit, latents=[factor * latents[:8]], noise=[noise[:8]]))
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.7, 1.0, 1.6, 5.0])
@@ -266,16 +266,16 @@ def test_the_scale_of_an_exact_denoiser_is_found(factor):
 
 def test_a_distilled_denoiser_is_not_judged_by_its_scale():
     """It predicts a sharp picture, where others predict the mean of many."""
-    with pytest.raises(pd.QualityFailure, match="reported and not judged: a model that draws without guidance may be distilled"):
+    with pytest.raises(pd.QualityFailure, match="reported and not judged: a model without guidance may be distilled"):
         pd.assert_latent_scale(exact_fit(0.2, is_distilled=True))
 
 
 def test_channels_that_are_alike_are_not_judged():
     fit = exact_fit()
     alike = Wiener(torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1))
-    fit = replace(fit, calls=[alike], scout=replace(fit.scout, calls=[alike]), latents=fit.noise[::-1], noise=fit.latents)
+    fit = replace(fit, calls=[alike], first_few=replace(fit.scout, calls=[alike]), latents=fit.noise[::-1], noise=fit.latents)
     fit = replace(fit, latents=[torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(5))])
-    with pytest.raises(pd.QualityFailure, match=r"reported and not judged: to the denoiser channels \d and \d are alike"):
+    with pytest.raises(pd.QualityFailure, match=r"reported and not judged: the denoiser treats channels \d and \d alike"):
         pd.assert_latent_channels(fit)
 
 
@@ -287,7 +287,7 @@ def test_a_pipeline_that_resizes_its_images_is_not_judged_by_its_latents(demo_co
             return torch.nn.functional.interpolate(super().latents(), scale_factor=2)
 
     trials = Resizing(demo_copy, ["a red circle"], Settings(steps=2, guidance_scale=4.0))
-    with pytest.raises(pd.QualityFailure, match="its latents are of images of 64x64, and the pipeline resized them to 32x32"):
+    with pytest.raises(pd.QualityFailure, match="its latents decode to 64x64, and the pipeline resized the images to 32x32"):
         pd.assert_pipeline_decodes(trials, LatentCodec.of(demo_copy))
 
 
@@ -363,7 +363,7 @@ def test_semantic_direction():
         pd.assert_semantic_direction(Direction(pair, scattered, random), clip, at_least=0.5)
     assert pd.assert_semantic_direction_chance(Direction(pair, source, target), clip).measurement.value == 0.001
     shuffled = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(pd.QualityFailure, match="could trade places"):
+    with pytest.raises(pd.QualityFailure, match="could be exchanged"):
         pd.assert_semantic_direction_chance(Direction(pair, source, source[shuffled]), clip)
 
 
@@ -398,7 +398,7 @@ def test_the_ends_of_the_sweep_are_the_prompts_own_images(demo_pipeline):
 
 
 def test_large_latents_are_pooled_before_their_covariance_is_formed():
-    from pytest_diffusion.checks.outliers import _flat
+    from pytest_diffusion.samples.outliers import _flat
 
     assert _flat(torch.zeros(2, 16, 128, 128)).shape == (2, 1024)
     assert _flat(torch.zeros(2, 4, 8, 8)).shape == (2, 256)

@@ -117,7 +117,7 @@ def broken(kind):
         ("constant", "betas_in_range", "The betas are constant (0.01)"),
         ("negative beta", "betas_in_range", "timestep 500, where beta is -0.01"),
         ("negative beta", "alphas_cumprod_monotonic", "timestep 500"),
-        ("too weak", "log_snr_last", "of the image's signal is left"),
+        ("too weak", "log_snr_last", "of the image's signal remains"),
         ("too noisy a start", "log_snr_first", "is 4.6 nats"),
         ("flat", "alphas_cumprod_monotonic", "no noise is ever added"),
         ("above one", "alphas_cumprod_monotonic", "timestep 0, where ᾱ is 1.1"),

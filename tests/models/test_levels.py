@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from pytest_diffusion.analytic import create_model
+from pytest_diffusion.analytic.registry import create_model
 from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, level_of_timestep
 from pytest_diffusion.verdicts.errors import NotApplicable
 

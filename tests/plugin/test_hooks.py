@@ -6,7 +6,7 @@ import pytest
 
 from pytest_diffusion.checks import all_checks
 
-SCHEDULE = ("--diffusion-model=demo", "--diffusion-modes=schedule")
+SCHEDULE = ("--diffusion-model=demo", "--diffusion-lenses=schedule")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -16,7 +16,7 @@ def test_the_checklist_is_collected_in_an_empty_folder(pytester):
     result.assert_outcomes(passed=7, skipped=1)
     result.stdout.fnmatch_lines(
         [
-            "diffusion: model=demo, modes=schedule*",
+            "diffusion: model=demo, lenses=schedule*",
             "diffusion: pytest-diffusion * torch *",
             "diffusion::alphas_cumprod_monotonic PASSED*",
             "*= diffusion quality =*",
@@ -159,7 +159,7 @@ def test_collect_only(pytester):
 def test_exitfirst(pytester):
     pytester.makeconftest(OVERRIDE)
     result = pytester.runpytest(*SCHEDULE, "-x")
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=1, failed=1)
 
 
 @pytest.mark.parametrize("extra", [("-n", "2"), ("-p", "no:xdist")])
@@ -330,7 +330,7 @@ def test_a_crash_inside_a_check_is_no_pass(pytester):
 
 USAGE = [
     (("--diffusion-model=dmeo",), "*--diffusion-model is 'dmeo'; expected 'demo', analytic:NAME, a diffusers folder*"),
-    (("--diffusion-model=demo", "--diffusion-modes=latents"), "*Did you mean 'latent'*"),
+    (("--diffusion-model=demo", "--diffusion-lenses=latents"), "*Did you mean 'latent'*"),
     (("--diffusion-model=demo", "--diffusion-steps=ten"), "*--diffusion-steps is 'ten': expected a number.*"),
     (("--diffusion-model=demo", "--diffusion-thresholds=sd16"), "*Did you mean 'sd15'*"),
     (("--diffusion-model=empty",), "*empty has no model_index.json*"),

@@ -1,14 +1,22 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from pytest_diffusion.report.order import worst_first
 
+from pytest_diffusion import scheduler_checks
+from pytest_diffusion.checks import all_checks
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.report.contents import Report, worst_first
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.html import render
-from pytest_diffusion.report.order import gate, worst_first
-from pytest_diffusion.report.write import markdown, report_data, write_reports
+from pytest_diffusion.report.markdown import summary
+from pytest_diffusion.report.write import write_reports
+from pytest_diffusion.verdicts.gate import gate_of
+from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
 
 LIMITS = Limits(at_most=30.0, source="Heusel et al.", where="thresholds/default.toml [fid]")
@@ -16,26 +24,33 @@ LIMITS = Limits(at_most=30.0, source="Heusel et al.", where="thresholds/default.
 
 def verdicts():
     made = [
-        judge("precision", Measurement(0.9, interval=(0.8, 0.95)), Limits(at_least=0.6, source="s"), mode="metrics", title="Precision"),
-        judge("fid", Measurement(41.2, interval=(40, 42), hint="<b>bold</b>"), LIMITS, mode="metrics", title="FID <script>"),
-        skipped("vae_psnr", "no VAE", mode="latent", title="Round trip"),
-        judge("kid", Measurement(29.0, interval=(27, 31)), LIMITS, mode="metrics", title="KID"),
+        judge("precision", Measurement(0.9, interval=(0.8, 0.95)), Limits(at_least=0.6, source="s"), lens="metrics", title="Precision"),
+        judge("fid", Measurement(41.2, interval=(40, 42), hint="<b>bold</b>"), LIMITS, lens="metrics", title="FID <script>"),
+        skipped("vae_psnr", "no VAE", lens="latent", title="Round trip"),
+        judge("kid", Measurement(29.0, interval=(27, 31)), LIMITS, lens="metrics", title="KID"),
     ]
-    return [{**verdict.to_json(), "nodeid": f"diffusion::{verdict.check}", "seconds": 0.1} for verdict in made]
+    return [Entry(verdict, f"diffusion::{verdict.check}", 0.1) for verdict in made]
 
 
-def data(**settings):
-    return report_data(
-        Settings(model="<img src=x>", **settings), verdicts(), [], {}, command="pytest --diffusion-model='<img src=x>'", exit_status=1
+def report(entries=None, **settings):
+    return Report.of(
+        verdicts() if entries is None else entries,
+        Settings(model="<img src=x>", **settings),
+        command="pytest --diffusion-model='<img src=x>'",
+        exit_status=1,
     )
 
 
 def test_worst_first():
-    assert [verdict["check"] for verdict in worst_first(verdicts())] == ["fid", "kid", "vae_psnr", "precision"]
-    assert gate(verdicts(), exit_status=0) == "closed"
-    assert gate(verdicts()[:1], exit_status=0) == "open"
-    assert gate(verdicts()[:1], exit_status=2) == "closed"
-    assert gate(verdicts()[2:3], exit_status=0) == "empty"
+    assert [entry.verdict.check for entry in worst_first(verdicts())] == ["fid", "kid", "vae_psnr", "precision"]
+
+
+def test_the_gate():
+    found = [entry.verdict for entry in verdicts()]
+    assert gate_of(found, exit_status=0) == "closed"
+    assert gate_of(found[:1], exit_status=0) == "open"
+    assert gate_of(found[:1], exit_status=2) == "closed"
+    assert gate_of(found[2:3], exit_status=0) == "empty"
 
 
 class Links(HTMLParser):
@@ -48,7 +63,7 @@ class Links(HTMLParser):
 
 
 def test_the_page_is_self_contained_and_escaped():
-    page = render(data())
+    page = render(report())
     assert "<script" not in page
     assert "<img src=x>" not in page
     assert "FID &lt;script&gt;" in page
@@ -61,28 +76,49 @@ def test_the_page_is_self_contained_and_escaped():
 
 
 def test_json_is_all_of_it_and_strict():
-    text = json.dumps(data(), allow_nan=False)
+    text = json.dumps(report().to_json(), allow_nan=False)
     loaded = json.loads(text)
     assert loaded["counts"] == {"fail": 1, "inconclusive": 1, "skipped": 1, "pass": 1}
-    kept = {name: value for name, value in loaded["verdicts"][0].items() if name not in ("nodeid", "seconds")}
-    assert Verdict.from_json(kept).measurement.value == 41.2
+    assert Verdict.from_json(loaded["verdicts"][0]).measurement.value == 41.2
+    assert loaded["verdicts"][0]["mode"] == loaded["verdicts"][0]["lens"] == "metrics"
+
+
+def test_a_report_is_read_back_as_it_was_written():
+    written = report(lenses=("metrics",), thresholds=("sd15", "mine.toml"))
+    loaded = Report.from_json(json.loads(json.dumps(written.to_json(), allow_nan=False)))
+    assert loaded == written
+    assert render(loaded) == render(written)
+    with pytest.raises(ValueError, match="the report has schema 99; this version reads 1"):
+        Report.from_json({**written.to_json(), "schema": 99})
+
+
+def test_numbers_that_are_none_come_back_as_numbers():
+    measured = Measurement(float("inf"), interval=(float("-inf"), float("inf")), series={"values": [float("nan"), 1.0, float("-inf")]})
+    verdict = judge("fid", measured, Limits(at_least=float("-inf"), source="s"))
+    loaded = Verdict.from_json(json.loads(json.dumps(verdict.to_json(), allow_nan=False)))
+    assert loaded.measurement.value == float("inf")
+    assert loaded.measurement.interval == (float("-inf"), float("inf"))
+    assert str(loaded.measurement.series["values"]) == "[nan, 1.0, -inf]"
+    assert loaded.limits == verdict.limits
 
 
 def test_markdown_escapes_pipes_and_tags():
-    text = markdown(data())
+    text = summary(report())
     assert "| fail | fid |" in text
     assert "<b>" not in text
 
 
 def test_written_beside_each_other(tmp_path):
-    written = write_reports(Settings(report="deep/r.html"), verdicts(), [], {}, command="pytest", folder=tmp_path, exit_status=1)
-    assert written == [str(tmp_path / "deep" / "r.html"), str(tmp_path / "deep" / "r.json")]
+    made = report(report="deep/r.html")
+    assert write_reports(made, folder=tmp_path) == [str(tmp_path / "deep" / "r.html"), str(tmp_path / "deep" / "r.json")]
+    assert json.loads((tmp_path / "deep" / "r.json").read_text()) == made.to_json()
+    assert list((tmp_path / "deep").glob("*.part")) == []
 
 
 SERIES = {
-    "log_snr_first": {"log_snr": {"linear": [9.0, 0.0, -10.0], "this model": [7.0, 0.0, "-inf"]}},
+    "log_snr_first": {"log_snr": {"linear": [9.0, 0.0, -10.0], "this model": [7.0, 0.0, float("-inf")]}},
     "log_snr_midway": {"falls": {"linear": 11.0, "this model": 8.0}},
-    "fid": {"sizes": [62, 125, 250], "distances": [90.0, 50.0, 30.0]},
+    "fid_infinity": {"infinity": 20.0, "sizes": [62, 125, 250], "distances": [90.0, 50.0, 30.0]},
     "clip_score": {"scores": [80.0, 90.0], "other": [10.0, 20.0]},
     "attention_not_uniform": {"entropy": {"up_blocks.0": [0.9, 0.8]}, "timesteps": [951.0, 51.0]},
     "slerp_smooth": {"steps": [1.0, 1.2], "slerp_norms": [16.0, 16.0, 16.0], "lerp_norms": [16.0, 12.0, 16.0]},
@@ -90,24 +126,51 @@ SERIES = {
 }
 
 
+PLOTS = {check.name: check.plot for check in all_checks() if check.plot is not None}
+
+
 @pytest.mark.parametrize("check", SERIES)
 def test_plots_follow_the_page(check):
-    svg = draw(check, SERIES[check])
+    svg = draw(check, PLOTS[check], SERIES[check])
     assert svg.startswith("<svg")
     assert "currentColor" in svg
     assert "<metadata" not in svg
     assert all(name.startswith(f"{check}-") for name in re.findall(r'id="([^"]+)"', svg))
 
 
+def with_series(check, series):
+    return Entry(replace(verdicts()[0].verdict, check=check, measurement=Measurement(1.0, series=series)), f"diffusion::{check}")
+
+
 def test_nan_in_a_series_takes_nothing_with_it():
-    nan = ["nan", "nan"]
-    assert draw("attention_not_uniform", {"entropy": {"up_blocks.0": nan}, "timesteps": [951.0, 51.0]}).startswith("<svg")
-    assert draw("ood_auroc", {"scores": {"noise": nan}}) == ""
-    broken = [{**verdicts()[0], "check": "fid", "measurement": {**verdicts()[0]["measurement"], "series": {"sizes": [1], "distances": []}}}]
-    page = render(report_data(Settings(), broken, [], {}, command="pytest", exit_status=0))
-    assert "The plot of fid could not be drawn" in page
+    nan = [float("nan")] * 2
+    entropy = {"entropy": {"up_blocks.0": nan}, "timesteps": [951.0, 51.0]}
+    assert draw("attention_not_uniform", PLOTS["attention_not_uniform"], entropy).startswith("<svg")
+    assert draw("ood_auroc", PLOTS["ood_auroc"], {"scores": {"noise": nan}}) == ""
+    page = render(report([with_series("fid_infinity", {"sizes": [1], "distances": []})]))
+    assert "The plot of fid_infinity could not be drawn" in page
 
 
-def test_a_check_without_a_plot_has_none():
-    assert draw("fid", {}) == ""
-    assert draw("kid", {"x": 1}) == ""
+def test_pictures_stand_where_their_check_declares_them():
+    series = {**SERIES["clip_score"], "images": ["data:image/png;base64,AA"], "captions": ["a <b>red</b> circle (90)"]}
+    page = render(report([with_series("clip_score", series)]))
+    assert "Worst samples by CLIP score" in page
+    assert "a &lt;b&gt;red&lt;/b&gt; circle (90)" in page
+    gallery = {"title": "Samples", "rows": [["data:image/png;base64,BB"]], "captions": ["seed 0"], "note": "", "is_strip": False}
+    page = render(replace(report(), facts={"gallery": gallery}))
+    assert 'src="data:image/png;base64,BB"' in page
+
+
+def test_the_report_names_no_check():
+    """Plots, pictures and texts are declared at the checks."""
+    names = {check.name for check in all_checks()} | set(scheduler_checks())
+    root = Path(__file__).parents[2]
+    for file in [*(root / "pytest_diffusion" / "report").glob("*.py"), *(root / "templates").glob("*.j2")]:
+        words = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+        assert not words & names, file
+
+
+def test_texts_that_a_conftest_adds_are_sections():
+    page = render(replace(report(), extra={"Approved <by>": "Ada & Grace"}))
+    assert "<h2>Approved &lt;by&gt;</h2>" in page
+    assert "Ada &amp; Grace" in page

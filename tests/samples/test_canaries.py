@@ -61,13 +61,13 @@ def test_few_images_are_not_asked(reference, tmp_path):
     require_telling({}, extractor.name)
 
 
-def test_pairs_that_do_not_belong_together_stop_the_run(reference):
+def test_pairs_that_do_not_belong_together_stop_the_run(reference, tmp_path):
     clip = load_clip("demo")
-    require_aligned(reference, clip)
+    require_aligned(reference, clip, tmp_path)
     shuffled = Reference("shuffled", reference.images, prompts=reference.prompts[50:] + reference.prompts[:50])
     with pytest.raises(SetupError, match=r"real images fit their own prompts by .* and shuffled ones by"):
-        require_aligned(shuffled, clip)
-    require_aligned(Reference("unpaired", reference.images), clip)
+        require_aligned(shuffled, clip, tmp_path)
+    require_aligned(Reference("unpaired", reference.images), clip, tmp_path)
 
 
 def test_sparse_points_on_black_are_a_sound_reference(tmp_path):

@@ -69,7 +69,7 @@ def test_inconclusive_gates_only_when_strict():
 @pytest.mark.parametrize(
     "verdict",
     [
-        judge("fid", Measurement(41.2, interval=(40.0, 42.0), series={"a": [1.0, 2.0]}, protocol={"k": 3}), AT_MOST_30, mode="metrics"),
+        judge("fid", Measurement(41.2, interval=(40.0, 42.0), series={"a": [1.0, 2.0]}, protocol={"k": 3}), AT_MOST_30, lens="metrics"),
         judge("log_snr_last", Measurement(-math.inf), Limits(at_most=-4.0)),
         skipped("vae_psnr", "no VAE"),
     ],
