@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from pytest_diffusion.report.order import worst_first
 
 from pytest_diffusion import scheduler_checks
 from pytest_diffusion.checks import all_checks
