@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from pytest_diffusion.attention.run import run_attention
-from pytest_diffusion.checks.latents import vae_psnr
 from pytest_diffusion.checks.outliers import ood_auroc
+from pytest_diffusion.checks.vae import vae_psnr
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.data.prompts import phrases
 from pytest_diffusion.data.references import Reference

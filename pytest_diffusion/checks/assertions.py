@@ -13,12 +13,16 @@ from pytest_diffusion.checks import (
     denoising,
     determinism,
     directions,
+    distances,
     guards,
     latents,
+    manifolds,
     outliers,
     paths,
-    quality,
     schedule,
+    scores,
+    vae,
+    words,
 )
 from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.checks.run import enforce, run_check
@@ -70,18 +74,18 @@ assert_reference_images = _helper(colours.reference_images)
 assert_value_range = _helper(colours.value_range)
 assert_channel_order = _helper(colours.channel_order)
 assert_not_grey = _helper(colours.grey_images)
-assert_fid_below = _helper(quality.fid)
-assert_fid_infinity_below = _helper(quality.fid_infinity)
-assert_kid_below = _helper(quality.kid)
-assert_cmmd_below = _helper(quality.cmmd)
-assert_density_above = _helper(quality.density)
-assert_coverage_above = _helper(quality.coverage)
-assert_vendi_score_above = _helper(quality.vendi_score)
-assert_no_memorisation = _helper(quality.memorisation)
-assert_precision_above = _helper(quality.precision)
-assert_recall_above = _helper(quality.recall)
-assert_inception_score_above = _helper(quality.inception_score)
-assert_clip_score_above = _helper(quality.clip_score)
+assert_fid_below = _helper(distances.fid)
+assert_fid_infinity_below = _helper(distances.fid_infinity)
+assert_kid_below = _helper(distances.kid)
+assert_cmmd_below = _helper(distances.cmmd)
+assert_density_above = _helper(manifolds.density)
+assert_coverage_above = _helper(manifolds.coverage)
+assert_vendi_score_above = _helper(scores.vendi_score)
+assert_no_memorisation = _helper(manifolds.memorisation)
+assert_precision_above = _helper(manifolds.precision)
+assert_recall_above = _helper(manifolds.recall)
+assert_inception_score_above = _helper(scores.inception_score)
+assert_clip_score_above = _helper(scores.clip_score)
 assert_alphas_cumprod_monotonic = _helper(schedule.alphas_cumprod_monotonic)
 assert_betas_in_range = _helper(schedule.betas_in_range)
 assert_sigmas_monotonic = _helper(schedule.sigmas_monotonic)
@@ -96,16 +100,16 @@ assert_attention_is_cross = _helper(attention.attention_is_cross)
 assert_attention_is_conditional = _helper(attention.attention_is_conditional)
 assert_attention_rows_sum = _helper(attention.attention_rows_sum)
 assert_attention_not_uniform = _helper(attention.attention_not_uniform)
-assert_attention_compact = _helper(attention.attention_compact)
-assert_attention_noun_specific = _helper(attention.attention_noun_specific)
-assert_attention_localises = _helper(attention.attention_localises)
-assert_modifier_noun_overlap = _helper(attention.modifier_noun_overlap)
-assert_attention_tokens_differ = _helper(attention.attention_tokens_differ)
+assert_attention_compact = _helper(words.attention_compact)
+assert_attention_noun_specific = _helper(words.attention_noun_specific)
+assert_attention_localises = _helper(words.attention_localises)
+assert_modifier_noun_overlap = _helper(words.modifier_noun_overlap)
+assert_attention_tokens_differ = _helper(words.attention_tokens_differ)
 assert_attention_sharpens = _helper(attention.attention_sharpens)
-assert_vae_psnr_above = _helper(latents.vae_psnr)
-assert_vae_ssim_above = _helper(latents.vae_ssim)
-assert_latent_std = _helper(latents.latent_std)
-assert_pipeline_decodes = _helper(latents.pipeline_decodes)
+assert_vae_psnr_above = _helper(vae.vae_psnr)
+assert_vae_ssim_above = _helper(vae.vae_ssim)
+assert_latent_std = _helper(vae.latent_std)
+assert_pipeline_decodes = _helper(vae.pipeline_decodes)
 assert_latent_scale = _helper(latents.latent_scale)
 assert_latent_shift = _helper(latents.latent_shift)
 assert_latent_channels = _helper(latents.latent_channels)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pytest_diffusion.conformance import loops, plots
+from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.point_mass import arrivals
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step

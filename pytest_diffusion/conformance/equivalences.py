@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.convergence import posterior_mean
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.point_mass import arrivals
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.models.levels import PREDICTION_TYPES, Kind, NoiseLevel
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step

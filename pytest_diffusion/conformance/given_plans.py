@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.configs import plan_arguments
 from pytest_diffusion.conformance.grids import require_named_level
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.point_mass import arrivals, require_arrival
+from pytest_diffusion.conformance.point_mass import require_arrival
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable

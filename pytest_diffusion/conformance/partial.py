@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.convergence import posterior_mean
 from pytest_diffusion.conformance.forward import IMAGE_SHAPE, named_levels, noised, noising_method, require_noised, some_image
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.point_mass import arrivals, require_arrival
+from pytest_diffusion.conformance.point_mass import require_arrival
 from pytest_diffusion.conformance.subject import Crash, Subject, calling
 from pytest_diffusion.models.levels import as_prediction, level_of_timestep
 from pytest_diffusion.models.schedulers import as_values, evaluations_per_step, revisits_timesteps

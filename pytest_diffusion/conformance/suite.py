@@ -18,9 +18,11 @@ from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurem
 
 # Each registers its laws, in the order in which they run.
 for _module in (
+    "running",
     "grids",
     "choices",
     "point_mass",
+    "step_noise",
     "forward",
     "convergence",
     "equivalences",

@@ -1,0 +1,107 @@
+"""Checks of how samples and reference lie in each other's neighbourhood: precision, recall, density, coverage, copies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pytest_diffusion.checks.comparable import FeatureLike, ReferenceLike, basis, reference_values_of, require_comparable, values_of
+from pytest_diffusion.checks.registry import check
+from pytest_diffusion.features.manifold import Manifold
+from pytest_diffusion.maths.memorisation import memorisation as measure_memorisation
+from pytest_diffusion.maths.statistics import wilson_interval
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.verdict import Measurement
+
+
+@check(
+    "metrics",
+    "precision: samples lie within the real manifold",
+    figure="share of samples inside the reference's manifold",
+    sees="samples that look wrong",
+    blind_to="lost variety",
+)
+def precision(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Share of samples within the reference's k = 3 manifold. Source: arXiv:1904.06991."""
+    return _of_manifold("precision", 3, features, reference_features, manifold)
+
+
+@check(
+    "metrics",
+    "recall: real images lie within the samples' manifold",
+    figure="share of reference images inside the samples' manifold",
+    sees="lost variety",
+    blind_to="samples that look wrong",
+)
+def recall(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Share of reference images within the samples' k = 3 manifold. Source: arXiv:1904.06991."""
+    return _of_manifold("recall", 3, features, reference_features, manifold)
+
+
+@check(
+    "metrics",
+    "density: samples lie where real images are dense",
+    figure="mean number of k = 5 reference balls around a sample, over k",
+    sees="samples that look wrong; outliers of the reference do not disturb it",
+    blind_to="lost variety; no default limit",
+)
+def density(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Mean number of k = 5 reference balls around a sample, over k. Source: arXiv:2002.09797."""
+    return _of_manifold("density", 5, features, reference_features, manifold)
+
+
+@check(
+    "metrics",
+    "coverage: real images have a sample nearby",
+    figure="share of k = 5 reference balls that hold a sample",
+    sees="lost variety; outliers among the samples do not disturb it",
+    blind_to="samples that look wrong; no default limit",
+)
+def coverage(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Share of k = 5 reference balls that hold a sample. Source: arXiv:2002.09797."""
+    return _of_manifold("coverage", 5, features, reference_features, manifold)
+
+
+@check(
+    "metrics",
+    "samples do not copy the reference",
+    figure="share of samples that copy a reference image",
+    sees="copies of the training set, when the training set is the reference",
+    blind_to="copies that the features do not show as copies",
+)
+def memorisation(features: FeatureLike, reference_features: ReferenceLike) -> Measurement:
+    """Share of samples copied; each half of the reference is the control for the other.
+
+    Source: arXiv:2301.13188, section 5.1, with the held-out control of arXiv:2004.05675.
+    """
+    values, reference = values_of(features), reference_values_of(reference_features)
+    require_comparable(features, reference_features)
+    if len(reference) < 100:
+        raise NotApplicable(f"{len(reference)} reference images are too few to hold out a half of them; 100 are needed.")
+    halves = (reference[::2], reference[1::2])
+    folds = [measure_memorisation(values, halves[index], halves[1 - index]) for index in (0, 1)]
+    worst = max((0, 1), key=lambda index: folds[index].share)
+    place = 2 * folds[worst].nearest_training + worst
+    share = folds[0].share + folds[1].share
+    interval = (
+        share - math.hypot(*(fold.share - fold.low for fold in folds)),
+        share + math.hypot(*(fold.high - fold.share for fold in folds)),
+    )
+    hint = f"Sample {folds[worst].nearest_sample} is the nearest to an image of the reference, number {place}."
+    return Measurement(
+        share, "share of samples that copy the reference", interval=interval, hint=hint, **basis(features, reference_features)
+    )
+
+
+def _of_manifold(name: str, k: int, features: FeatureLike, reference: ReferenceLike, manifold: Manifold | None) -> Measurement:
+    require_comparable(features, reference)
+    found = manifold if manifold is not None else Manifold(values_of(features), reference_values_of(reference))
+    estimate = found.estimate(name, k)
+    measured = Measurement.with_error(*estimate, name=name, **basis(features, reference, {"k": k}))
+    assert measured.interval is not None
+    if name == "density":
+        return measured
+    # Where all or none lie inside, no half differs from the whole: the binomial error is then the least there is.
+    count = measured.num_reference if name in ("recall", "coverage") else measured.num_samples
+    low, high = wilson_interval(round(estimate.value * (count or 0)), count or 0)
+    return replace(measured, interval=(max(0.0, min(measured.interval[0], low)), min(1.0, max(measured.interval[1], high))))

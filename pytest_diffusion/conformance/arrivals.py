@@ -1,0 +1,155 @@
+"""What one step made of a known image: its parts, found by regression.
+
+If the data are one image c, the ideal denoiser says c whatever it sees, so that a state α·c + σ·ε must arrive at α'·c + σ'·ε'.
+One step of any solver is then a·c + b·ε + Σ d·z with the noise z that it drew; least squares over the elements give a, b and
+d without an error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+SHAPE = (2, 4, 16, 16)
+
+
+_FLOAT = 2.0**-23
+
+
+class Arrival(NamedTuple):
+    """What one step made of c and ε: `clean`·c + `kept`·ε + Σ `added`·z + a rest of root mean square `rest`; all in float64."""
+
+    number: int
+    step: loops.Step
+    target: NoiseLevel
+    clean: float
+    kept: float
+    added: list[float]
+    rest: float
+    tolerance: float
+    spread: float
+    """Root mean square of all that is not the image."""
+
+    @property
+    def fresh(self) -> float:
+        """Standard deviation of the noise that the step put in, whether or not its draws were seen."""
+        return math.hypot(*self.added, 0.0 if self.rest <= self.tolerance else self.rest)
+
+    @property
+    def total(self) -> float:
+        """Standard deviation of the noise at arrival; where its parts are not known, that of the noise which came."""
+        return math.hypot(self.kept, self.fresh) if self.rest <= self.tolerance else self.spread
+
+
+def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
+    """Every step of a loop over a point mass, taken apart; from step `start` on, as image-to-image does."""
+    if subject.is_inverse:
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+    image, noise = image_and_noise()
+    known = {"generator": torch.Generator().manual_seed(1), "original_image": image.float(), "mask": torch.ones(SHAPE)}
+    found = loops.run(
+        subject,
+        count,
+        lambda sample, level: image,
+        lambda level: (level.alpha * image + level.sigma * noise).float(),
+        scheduler=scheduler,
+        first=start,
+        **{**known, **extras},
+    )
+    targets = found.levels[1:]
+    parts = []
+    before = 0.0
+    for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
+        ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
+        parts.append(_taken_apart(index, one, target, image, _tolerance(subject, one.level, target, before)))
+        before = ratio
+    return parts
+
+
+def image_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(SHAPE, generator=generator, dtype=torch.float64) - 0.5
+    return image, torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+
+
+def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.Tensor, tolerance: float) -> Arrival:
+    alpha, sigma = float(step.level.alpha), float(step.level.sigma)
+    noise = (step.before.double() - alpha * image) / sigma if sigma > 0 else torch.zeros_like(image)
+    drawn = [_standard(draw, image.shape) for draw in step.draws]
+    # A path of Brownian motion is refined by dozens of draws; they would explain anything.
+    columns = [values for values in drawn if values is not None] if len(drawn) <= 4 else []
+    if not all(draw.normal for draw in step.draws):
+        columns.append(torch.ones_like(image))  # noise of another law may have a mean
+    matrix = torch.stack([values.flatten() for values in (image, noise, *columns)], dim=1)
+    arrived = step.after.double().flatten()
+    if not bool(torch.isfinite(arrived).all()) or not bool(torch.isfinite(matrix).all()):
+        return Arrival(index, step, target, math.nan, math.nan, [], math.nan, tolerance, math.nan)
+    used = matrix if sigma > 0 else matrix[:, [0, *range(2, matrix.shape[1])]]
+    solution = torch.linalg.lstsq(used, arrived.unsqueeze(1), driver="gelsd").solution.flatten()
+    rest = float((used @ solution - arrived).square().mean().sqrt())
+    values = solution.tolist()
+    kept = values[1] if sigma > 0 else 0.0
+    spread = float((arrived - values[0] * matrix[:, 0]).square().mean().sqrt())
+    return Arrival(index, step, target, values[0], kept, values[2 if sigma > 0 else 1 :], rest, tolerance, spread)
+
+
+def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
+    """A draw's values over the whole sample, or None where they cannot belong to it."""
+    values = draw.values
+    if draw.operator.startswith(("rand", "uniform")) and not draw.normal:
+        values = (values - 0.5) * math.sqrt(12)
+    elif not draw.normal:
+        values = (values - values.mean()) / values.std().clamp(min=1e-12)
+    if values.numel() != shape.numel():
+        try:
+            return values.broadcast_to(shape)
+        except RuntimeError:
+            return None
+    return values.reshape(shape)
+
+
+def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float) -> float:
+    """What float32 leaves of a step: a part in 3,000, and the rounding of a large state that is divided by a small σ."""
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    ratio = sigma / alpha if alpha > 0 else 1.0
+    rounding = ratio if math.isfinite(ratio) else 1.0
+    if evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
+        # The second stage divides what is left of the first one's rounding by its own σ.
+        rounding += before**2 / ratio
+    if subject.kind == "vp" and sigma > 0:
+        # 1 − ᾱ of a float32 ᾱ.
+        rounding += 0.5 / sigma**2
+    return 3e-4 * max(float(target.alpha), float(target.sigma)) + 8 * _FLOAT * rounding * max(float(target.alpha), 1e-3)
+
+
+def require_exact_kind(subject: Subject) -> None:
+    if config_value(subject.scheduler, "algorithm_type") in ("sde-dpmsolver", "noise_prediction"):
+        raise NotApplicable(
+            f"{subject.name} extrapolates the noise that it renews: its marginals are exact only in the limit of many steps."
+        )
+
+
+def posterior_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
+    """Standard deviation of q(x_t | x_s, x₀): what ancestral sampling adds. Source: arXiv:2006.11239, equation 7."""
+    kept = (level.alpha / target.alpha).square() * target.sigma.square() / level.sigma.square()
+    return float((target.sigma.square() * (1 - kept)).clamp(min=0).sqrt())
+
+
+def forward_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
+    """√β of the step itself, the larger choice of arXiv:2006.11239, section 3.2 (variance preserving)."""
+    return float((1 - (level.alpha / target.alpha).square()).clamp(min=0).sqrt())
+
+
+def has_unseen_memory(subject: Subject, one: Arrival) -> bool:
+    """Whether a stochastic solver with memory mixes earlier noise in, as SDE solvers that extrapolate ε do."""
+    memory = int(config_value(subject.scheduler, "solver_order") or config_value(subject.scheduler, "predictor_order") or 1) > 1
+    return memory and one.rest > one.tolerance and any(abs(weight) > one.tolerance for weight in one.added)

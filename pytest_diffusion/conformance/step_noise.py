@@ -1,0 +1,115 @@
+"""Laws of a step's own noise: it has the amount that is claimed, and is white and normal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.arrivals import SHAPE, Arrival, arrivals, forward_deviation, has_unseen_memory, posterior_deviation
+from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.models.schedulers import config_value
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+
+@law(
+    "the noise of a step is of the amount that is claimed",
+    source="arXiv:2010.02502, equation 16; arXiv:2006.11239, equation 7; arXiv:2102.09672, equation 15",
+    counts=(3, 10, 25),
+    rests_on=("point_mass_preserved",),
+)
+def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
+    """New noise is η times the posterior's standard deviation, so that η = 1 is DDPM.
+
+    `variance_type` and SDE solvers name theirs in the same way.
+    """
+    claims = _claims(subject)
+    if not claims:
+        raise NotApplicable(f"{subject.name} claims no amount of noise: no eta, no variance_type, no SDE solver.")
+    for count in subject.counts(*counts):
+        for claim, extras, wanted in claims:
+            loops.require_finite_at_any_rounding(subject, count, **extras)
+            for one in arrivals(subject, count, **extras)[:-1]:
+                expected = wanted(one.step.level, one.target)
+                if not abs(one.fresh - expected) <= 2 * one.tolerance + 1e-3 * expected:
+                    seen = f"step {one.number} (timestep {one.step.timestep:g}) adds {one.fresh:.5g}·noise"
+                    raise Broken(f"{expected:.5g}·noise with {claim}", seen, count=count)
+
+
+Claim = tuple[str, dict[str, Any], Callable[[NoiseLevel, NoiseLevel], float]]
+
+
+def _share(eta: float) -> Callable[[NoiseLevel, NoiseLevel], float]:
+    return lambda level, target: eta * posterior_deviation(level, target)
+
+
+def _half_way(level: NoiseLevel, target: NoiseLevel) -> float:
+    """Between the two in the logarithm (arXiv:2102.09672, equation 15)."""
+    return math.sqrt(posterior_deviation(level, target) * forward_deviation(level, target))
+
+
+def _claims(subject: Subject) -> list[Claim]:
+    choice = config_value(subject.scheduler, "variance_type")
+    solver = str(config_value(subject.scheduler, "algorithm_type") or "")
+    if "eta" in subject.step_parameters and subject.kind == "vp":
+        if "original_inference_steps" in subject.config:
+            return []  # the eta of consistency models is another one
+        return [(f"eta={eta:g}", {"eta": eta}, _share(eta)) for eta in (0.0, 0.5, 1.0)]
+    if choice in ("fixed_small", "fixed_small_log"):
+        return [(f"variance_type={choice!r}", {}, posterior_deviation)]
+    if choice in ("fixed_large", "fixed_large_log"):
+        return [(f"variance_type={choice!r}", {}, forward_deviation)]
+    if choice == "learned_range":
+        return [
+            ("variance_type='learned_range' and the model's variance at −1, the smallest", {"variance": -1.0}, posterior_deviation),
+            ("variance_type='learned_range' and the model's variance at 1, the largest", {"variance": 1.0}, forward_deviation),
+            ("variance_type='learned_range' and the model's variance half-way, in its logarithm", {"variance": 0.0}, _half_way),
+        ]
+    if choice == "learned":
+        return [("variance_type='learned' and a predicted variance of 0.01", {"variance": 0.01}, lambda level, to: 0.1)]
+    # A single-step solver's second stage goes back to where its first one started.
+    if solver == "sde-dpmsolver++" and not hasattr(subject.scheduler, "order_list"):
+        return [(f"algorithm_type={solver!r}", {}, posterior_deviation)]
+    return []
+
+
+@law(
+    "drawn noise is standard normal and independent for every element",
+    source="arXiv:2006.11239, algorithm 2, line 3",
+    counts=(4,),
+)
+def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
+    """What a step adds is white Gaussian noise of the sample's own shape, drawn from torch.
+
+    Every image of a batch has its own.
+    """
+    for count in subject.counts(*counts):
+        try:
+            found = arrivals(subject, count, **subject.noisy)
+            loops.require_finite_at_any_rounding(subject, count, **subject.noisy)
+        except Crash as crash:
+            if isinstance(crash.error, FloatingPointError):
+                raise NotApplicable(f"{subject.name} gives samples that are not numbers: see `noise_amount` and `dtype_kept`.") from crash
+            raise
+        follows_a_path = max(len(one.step.draws) for one in found) > 4
+        for one in found:
+            for weight, draw in zip(one.added, one.step.draws, strict=False):
+                if abs(weight) > 10 * one.tolerance:
+                    _require_white(draw, one, count)
+            if one.rest > 10 * one.tolerance and not follows_a_path and not has_unseen_memory(subject, one):
+                seen = f"step {one.number} changes its samples by {one.rest:.4g} beyond image, noise and what torch drew"
+                raise Broken("a step that is made of image, noise and what it draws from torch", seen, count=count)
+
+
+def _require_white(draw: Draw, one: Arrival, count: int) -> None:
+    if not draw.normal and draw.operator != "normal":
+        raise Broken("noise from a normal distribution", f"step {one.number} draws it by torch's {draw.operator}", count=count)
+    if draw.values.numel() < math.prod(SHAPE) and draw.values.shape[:1] != (1,):
+        raise Broken(f"noise of the sample's shape {SHAPE}", f"step {one.number} draws {tuple(draw.values.shape)}", count=count)
+    if draw.values.numel() < math.prod(SHAPE):
+        seen = f"step {one.number} draws {tuple(draw.values.shape)} and adds it to all"
+        raise Broken(f"noise of its own for every image of a batch of {SHAPE[0]}", seen, count=count)
