@@ -80,14 +80,14 @@ def memorisation(features: FeatureLike, reference_features: ReferenceLike) -> Me
         raise NotApplicable(f"{len(reference)} reference images are too few to hold out a half of them; 100 are needed.")
     halves = (reference[::2], reference[1::2])
     folds = [measure_memorisation(values, halves[index], halves[1 - index]) for index in (0, 1)]
-    worst = max((0, 1), key=lambda index: folds[index].share)
-    place = 2 * folds[worst].nearest_training + worst
+    nearest = min((0, 1), key=lambda index: folds[index].nearest_ratio)
+    place = 2 * folds[nearest].nearest_training + nearest
     share = folds[0].share + folds[1].share
     interval = (
         share - math.hypot(*(fold.share - fold.low for fold in folds)),
         share + math.hypot(*(fold.high - fold.share for fold in folds)),
     )
-    hint = f"Sample {folds[worst].nearest_sample} is the nearest to an image of the reference, number {place}."
+    hint = f"Sample {folds[nearest].nearest_sample} is the nearest to an image of the reference, number {place}."
     return Measurement(
         share, "share of samples that copy the reference", interval=interval, hint=hint, **basis(features, reference_features)
     )

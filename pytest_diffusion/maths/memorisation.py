@@ -22,6 +22,8 @@ class Memorisation(NamedTuple):
     high: float
     nearest_sample: int
     nearest_training: int
+    nearest_ratio: float
+    """The score of the nearest sample: its distance over the mean distance to its neighbours; 0 for an exact copy."""
 
 
 def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, *, neighbours: int = 50) -> Memorisation:
@@ -54,4 +56,4 @@ def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, 
     low, high = portion - math.hypot(portion - low, common - LEVEL), portion + math.hypot(high - portion, LEVEL - rare)
     share, low, high = ((value - LEVEL) / (1 - LEVEL) for value in (portion, low, high))
     closest = int(scores.argmin())
-    return Memorisation(share, low, high, closest, int(place[closest, 0]))
+    return Memorisation(share, low, high, closest, int(place[closest, 0]), float(scores[closest]))

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pytest_diffusion.attention.record import LayerRecord
 from pytest_diffusion.attention.run import _shrink, run_attention
 from pytest_diffusion.checks.registry import CHECKS as checks
 from pytest_diffusion.checks.run import run_check
+from pytest_diffusion.checks.words import attention_noun_specific
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import phrases
 from pytest_diffusion.data.references import Reference, load_reference
@@ -217,3 +219,28 @@ def test_maps_of_large_models_are_kept_small():
     assert judged.late.shape == (1, 5, 32, 32)
     assert torch.allclose(judged.late.sum(1), torch.ones(1, 32, 32))
     assert judged.early is other.early is other.late is None
+
+
+def test_a_noun_must_be_more_compact_by_a_margin():
+    """Three per cent more compact than every other token is nothing: in untrained models words differ by as much."""
+
+    def chosen(share):
+        run = SimpleNamespace(
+            records=[],
+            phrases=[SimpleNamespace(noun="circle")] * 40,
+            named=["layer"],
+            are_named=True,
+            token_maps=lambda name, words: with_share(share).repeat(40, 1, 1),
+            all_maps=lambda name: [with_share(0.4).repeat(5, 1, 1)] * 40,
+        )
+        return attention_noun_specific(run).value
+
+    def with_share(share):
+        """A map whose first pixels hold half of the sum on that share of the picture."""
+        count = round(share * 10_000)
+        values = torch.full((10_000,), 0.5 / (10_000 - count))
+        values[:count] = 0.5 / count
+        return values.view(1, 100, 100)
+
+    assert chosen(0.4 * 0.97) > 0.5
+    assert chosen(0.4 * 0.9) < 0.01

@@ -1,9 +1,11 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.determinism import guidance_linearity
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.samples.trials import Trials
 
@@ -90,3 +92,17 @@ def test_clipped_guidance_is_seen(trials):
     scheduler.step = lambda output, *args, **kwargs: own(output.clamp(-0.7, 0.7), *args, **kwargs)
     with pytest.raises(pd.QualityFailure, match="rescaled or clipped after guidance"):
         pd.assert_guidance_linearity(trials)
+
+
+def first_steps(bend):
+    """Latents that follow the guidance scale on a line, plus a bend that is `bend` times the rounding of their dtype."""
+    base = torch.full((4, 4, 8, 8), 1.0, dtype=torch.float64)
+    eps = torch.finfo(torch.float32).eps
+    return {2.0: base, 4.0: base * (1 + 1e-3) - bend * eps / 2, 6.0: base * (1 + 2e-3)}
+
+
+@pytest.mark.parametrize(("bend", "expected"), [(1.9, 0.0), (100, (100 - 2) * 2.0**-23 / 2e-3)])
+def test_only_what_two_units_of_rounding_explain_is_forgiven(bend, expected):
+    steps = first_steps(bend)
+    stand_in = SimpleNamespace(first_step=steps.get, denoiser_dtype=torch.float32, settings=SimpleNamespace(steps=4))
+    assert guidance_linearity(stand_in).value == pytest.approx(expected, abs=1e-5)

@@ -1,10 +1,15 @@
+import math
+
 import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.maths.memorisation import memorisation as of_half
+from pytest_diffusion.maths.statistics import wilson_interval
 
 
 def noise(count, *, seed=0, size=16):
@@ -243,3 +248,38 @@ def test_a_saved_reference_outlives_an_upgrade():
     features = Features(gauss(200, seed=0), None, "a", {"extractor": "a-1", "versions": "torch 2"})
     statistics = FeatureStatistics.from_features(gauss(200, seed=1), protocol={"extractor": "a-1", "versions": "torch 1"})
     assert pd.assert_fid_below(features, statistics, at_most=9.0).measurement.protocol["reference versions"] == "torch 1"
+
+
+def test_the_least_interval_of_a_share_counts_its_own_side():
+    """All of 60 samples lie among 400 references: precision is a share of samples, recall one of references."""
+    generator = torch.Generator().manual_seed(0)
+    samples, reference = 0.1 * torch.randn(60, 2, generator=generator), torch.randn(400, 2, generator=generator)
+    inside = precision(samples, reference)
+    assert inside.value == 1
+    assert inside.interval[0] == pytest.approx(wilson_interval(60, 60)[0], abs=0.02)
+    assert inside.interval[0] < wilson_interval(200, 200)[0]
+    hit = recall(reference, samples)
+    assert hit.value == 1
+    assert hit.interval[0] <= wilson_interval(60, 60)[0] < wilson_interval(400, 400)[0]
+    covered = coverage(reference, samples)
+    assert covered.interval[0] <= wilson_interval(60, 60)[0]
+
+
+@pytest.mark.parametrize("place", [4, 7])
+def test_the_copied_image_is_named_whichever_half_it_lies_in(place):
+    generator = torch.Generator().manual_seed(0)
+    samples, reference = torch.randn(200, 6, generator=generator), torch.randn(300, 6, generator=generator)
+    samples[11] = reference[place]
+    assert f"Sample 11 is the nearest to an image of the reference, number {place}." in memorisation(samples, reference).hint
+
+
+def test_the_interval_of_copies_adds_both_halves():
+    generator = torch.Generator().manual_seed(0)
+    samples, reference = torch.randn(200, 6, generator=generator), torch.randn(300, 6, generator=generator)
+    samples[:40] = reference[:40]
+    folds = [of_half(samples, reference[one::2], reference[1 - one :: 2]) for one in (0, 1)]
+    measured = memorisation(samples, reference)
+    share = sum(fold.share for fold in folds)
+    assert measured.value == pytest.approx(share)
+    assert measured.interval[0] == pytest.approx(share - math.hypot(*(fold.share - fold.low for fold in folds)))
+    assert measured.interval[1] == pytest.approx(share + math.hypot(*(fold.high - fold.share for fold in folds)))

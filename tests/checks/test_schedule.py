@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.schedule import timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
 
 ZOO = Path(__file__).parents[1] / "data" / "zoo"
@@ -188,3 +189,16 @@ def test_the_callers_scheduler_is_left_alone():
 def test_what_does_not_apply_is_no_pass_for_an_assertion():
     with pytest.raises(pd.QualityFailure, match="has no alphas_cumprod"):
         pd.assert_alphas_cumprod_monotonic(diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize(("extra", "wrong"), [(9, False), (10, True)])
+def test_a_warm_up_may_take_nine_more_evaluations_and_no_more(extra, wrong):
+    class WarmsUp(diffusers.DDIMScheduler):
+        plms_timesteps = ()
+
+        def set_timesteps(self, num_inference_steps, device=None):
+            super().set_timesteps(num_inference_steps)
+            self.timesteps = torch.cat([self.timesteps[:1].repeat(extra), self.timesteps])
+
+    measured = timesteps_well_formed(WarmsUp())
+    assert (measured.value > 0) == wrong

@@ -11,6 +11,8 @@ from pytest_diffusion.maths import kernel, manifold
 from pytest_diffusion.maths.diversity import vendi_score
 from pytest_diffusion.maths.kernel import cmmd, kernel_distance, kernel_distance_subsets, kernel_estimate
 from pytest_diffusion.maths.manifold import density_coverage, manifold_estimates, precision_recall
+from pytest_diffusion.maths.memorisation import memorisation
+from pytest_diffusion.maths.statistics import wilson_interval
 
 
 def features(count, size, *, seed, scale=1.0, shift=0.0):
@@ -203,3 +205,38 @@ def test_no_figure_depends_on_the_axes(seed):
         ]
 
     assert figures(left @ turn, right @ turn) == pytest.approx(figures(left, right), rel=1e-8)
+
+
+def test_the_error_of_kid_has_both_terms():
+    """By loops over a few numbers: the first order of each side, and the second order, which rules under equal laws."""
+    left, right = (torch.randn(count, 3, generator=torch.Generator().manual_seed(count), dtype=torch.float64) for count in (7, 11))
+
+    def kernel(one, other):
+        return (one @ other / 3 + 1) ** 3
+
+    def own(side):
+        means = [sum(kernel(one, other) for other in side) - kernel(one, one) for one in side]
+        return torch.stack(means) / (len(side) - 1)
+
+    def cross(side, others):
+        return torch.stack([sum(kernel(one, other) for other in others) / len(others) for one in side])
+
+    first = sum(4 * float((own(a) - cross(a, b)).var()) / len(a) for a, b in ((left, right), (right, left)))
+    second = sum(2 * float(own(side).var()) / len(side) ** 2 for side in (left, right))
+    estimate = kernel_estimate(left, right)
+    assert estimate.value == pytest.approx(float(own(left).mean() + own(right).mean() - 2 * cross(left, right).mean()))
+    assert estimate.standard_error == pytest.approx((first + second) ** 0.5)
+
+
+def test_the_interval_of_memorisation_adds_the_errors_of_share_and_threshold():
+    generator = torch.Generator().manual_seed(0)
+    samples, training, held_out = (torch.randn(count, 4, generator=generator) for count in (300, 200, 120))
+    samples[:60] = training[:60]
+    found = memorisation(samples, training, held_out)
+    portion = 0.05 + 0.95 * found.share
+    low, high = wilson_interval(round(portion * 300), 300)
+    rare, common = wilson_interval(6, 120)
+    down, up = math.hypot(portion - low, common - 0.05), math.hypot(high - portion, 0.05 - rare)
+    assert found.low == pytest.approx((portion - down - 0.05) / 0.95)
+    assert found.high == pytest.approx((portion + up - 0.05) / 0.95)
+    assert found.share > 0.1

@@ -120,3 +120,17 @@ def test_a_path_that_turns_back_drifts_less():
     assert path_figures(there_and_back).drift == pytest.approx(0.5)
     with pytest.raises(ValueError, match="at least 3"):
         path_figures(torch.zeros(2, 3))
+
+
+def test_a_path_that_stands_still_has_no_figures_but_never_came_back():
+    figures = path_figures(torch.ones(5, 3, 4, 4))
+    assert math.isnan(figures.jump)
+    assert math.isnan(figures.over_chord)
+    assert math.isnan(figures.curvature)
+    assert (figures.jump_at, figures.drift) == (0, 1.0)
+
+
+def test_a_frame_that_stands_still_does_not_turn():
+    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 1.0]])
+    assert path_figures(path).curvature == pytest.approx(90)
+    assert path_figures(path[:4]).jump == pytest.approx(1.5)

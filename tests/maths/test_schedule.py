@@ -40,3 +40,19 @@ def test_midway_fall():
     assert midway_fall(torch.linspace(10, -10, 1001).double()) == pytest.approx(20, rel=0.01)
     falls = {name: midway_fall(curve) for name, curve in textbook_log_snr().items()}
     assert falls["cosine"] < falls["linear"]
+
+
+def test_the_midway_fall_is_the_steepest_tenth_between_the_quarters():
+    line = -20 * torch.arange(1000, dtype=torch.float64) / 1000
+    assert midway_fall(line) == pytest.approx(20)
+    cliff = line.clone()
+    cliff[500:] -= 3
+    assert midway_fall(cliff) == pytest.approx(20 + 3 * 10)
+    for place in (200, 790):  # before and after the middle half
+        outside = line.clone()
+        outside[place:] -= 3
+        assert midway_fall(outside) == pytest.approx(20)
+    for place in (260, 740):
+        inside = line.clone()
+        inside[place:] -= 3
+        assert midway_fall(inside) == pytest.approx(50)

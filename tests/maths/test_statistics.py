@@ -4,7 +4,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pytest_diffusion.maths.statistics import auroc, auroc_interval, choice_p_value, mean_error, sign_flip_p_value, wilson_interval
+from pytest_diffusion.maths.statistics import (
+    auroc,
+    auroc_interval,
+    choice_p_value,
+    jackknife,
+    mean_error,
+    rank_correlations,
+    sign_flip_p_value,
+    wilson_interval,
+)
 
 
 def test_auroc_is_scikit_learns_with_ties():
@@ -84,3 +93,29 @@ def test_p_values_of_sign_flips_are_uniform():
     shares = [sum(value <= level for value in values) / len(values) for level in (0.05, 0.2, 0.5)]
     assert shares == pytest.approx([0.05, 0.2, 0.5], abs=0.075)
     assert sign_flip_p_value(lambda signs: signs.mean(1), 16) == 0.001
+
+
+def test_the_jackknife_error_of_a_mean_is_the_classical_one():
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    estimate = jackknife(lambda rows: float(rows.mean()), values, groups=20)
+    assert estimate.value == pytest.approx(float(values.mean()))
+    assert estimate.standard_error == pytest.approx(mean_error(values))
+
+
+def test_the_jackknife_adds_the_errors_of_two_sides():
+    left, right = (torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64) for count in (40, 80))
+    estimate = jackknife(lambda one, other: float(one.mean() - other.mean()), left, right, groups=20)
+    grouped = [torch.stack([side[torch.arange(len(side)) % 20 == group].mean() for group in range(20)]) for side in (left, right)]
+    assert estimate.standard_error == pytest.approx(mean_error(grouped[0] - grouped[1]))
+
+
+def test_rank_correlations_are_spearmans():
+    order = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    values = torch.tensor([[1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1], [2.0, 2, 2, 2, 2], [1.0, 3, 2, 4, 5]])
+    assert rank_correlations(values, order).tolist() == pytest.approx([1, -1, 0, 0.9])
+
+
+def test_all_signs_are_tried_where_they_are_few():
+    """Three differences have eight signs; only all plus gives the largest mean."""
+    change = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert sign_flip_p_value(lambda signs: (signs * change).mean(1), 3) == pytest.approx(1 / 8)
