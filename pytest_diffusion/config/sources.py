@@ -108,13 +108,13 @@ def sources(kind: Kind) -> list[Source]:
 
 def source_of(kind: Kind, value: str) -> Source:
     """The source that a value is of. Raises SettingsError for a value that is of none."""
+    name = value.partition(":")[0]
+    if name in extensions(SOURCES).broken:
+        raise SettingsError(f"{FLAGS[kind]} is {value!r}: the {extensions(SOURCES).broken[name]}.")
     # A name that a package has chosen is more specific than the grammar of callables and hub ids.
     for source in [*_added(), *_built_in()]:
         if source.kind == kind and source.accepts(value):
             return source
-    name = value.partition(":")[0]
-    if name in extensions(SOURCES).broken:
-        raise SettingsError(f"{FLAGS[kind]} is {value!r}: the {extensions(SOURCES).broken[name]}.")
     raise SettingsError(unknown_name(FLAGS[kind], value, [source.name for source in sources(kind)]))
 
 

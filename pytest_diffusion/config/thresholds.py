@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_diffusion.config.extensions import CHECKS, extensions
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 from pytest_diffusion.verdicts.verdict import Limits
@@ -74,11 +75,19 @@ def _overlay(below: Thresholds, path: Path, checks: Collection[str] | None) -> T
         raise SettingsError(f'{shown} [gate] may only say inconclusive = "fail" or "warn"; got {gate!r}.')
     limits = dict(below.limits)
     for check, table in tables.items():
-        if checks is not None and check not in checks:
+        if checks is not None and check not in checks and not _is_added(shown, check):
             raise SettingsError(f"{shown}: table " + unknown_name("name", check, checks))
         limits[check] = _limits(shown, check, table, limits.get(check))
     fails = verdicts[gate["inconclusive"]] if gate else below.inconclusive_fails
     return Thresholds(limits, {**below.settings, **settings}, fails, (*below.files, shown))
+
+
+def _is_added(shown: str, check: str) -> bool:
+    """Whether another package adds a check of this name. Raises SettingsError where it tried and failed."""
+    added = extensions(CHECKS)
+    if check in added.broken:
+        raise SettingsError(f"{shown} [{check}]: the {added.broken[check]}.")
+    return check in added.loaded
 
 
 def _limits(shown: str, check: str, table: Any, below: Limits | None) -> Limits:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscr
 
 from pytest_diffusion import ConformanceFailure, Verdict, check_scheduler, scheduler_checks
 from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import law
+from pytest_diffusion.conformance.laws import LAWS
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.verdicts.recording import recording_to
@@ -33,7 +33,7 @@ def test_one_call_gives_a_verdict_for_each_check_in_order():
 
 def test_laws_rest_on_earlier_ones_and_say_why():
     names = scheduler_checks()
-    for one in law:
+    for one in LAWS:
         assert all(names.index(base) < names.index(one.name) for base in one.rests_on), one.name
         assert one.source, one.name
         assert len(one.reason) > 40, one.name

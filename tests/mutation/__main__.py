@@ -36,7 +36,7 @@ SEED = 20_261_124
 SAMPLED = {"checks": 200}
 """How many mutants of a package are run; all of them where it is not named."""
 PACKAGES = ("maths", "verdicts", "checks")
-LEFT_OUT = ("checks/plots.py", "checks/assertions.py", "checks/pictures.py")
+LEFT_OUT = ("verdicts/drawing.py", "checks/plots.py", "checks/assertions.py", "checks/pictures.py")
 """Drawings and declarations: what they show is looked at, not computed with."""
 COPIED = ("pytest_diffusion", "tests", "templates", "thresholds", "docs", "examples", "pyproject.toml", "README.md")
 
@@ -67,7 +67,12 @@ def tests_of(module: str) -> list[str]:
     """Test files of a module, given by its path below the package."""
     own = f"tests/{Path(module).parent}/test_{Path(module).stem}.py"
     listed = tomllib.loads((ROOT / "tests" / "tested_in.toml").read_text(encoding="utf-8")).get(module, [])
-    return ([own] if (ROOT / own).is_file() else []) + listed
+    found = ([own] if (ROOT / own).is_file() else []) + listed
+    if module.startswith("checks/"):
+        found = ["tests/checks/test_subjects.py", *found]
+    if not found:
+        raise SystemExit(f"tests/tested_in.toml does not say where {module} is tested.")
+    return list(dict.fromkeys(found))
 
 
 def _plan(database: WorkDB) -> None:
@@ -128,9 +133,9 @@ def _run(session: Path, pending: list, seconds: float, jobs: int) -> None:
             if module not in baselines:
                 baselines[module] = _baseline(trees[free[0]], tests)
             job = free.pop(0)
-            original = (ROOT / mutation.module_path).read_bytes()
             operator = get_operator(mutation.operator_name)(**mutation.operator_args)
             target = trees[job] / mutation.module_path
+            original = target.read_bytes()
             _, mutated = apply_mutation(target, operator, mutation.occurrence)
             pid = _forked(trees[job], tests)
             running[pid] = (item, job, original, target, mutated, time.monotonic() + 20 + 6 * baselines[module])
