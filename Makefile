@@ -5,17 +5,24 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test lint wheel picture peers bench clean
+.PHONY: demo test test-cpu mutants lint typed docs wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
 	@echo "The report is at $(CURDIR)/$(REPORT)"
 
-# Two workers with one thread each; where tests share costly fixtures, file by file.
-SPREAD := tests/conformance tests/families tests/meta
+# Two workers with one thread each, in one run that goes on to its end and closes with one summary.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(SPREAD)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests $(SPREAD:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+# The scheduler checks once more as another processor computes: the last bits differ.
+test-cpu: $(STAMP)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal tests/conformance
+
+# Nightly: what changes in the code do the tests notice? Goes on where it stopped; docs/testing.md explains it.
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation --jobs 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

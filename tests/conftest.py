@@ -26,6 +26,19 @@ settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+SPREAD = ("conformance", "families", "meta")
+"""Folders whose tests share no costly fixtures: each test goes to whichever worker is free."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file stay on one worker, where they share fixtures, and come before those that can fill gaps."""
+    for item in items:
+        if not set(SPREAD) & set(item.path.parts):
+            item.add_marker(pytest.mark.xdist_group(item.path.name + item.path.parent.name))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
     # Tests here make verdicts fail on purpose; a summary of them would only confuse.

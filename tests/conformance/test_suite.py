@@ -25,7 +25,7 @@ def test_one_call_gives_a_verdict_for_each_check_in_order():
         verdicts = check_scheduler(DDIMScheduler())
     assert [verdict.check for verdict in verdicts] == scheduler_checks()
     assert seen == verdicts
-    assert {verdict.mode for verdict in verdicts} == {"schedule"}
+    assert {verdict.lens for verdict in verdicts} == {"schedule"}
     assert all(Verdict.from_json(verdict.to_json()).message == verdict.message for verdict in verdicts)
     skipped = [verdict for verdict in verdicts if verdict.outcome == "skipped"]
     assert all("DDIMScheduler" in verdict.message or verdict.check == "devices" for verdict in skipped)
@@ -100,7 +100,7 @@ def test_wrong_names_and_what_is_no_scheduler():
 
 
 def test_the_scheduler_is_copied_and_chance_is_left_alone():
-    scheduler = EulerAncestralDiscreteScheduler()
+    scheduler = EulerAncestralDiscreteScheduler(beta_start=0.00085, beta_end=0.012)
     before, state = copy.deepcopy(vars(scheduler)), torch.get_rng_state()
     check_scheduler(scheduler, only=["runs", "noise_is_normal", "generator_list", "weak_convergence"])
     assert {key: str(value) for key, value in vars(scheduler).items()} == {key: str(value) for key, value in before.items()}

@@ -45,7 +45,7 @@ def test_a_family(pytester, shared_cache, references, tmp_path, name):
     (pytester.path / "prompts.txt").write_text("a photo of a red car\na photo of a blue dog\n")
     result = pytester.runpytest(
         f"--diffusion-model={tmp_path / name}",
-        "--diffusion-modes=schedule,attention,latent",
+        "--diffusion-lenses=schedule,attention,latent",
         f"--diffusion-reference={references / ('20.npz' if name == 'pixart' else '48.npz')}",
         "--diffusion-prompts=prompts.txt",
         "--diffusion-clip-model=demo",
@@ -59,9 +59,9 @@ def test_a_family(pytester, shared_cache, references, tmp_path, name):
     message = {check: one["message"] for check, one in verdicts.items()}
     assert [text for check, text in message.items() if f"{check} could not be measured" in text] == []
     assert "errors" not in result.parseoutcomes()
-    assert {check for check, one in verdicts.items() if one["mode"] == "schedule" and one["outcome"] == "fail"} == set()
+    assert {check for check, one in verdicts.items() if one["lens"] == "schedule" and one["outcome"] == "fail"} == set()
     assert outcome["same_seed"] == outcome["batch_invariance"] == outcome["seeds_differ"] == "pass"
-    attention = {check for check, one in verdicts.items() if one["mode"] == "attention"}
+    attention = {check for check, one in verdicts.items() if one["lens"] == "attention"}
     if name in WITHOUT_TEXT:
         assert {outcome[check] for check in attention} == {"skipped"}
         assert "not conditioned on text" in message["attention_is_cross"]

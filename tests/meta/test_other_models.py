@@ -95,7 +95,7 @@ def test_random_weights_run_to_the_end_and_fail_what_they_must(pytester, shared_
     assert crashed == []
     assert "errors" not in result.parseoutcomes()
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/sd15.toml", "small.toml"]
-    assert {name for name, verdict in verdicts.items() if verdict["mode"] == "schedule" and verdict["outcome"] == "fail"} == set()
+    assert {name for name, verdict in verdicts.items() if verdict["lens"] == "schedule" and verdict["outcome"] == "fail"} == set()
     for check in ("vae_psnr", "precision", "recall"):
         assert verdicts[check]["outcome"] == "fail", verdicts[check]["message"]
     for check in ("finite_images", "same_seed", "batch_invariance", "attention_is_cross", "attention_rows_sum", "log_snr_first"):
@@ -105,7 +105,7 @@ def test_random_weights_run_to_the_end_and_fail_what_they_must(pytester, shared_
 
 
 def test_the_preset_is_chosen_by_capability(pytester, narrow_sd15):
-    pytester.runpytest(f"--diffusion-model={narrow_sd15}", "--diffusion-modes=schedule").assert_outcomes(passed=7, skipped=1)
+    pytester.runpytest(f"--diffusion-model={narrow_sd15}", "--diffusion-lenses=schedule").assert_outcomes(passed=7, skipped=1)
     data, _ = outcomes(pytester.path / "diffusion-report.json")
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/sd15.toml"]
 
@@ -119,7 +119,7 @@ def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel
     data, verdicts = outcomes(pytester.path / "diffusion-report.json")
     by_outcome = {}
     for name, verdict in verdicts.items():
-        by_outcome.setdefault((verdict["mode"], verdict["outcome"]), set()).add(name)
+        by_outcome.setdefault((verdict["lens"], verdict["outcome"]), set()).add(name)
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/ddpm.toml"]
     assert by_outcome["always", "pass"] == {"same_seed", "batch_invariance", "seeds_differ"}
     assert by_outcome["always", "skipped"] == {"guidance_effect", "guidance_linearity", "prompt_sensitivity"}

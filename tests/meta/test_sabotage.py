@@ -147,7 +147,7 @@ def test_a_broken_schedule_is_named(pytester, shared_cache, betas, message):
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, trained_betas=({betas}).numpy())
     """
-    result = gate(pytester, shared_cache, body=body, extra=["--diffusion-modes=schedule"], select="betas or log_snr")
+    result = gate(pytester, shared_cache, body=body, extra=["--diffusion-lenses=schedule"], select="betas or log_snr")
     result.stdout.fnmatch_lines([f"fail *betas_in_range {message}", f"fail *log_snr_first {message}"])
     assert result.ret == 1
 
