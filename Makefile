@@ -24,6 +24,10 @@ test-cpu: $(STAMP)
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation --jobs 2
 
+# Writes the page of checks from their declarations; a test holds it equal.
+docs: $(STAMP)
+	$(BIN)/python -m docs.checks_page
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
