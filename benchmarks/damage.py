@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from pytest_diffusion.checks import colours, quality
+from pytest_diffusion.checks import colours, distances, manifolds, scores
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.data.references import Reference, load_reference
@@ -111,18 +111,18 @@ AFTERWARDS: dict[str, Callable[[Samples, Reference], Samples]] = {
     "each ten times": repeated,
 }
 CHECKS: dict[str, Callable[..., Measurement]] = {
-    "FD": quality.fid,
-    "FD inf": quality.fid_infinity,
-    "KID": quality.kid,
-    "CMMD": quality.cmmd,
-    "prec.": quality.precision,
-    "recall": quality.recall,
-    "dens.": quality.density,
-    "cover.": quality.coverage,
-    "Vendi": quality.vendi_score,
-    "copies": quality.memorisation,
-    "IS": quality.inception_score,
-    "CLIP": quality.clip_score,
+    "FD": distances.fid,
+    "FD inf": distances.fid_infinity,
+    "KID": distances.kid,
+    "CMMD": distances.cmmd,
+    "prec.": manifolds.precision,
+    "recall": manifolds.recall,
+    "dens.": manifolds.density,
+    "cover.": manifolds.coverage,
+    "Vendi": scores.vendi_score,
+    "copies": manifolds.memorisation,
+    "IS": scores.inception_score,
+    "CLIP": scores.clip_score,
     "range": colours.value_range,
     "BGR": colours.channel_order,
 }

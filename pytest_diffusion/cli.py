@@ -1,4 +1,4 @@
-"""The command `pytest-diffusion`: look at the cache of samples and features, and prune it."""
+"""The command `pytest-diffusion`: list and prune the cache of samples and features."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _entries(root: Path) -> Iterator[Entry]:
 
 def _entry(folder: Path, kind: str, what: str, touched: Path) -> Entry:
     files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    # Blocks, because images.npy has holes while it fills.
+    # Blocks on disk: images.npy is sparse until all samples are written.
     size = sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in files)
     used = touched.stat().st_mtime if touched.exists() else folder.stat().st_mtime
     return Entry(folder, kind, what, size, used)

@@ -19,9 +19,9 @@ Dataset = torch.Tensor | Iterable[torch.Tensor]
 
 
 class SamplingOutput(NamedTuple):
-    """Samples (N, C, H, W), float32, and the way there where it was asked for.
+    """Samples (N, C, H, W), float32, and the trajectory if it was requested.
 
-    `timesteps` (T,); `trajectory_xt` (T + 1, N, C, H, W), the scheduler's own samples from noise to image;
+    `timesteps` (T,); `trajectory_xt` (T + 1, N, C, H, W), the scheduler's samples from noise to image;
     `trajectory_x0` (T, N, C, H, W), the clean prediction at each evaluation.
     """
 
@@ -32,7 +32,7 @@ class SamplingOutput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """A model's output (N, C, H, W), named as diffusers names it."""
+    """A model's output (N, C, H, W), under the name that diffusers uses."""
 
     sample: torch.Tensor
 
@@ -41,10 +41,10 @@ Observer = Callable[[torch.Tensor, NoiseLevel, torch.Tensor], None]
 
 
 class AnalyticModel(nn.Module, ABC):
-    """A denoiser that is known exactly. Subclasses give `fit` and `posterior_mean`; the rest follows.
+    """A denoiser that is known exactly. Subclasses implement `fit` and `posterior_mean`; the other methods use these two.
 
-    Images are float (N, C, H, W) in [−1, 1]; what is computed once lies in buffers, so that `state_dict`,
-    `to` and a fingerprint see it.
+    Images are float (N, C, H, W) in [−1, 1]. Fitted values are stored in buffers, so that `state_dict`, `to` and
+    the fingerprint include them.
     """
 
     def __init__(self, *, scheduler: Any = None, num_inference_steps: int = 50) -> None:
@@ -55,7 +55,7 @@ class AnalyticModel(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, dataset: Dataset) -> AnalyticModel:
-        """The model, with whatever it needs of images (N, C, H, W) in [−1, 1], or of batches of them, computed once."""
+        """The model itself, fitted to images (N, C, H, W) in [−1, 1] or to an iterable of batches of them."""
 
     @abstractmethod
     def posterior_mean(self, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
@@ -63,17 +63,17 @@ class AnalyticModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the buffers are."""
+        """Device of the buffers."""
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the samples that it draws; `denoise` takes others as well."""
+        """Dtype of the samples that `sample` draws; `denoise` accepts other dtypes too."""
         return torch.float32
 
     @property
     def config(self) -> dict[str, Any]:
-        """The plain values that the model was built with: a fingerprint reads them."""
+        """The plain values that the model was built with; the fingerprint is computed from them."""
         plain = {name: value for name, value in vars(self).items() if not name.startswith("_") and isinstance(value, str | int | float)}
         return {**plain, "model": type(self).__name__, "sample_size": list(self.image_shape[1:])}
 
@@ -81,19 +81,19 @@ class AnalyticModel(nn.Module, ABC):
     def denoise(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
         """The clean prediction x̂₀ (N, C, H, W) for a model input at a timestep of the scheduler's training schedule.
 
-        The input is what a UNet would be given: for a scheduler that holds x₀ + σ·noise, its `scale_model_input`.
+        The input is the one that a UNet would get: for a scheduler with samples x₀ + σ·noise, the result of `scale_model_input`.
         """
         self._require_fit()
         return self.posterior_mean(sample, level_of_timestep(self.scheduler, timestep))
 
     def predict(self, sample: torch.Tensor, timestep: torch.Tensor | float, prediction_type: str | None = None) -> torch.Tensor:
-        """`denoise` as "epsilon", "sample", "v_prediction" or "flow_prediction" (default: what the scheduler takes)."""
+        """`denoise`, converted to "epsilon", "sample", "v_prediction" or "flow_prediction" (default: the scheduler's type)."""
         level = level_of_timestep(self.scheduler, timestep)
         clean = self.denoise(sample, timestep)
         return as_prediction(clean, sample, level, prediction_type or prediction_type_of(self.scheduler), scheduler=self.scheduler)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> ModelOutput:
-        """What a UNet of diffusers would return: `predict` in the scheduler's own prediction type, as `.sample`."""
+        """The output that a diffusers UNet would return: `predict` in the scheduler's prediction type, as `.sample`."""
         return ModelOutput(self.predict(sample, timestep))
 
     def score(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
@@ -103,7 +103,7 @@ class AnalyticModel(nn.Module, ABC):
     def prepare_latents(
         self, num_samples: int, *, generator: torch.Generator | Sequence[torch.Generator] | None = None, scheduler: Any = None
     ) -> torch.Tensor:
-        """Noise (N, C, H, W), float32, at the scheduler's first level; a list of generators gives each sample its own."""
+        """Noise (N, C, H, W), float32, at the scheduler's first noise level. A list of generators has one for each sample."""
         self._require_fit()
         if generator is None or isinstance(generator, torch.Generator):
             noise = torch.randn(num_samples, *self.image_shape, generator=generator)
@@ -123,10 +123,10 @@ class AnalyticModel(nn.Module, ABC):
         scheduler: Any = None,
         observer: Observer | None = None,
     ) -> SamplingOutput:
-        """Samples drawn with the scheduler (the model's own, or another), which is copied and left as it was.
+        """Samples drawn with `scheduler` (default: the model's own). The scheduler is copied and does not change.
 
         `observer` is called at each evaluation with model input, noise level and clean prediction.
-        Raises ValueError for a list of generators of another length, and NotApplicable for a scheduler of unknown kind.
+        Raises ValueError if the list of generators has another length, and NotApplicable if the kind of scheduler is unknown.
         """
         scheduler = with_timesteps(scheduler if scheduler is not None else self.scheduler, num_inference_steps or self.num_inference_steps)
         if isinstance(generator, Sequence) and len(generator) != num_samples:
@@ -170,14 +170,14 @@ class AnalyticModel(nn.Module, ABC):
 
 
 def default_scheduler() -> Any:
-    """DDIM over 1,000 linear betas, without clipping: the closed forms need no clipping, and it would bend their laws."""
+    """DDIM over 1,000 linear betas, without clipping, which would change the distribution of the samples."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(clip_sample=False)
 
 
 def batches(dataset: Dataset) -> Iterable[torch.Tensor]:
-    """Batches of images, float (n, C, H, W), checked one by one. Raises ValueError for another shape, range or non-finite values."""
+    """Batches of images, float (n, C, H, W), checked one by one. Raises ValueError for a wrong shape or range and for non-finite values."""
     shape: torch.Size | None = None
     for batch in dataset.split(1024) if isinstance(dataset, torch.Tensor) else dataset:
         if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or not batch.is_floating_point():
@@ -187,14 +187,14 @@ def batches(dataset: Dataset) -> Iterable[torch.Tensor]:
             raise ValueError(f"the dataset gave images of {tuple(batch.shape[1:])} after some of {tuple(shape)}.")
         shape = batch.shape[1:]
         low, high = (float(value) for value in batch.aminmax())
-        # Not a number fails every comparison.
+        # NaN fails every comparison.
         if not (low >= -1.001 and high <= 1.001):
             raise ValueError(f"the dataset gave images between {low:.3g} and {high:.3g}; expected [-1, 1].")
         yield batch
 
 
 def whole(dataset: Dataset) -> torch.Tensor:
-    """All images of a dataset, float32 (N, C, H, W). Raises ValueError where there are none."""
+    """All images of a dataset, float32 (N, C, H, W). Raises ValueError if there are none."""
     parts = [batch.float() for batch in batches(dataset)]
     if not parts or not sum(map(len, parts)):
         raise ValueError("the dataset holds no images.")
@@ -202,7 +202,7 @@ def whole(dataset: Dataset) -> torch.Tensor:
 
 
 def _step_parameters(scheduler: Any) -> set[str]:
-    """Names of what the scheduler's step takes. Raises NotApplicable where a denoiser alone cannot provide it."""
+    """Names of the parameters of the scheduler's `step`. Raises NotApplicable if a denoiser alone cannot provide them."""
     name, parameters = type(scheduler).__name__, inspect.signature(scheduler.step).parameters
     if str(config_value(scheduler, "variance_type")).startswith("learned"):
         raise NotApplicable(f"{name} expects a learned variance, which a closed form does not predict.")

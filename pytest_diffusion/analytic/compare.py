@@ -1,4 +1,4 @@
-"""Two denoisers side by side: their clean predictions along one trajectory, and their loss at each noise level."""
+"""Comparison of two denoisers: their clean predictions along one trajectory, and their loss at each noise level."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 
 @dataclass(frozen=True)
 class Denoisers:
-    """A model, a closed form fitted to one half of some images, and the other half, float (M, C, H, W) in [−1, 1]."""
+    """A model, a closed-form model fitted to one half of the images, and the other half, float (M, C, H, W) in [−1, 1]."""
 
     model: AnalyticModel
     closed_form: AnalyticModel
@@ -28,9 +28,9 @@ class Denoisers:
 
 
 def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
-    """The denoiser of an unconditional pixel-space pipeline beside a Wiener filter of one half of uint8 images (M, 3, H, W).
+    """The denoiser of an unconditional pixel-space pipeline, and a Wiener filter of one half of uint8 images (M, 3, H, W).
 
-    Raises NotApplicable for other pipelines, and for fewer images than the filter has dimensions.
+    Raises NotApplicable for other pipelines, and if that half has fewer images than the filter has dimensions.
     """
     name = type(pipeline).__name__
     if has_vae(pipeline) or is_text_conditioned(pipeline):
@@ -60,16 +60,16 @@ def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
 
 
 def _is_unconditional(part: Any) -> bool:
-    """Whether a denoiser is a UNet in pixels that neither text nor classes steer."""
+    """Whether a denoiser is a pixel-space UNet without text or class conditioning."""
     config = getattr(part, "config", {})
     steered = config.get("num_class_embeds") or config.get("class_embed_type") or config.get("cross_attention_dim")
     return "in_channels" in config and "sample_size" in config and not steered
 
 
 class TrajectoryComparison(NamedTuple):
-    """By evaluation: log-SNR in nats, R², mean squared error and mean L2 distance of the clean predictions; R² of all together.
+    """Per evaluation: log-SNR in nats, R², mean squared error and mean L2 distance of the clean predictions; `overall`: R² over all.
 
-    At the noisy end predictions hardly differ from their mean, and R² there says little: `overall` weighs by spread.
+    At high noise the predictions are close to their mean, so R² there means little. `overall` weights each evaluation by its spread.
     """
 
     log_snr: list[float]
@@ -80,7 +80,7 @@ class TrajectoryComparison(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Mean squared error per dimension of the predicted noise by timestep, and its standard error over images."""
+    """Mean squared error per dimension of the predicted noise at each timestep, and its standard error over images."""
 
     values: list[float]
     errors: list[float]
@@ -95,10 +95,10 @@ def compare_trajectories(
     seed: int = 0,
     scheduler: Any = None,
 ) -> TrajectoryComparison:
-    """How the clean predictions of `other` agree with the model's own, at the states that the model passes through.
+    """Agreement of the clean predictions of `other` with those of `model`, at the states of the model's own sampling run.
 
-    Both are clamped to [−1, 1]. R² = 1 − Σ‖x̂₀ − ŷ₀‖²/Σ‖x̂₀ − mean‖² over samples and dimensions: 1 where they
-    agree, 0 where `other` says no more than the mean of the model's predictions. Raises ValueError for models of other image shapes.
+    Both are clamped to [−1, 1]. R² = 1 − Σ‖x̂₀ − ŷ₀‖²/Σ‖x̂₀ − mean‖² over samples and dimensions. It is 1 if they
+    agree, and 0 if `other` is no better than the mean of the model's predictions. Raises ValueError for different image shapes.
     """
     if model.image_shape != other.image_shape:
         raise ValueError(f"the models draw images of {model.image_shape} and {other.image_shape}; expected the same.")
@@ -106,7 +106,7 @@ def compare_trajectories(
     squares, spreads = [], []
 
     def observe(model_input: torch.Tensor, level: NoiseLevel, estimate: torch.Tensor) -> None:
-        # Where there is only noise, a network's x̂₀ is its small error times σ/α: schedulers clip it to where images are.
+        # At pure noise, the error of a network's x̂₀ is its small error in ε times σ/α. Schedulers clip x̂₀ to the range of images.
         one, two = (clean.double().clamp(-1, 1) for clean in (estimate, other.posterior_mean(model_input, level)))
         gap = (one - two).flatten(1)
         spread = float((one - one.mean(0)).square().sum())
@@ -135,7 +135,7 @@ def compare_trajectories(
 def epsilon_loss(model: AnalyticModel, images: torch.Tensor, timesteps: Sequence[int], *, seed: int = 0, batch_size: int = 64) -> Losses:
     """The DDPM training loss ‖ε − ε̂‖² per dimension at each timestep, over images (M, C, H, W) in [−1, 1].
 
-    The same `seed` gives every model the same noise, so that a difference between models has no noise of its own.
+    The same `seed` gives every model the same noise, so that the choice of noise does not affect the comparison.
     Source: arXiv:2006.11239, equation 14.
     """
     values, errors = [], []

@@ -1,4 +1,4 @@
-"""Finite data sets: the ideal denoiser that remembers them all, its smoothed form, and the nearest image."""
+"""Models of finite data sets: the ideal denoiser, which memorises the data, its smoothed form, and the nearest image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_diffusion.models.levels import NoiseLevel
 
 
 class _Finite(AnalyticModel):
-    """A model that keeps its images, float32 (M, D), and looks at `block_size` of them at a time."""
+    """A model that stores its images, float32 (M, D), and processes `block_size` of them at a time."""
 
     images: torch.Tensor
 
@@ -31,7 +31,7 @@ class _Finite(AnalyticModel):
 
     def squared_distances(self, sample: torch.Tensor, images: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """‖x − α·x_i‖² of samples (N, D) and images (m, D), float64 (N, m)."""
-        # In float64: at little noise the distances are divided by 1e-4 and their differences decide everything.
+        # In float64: at low noise the distances are divided by 1e-4, so small differences between them change the softmax.
         rows, others = sample.double(), level.alpha * images.double()
         squares = rows.square().sum(1)[:, None] + others.square().sum(1)
         return torch.addmm(squares, rows, others.T, alpha=-2).clamp(min=0)
@@ -41,8 +41,8 @@ class _Finite(AnalyticModel):
 class Optimal(_Finite):
     """The ideal denoiser of a finite data set: a softmax over all images, which memorises them.
 
-    E[x₀|x] = Σ softmax(−‖x − αx_i‖²/2σ²) x_i. With `neighbours` only that many nearest images enter (by faiss
-    where it is installed), and `truncation_bound` says how far that can be from the sum over all.
+    E[x₀|x] = Σ softmax(−‖x − αx_i‖²/2σ²) x_i. With `neighbours`, only that many nearest images are used (found by
+    faiss if it is installed). `truncation_bound` gives the largest error that this can cause.
     Source: Karras et al. 2022 (arXiv:2206.00364), appendix B.3; De Bortoli 2022.
     """
 
@@ -54,7 +54,7 @@ class Optimal(_Finite):
         self._index: Any = None
 
     def fit(self, dataset: Dataset) -> Optimal:
-        """The model with all images of the data set in memory, float32, and an index where only neighbours are asked for."""
+        """The model with all images of the data set in memory, float32, and a search index if `neighbours` is set."""
         super().fit(dataset)
         self._index = _faiss_index(self.images) if self.neighbours is not None else None
         return self
@@ -78,7 +78,7 @@ class Optimal(_Finite):
         if float(level.alpha) == 0:
             found = torch.arange(count, device=self.images.device).expand(len(sample), -1)
         elif self._index is not None:
-            # The image nearest to x/α is the nearest when scaled by α.
+            # The image x_i nearest to x/α is also the one with α·x_i nearest to x.
             queries = (sample.double() / level.alpha).float().cpu().numpy()
             found = torch.from_numpy(self._index.search(queries, count)[1]).to(self.images.device)
         else:
@@ -89,10 +89,10 @@ class Optimal(_Finite):
         return exact.gather(1, order), found.gather(1, order)
 
     def truncation_bound(self, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-        """Largest possible distance (N,), float64, of the prediction from `neighbours` images to that from all.
+        """Upper bound (N,), float64, of the distance between the predictions from `neighbours` images and from all images.
 
-        The images left out are no nearer than the last one kept, so that their share of the softmax is at most
-        (M − k)·exp(−(d_k² − d_1²)/2σ²); the prediction moves by at most that share of the data's diameter.
+        The omitted images are no nearer than the last one used, so their share of the softmax is at most
+        (M − k)·exp(−(d_k² − d_1²)/2σ²). The prediction changes by at most that share of the data's diameter.
         """
         if self.neighbours is None or self.neighbours >= len(self.images) or float(level.sigma) == 0:
             return torch.zeros(len(sample), dtype=torch.float64, device=sample.device)
@@ -116,7 +116,7 @@ class Optimal(_Finite):
 
 
 def _faiss_index(images: torch.Tensor) -> Any:
-    """An exact index of the images, None where faiss is not installed."""
+    """An exact faiss index of the images, or None if faiss is not installed."""
     try:
         import faiss
     except ImportError:
@@ -128,7 +128,7 @@ def _faiss_index(images: torch.Tensor) -> Any:
 
 @register_model("nearest_dataset")
 class NearestDataset(Optimal):
-    """The image of the data set nearest to the sample: what `optimal` becomes as the noise vanishes."""
+    """The image of the data set nearest to the sample: the limit of `optimal` as the noise goes to zero."""
 
     def posterior_mean(self, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         return self.images[self.nearest(sample.flatten(1), level, 1)[1][:, 0]].to(sample.dtype).view_as(sample)
@@ -136,10 +136,10 @@ class NearestDataset(Optimal):
 
 @register_model("scfdm")
 class SmoothedClosedForm(_Finite):
-    """Smoothed closed-form diffusion: `optimal` averaged over `num_noises` shifts of the sample, which makes barycentres.
+    """Smoothed closed-form diffusion: `optimal` averaged over `num_noises` shifted samples, which gives barycentres of images.
 
-    The shifts are Gaussian with standard deviation `smoothing` in units of the images, scaled by α as the
-    images are, drawn once from `seed`. With `smoothing` 0 it is `optimal`. Source: arXiv:2310.12395, section 4.
+    The shifts are Gaussian with standard deviation `smoothing` in units of the images. They are scaled by α like
+    the images, and drawn once from `seed`. With `smoothing` 0 it is `optimal`. Source: arXiv:2310.12395, section 4.
     """
 
     shifts: torch.Tensor

@@ -1,6 +1,6 @@
-"""Exact answers for Gaussian data and for a point mass, in float64: flows, marginals and single steps. Derivations: docs/oracle.md.
+"""Exact solutions for Gaussian data and for a point mass, in float64: flows, marginals and single steps. Derivations: docs/oracle.md.
 
-Samples are α·x₀ + σ·noise at a `NoiseLevel`: variance preserving, σ-space (α = 1) and flow matching (α = 1 − σ) alike.
+Samples are α·x₀ + σ·noise at a `NoiseLevel`. This covers variance-preserving schedules, σ-space (α = 1) and flow matching (α = 1 − σ).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pytest_diffusion.models.levels import NoiseLevel
 
 @dataclass(frozen=True)
 class GaussianLaw:
-    """Data distributed as N(mean, covariance): `mean` (D,), `eigenvalues` (R,) and `eigenvectors` (D, R), all float64.
+    """The data distribution N(mean, covariance): `mean` (D,), `eigenvalues` (R,) and `eigenvectors` (D, R), all float64.
 
-    Directions beyond the R given ones have no variance. A point mass is the law with R = 0.
+    Directions beyond the R given ones have no variance. R = 0 is a point mass.
     """
 
     mean: torch.Tensor
@@ -25,13 +25,13 @@ class GaussianLaw:
 
     @classmethod
     def of(cls, mean: torch.Tensor, covariance: torch.Tensor) -> GaussianLaw:
-        """The law with this mean (D,) and covariance (D, D)."""
+        """The distribution with this mean (D,) and covariance (D, D)."""
         values, vectors = torch.linalg.eigh(covariance.double())
         return cls(mean.double(), values.clamp(min=0), vectors)
 
     @classmethod
     def point_mass(cls, mean: torch.Tensor) -> GaussianLaw:
-        """The law of data that are always `mean` (D,)."""
+        """The distribution whose samples are all equal to `mean` (D,)."""
         empty = torch.zeros(0, dtype=torch.float64)
         return cls(mean.double(), empty, torch.zeros(len(mean), 0, dtype=torch.float64))
 
@@ -54,8 +54,8 @@ def posterior_mean(law: GaussianLaw, sample: torch.Tensor, level: NoiseLevel) ->
 def probability_flow(law: GaussianLaw, sample: torch.Tensor, start: NoiseLevel, end: NoiseLevel) -> torch.Tensor:
     """Solution (N, D) at level `end` of the probability-flow ODE through `sample` (N, D) at level `start`, σ_start > 0.
 
-    In every direction of variance λ the distance from the mean in units of the marginal's standard deviation
-    is conserved: x_t = α_t μ + √((α_t²λ + σ_t²)/(α_s²λ + σ_s²))·(x_s − α_s μ). Source: docs/oracle.md, section 2.
+    In every direction of variance λ, the distance from the mean divided by the marginal's standard deviation
+    is constant: x_t = α_t μ + √((α_t²λ + σ_t²)/(α_s²λ + σ_s²))·(x_s − α_s μ). Source: docs/oracle.md, section 2.
     """
     centred = sample.double() - start.alpha * law.mean
     stretch = _deviation(law.eigenvalues, end) / _deviation(law.eigenvalues, start)
@@ -90,9 +90,9 @@ def ddpm_step(law: GaussianLaw, sample: torch.Tensor, start: NoiseLevel, end: No
 
 
 def irreducible_loss(law: GaussianLaw, level: NoiseLevel) -> torch.Tensor:
-    """Mean squared error per dimension (scalar) of the ideal prediction of the noise: no ε-model trained on this law has less.
+    """Mean squared error per dimension (scalar) of the ideal noise prediction: no ε-model trained on this distribution has less.
 
-    α²/σ²·mean_i(λ_iσ²/(α²λ_i + σ²)), by the posterior's variance in each direction. Source: docs/oracle.md, section 5.
+    α²/σ²·mean_i(λ_iσ²/(α²λ_i + σ²)), from the posterior's variance in each direction. Source: docs/oracle.md, section 5.
     """
     alpha, sigma = level
     left = law.eigenvalues * sigma.square() / (alpha.square() * law.eigenvalues + sigma.square())

@@ -1,4 +1,4 @@
-"""Gaussian data and mixtures of Gaussians: the Wiener filter, and its mixture by responsibilities."""
+"""Models of Gaussian data and Gaussian mixtures: the Wiener filter, and a weighted sum of one filter for each component."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.verdicts.errors import ModelError
 
 _LARGEST = 16_384
-"""Dimensions whose covariance still fits: 2 GB in float64."""
+"""Largest number of dimensions for which a covariance is formed: 2 GB in float64."""
 
 
 @register_model("wiener")
@@ -39,7 +39,7 @@ class Wiener(AnalyticModel):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def fit(self, dataset: Dataset) -> Wiener:
-        """The model with mean and unbiased covariance of images (N, C, H, W), gathered batch by batch in float64.
+        """The model with mean and unbiased covariance of images (N, C, H, W), computed batch by batch in float64.
 
         Raises ValueError for fewer than two images and for more than 16,384 dimensions.
         """
@@ -53,7 +53,7 @@ class Wiener(AnalyticModel):
         return self.set_law(statistics.mean, statistics.covariance, shape)
 
     def set_law(self, mean: torch.Tensor, covariance: torch.Tensor, image_shape: tuple[int, ...]) -> Wiener:
-        """The model for N(mean, covariance): (D,) and (D, D) with D = C·H·W. Raises ValueError for a matrix that is no covariance."""
+        """The model for N(mean, covariance): (D,) and (D, D) with D = C·H·W. Raises ValueError for a negative eigenvalue."""
         values, vectors = torch.linalg.eigh(covariance.double())
         if float(values[0]) < -1e-8 * max(float(values[-1]), 1e-300):
             raise ValueError(f"the covariance has an eigenvalue of {float(values[0]):.3g}; it must be positive semi-definite.")
@@ -72,7 +72,7 @@ class Wiener(AnalyticModel):
         return (mean + (centred @ vectors * gain) @ vectors.T).view_as(sample)
 
     def save(self, path: str | Path) -> None:
-        """Write mean, eigenvalues and eigenvectors as safetensors; a reader sees the whole file or none of it."""
+        """Write mean, eigenvalues and eigenvectors as safetensors; the file appears only once it is complete."""
         self._require_fit()
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
@@ -81,7 +81,7 @@ class Wiener(AnalyticModel):
         part.replace(path)
 
     def load(self, path: str | Path) -> Wiener:
-        """The model with a law that `save` wrote. Raises ModelError for a missing, damaged or foreign file."""
+        """The model with values that `save` wrote. Raises ModelError if the file is missing, damaged or of another kind."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -99,7 +99,7 @@ class Wiener(AnalyticModel):
 class GaussianMixture(AnalyticModel):
     """The ideal denoiser of a mixture of K Gaussians, each with a full covariance, or with `rank` directions and a floor.
 
-    Each component's Wiener filter, weighted by how likely the component is given the sample. `weights` (K,),
+    The sum of the components' Wiener filters, weighted by each component's posterior probability. `weights` (K,),
     `means` (K, D), `eigenvalues` (K, R) and `eigenvectors` (K, D, R) of the leading directions, `floor` (K,) the
     variance of all others; all float64. Source: Bayes' rule; low rank as in probabilistic PCA, Tipping & Bishop 1999.
     """
@@ -117,7 +117,7 @@ class GaussianMixture(AnalyticModel):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
     def fit(self, dataset: Dataset) -> GaussianMixture:
-        """The model with a mixture fitted by expectation maximisation (scikit-learn)."""
+        """The model with a mixture fitted by expectation maximisation (scikit-learn). Raises ValueError for too few images."""
         from sklearn.mixture import GaussianMixture as Fitted
 
         images = whole(dataset)
@@ -130,9 +130,9 @@ class GaussianMixture(AnalyticModel):
     def set_law(
         self, weights: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor, image_shape: tuple[int, ...]
     ) -> GaussianMixture:
-        """The model for weights (K,), means (K, D) and covariances (K, D, D), cut to `rank` directions where one is set.
+        """The model for weights (K,), means (K, D) and covariances (K, D, D), reduced to `rank` directions if it is set.
 
-        Raises ValueError for weights that are not a distribution.
+        Raises ValueError if a weight is negative or the weights do not sum to 1.
         """
         weights = weights.double()
         if float(weights.min()) < 0 or abs(float(weights.sum()) - 1) > 1e-6:
@@ -156,7 +156,7 @@ class GaussianMixture(AnalyticModel):
             outside = centred.square().sum(1) - inside.square().sum(1)
             spread, rest = (alpha.square() * value + sigma.square() for value in (values, floor))
             others = flat.shape[1] - len(values)
-            # A direction without any variance has nothing to say but its mean.
+            # Clamped, because a direction without variance has a spread of 0 at σ = 0.
             quadratic = (inside.square() / spread.clamp(min=1e-300)).sum(1) + (
                 outside.clamp(min=0) / rest.clamp(min=1e-300) if others else 0
             )
@@ -169,6 +169,6 @@ class GaussianMixture(AnalyticModel):
 
 
 def _gain(variance: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-    """αλ/(α²λ + σ²): how much of a direction of variance λ is believed; 0 where there is neither variance nor noise."""
+    """αλ/(α²λ + σ²), the gain of the Wiener filter in a direction of variance λ; 0 if there is neither variance nor noise."""
     total = level.alpha.square() * variance + level.sigma.square()
     return torch.where(total > 0, level.alpha * variance / total.clamp(min=1e-300), torch.zeros_like(total))

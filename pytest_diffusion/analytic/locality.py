@@ -1,4 +1,4 @@
-"""Locality from data statistics: a softmax over the data of its own for every pixel, within what the Wiener filter looks at."""
+"""Locality from data statistics: each pixel has its own softmax over the data, on the pixels that the Wiener filter uses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pytest_diffusion.models.levels import NoiseLevel
 
 @register_model("pca_locality")
 class PcaLocality(_Finite):
-    """Each pixel compares the sample with the images only where the Wiener filter of this noise level looks for it.
+    """A closed form in which each pixel uses only the pixels that the Wiener filter of this noise level uses for it.
 
-    Row q of the filter's matrix, over its diagonal entry, gives the mask of pixel q: entries of at least
-    `mask_threshold` times the row's largest. The prediction of q is the mean of x_i[q] by
+    Row q of the filter's matrix gives the mask of pixel q: entries of at least `mask_threshold` times the row's
+    largest, in absolute value. The prediction of q is the mean of x_i[q], weighted by
     softmax(−Σ_p mask[q, p]·(x − αx_i)_p²/2σ²τ) with τ the `temperature`. With `mask_threshold` 0 every mask is full
     and the model is `optimal`. Source: arXiv:2509.09672, with the softmax over the whole data set and not over
-    each batch, so that the answer does not depend on `block_size`.
+    each batch, so that the result does not depend on `block_size`.
     """
 
     def __init__(self, *, mask_threshold: float = 0.02, temperature: float = 1.0, block_size: int = 64, **rest: Any) -> None:
@@ -39,13 +39,13 @@ class PcaLocality(_Finite):
         return self
 
     def masks(self, level: NoiseLevel) -> torch.Tensor:
-        """Mask (D, D), float32 of zeros and ones: in row q, what pixel q looks at."""
+        """Mask (D, D), float32 of zeros and ones: row q marks the pixels that pixel q uses."""
         if self.mask_threshold == 0:
             return torch.ones_like(self.filter.eigenvectors, dtype=torch.float32)
         vectors, gain = self.filter.eigenvectors.float(), _gain(self.filter.eigenvalues, level).float()
         rows = ((vectors * gain) @ vectors.T).abs()
         mask = (rows >= self.mask_threshold * rows.amax(1, keepdim=True)).float()
-        # A pixel that never varies has an empty filter; it still looks at itself.
+        # The mask of a pixel always includes the pixel itself, even if its value never varies.
         return mask.fill_diagonal_(1.0)
 
     def posterior_mean(self, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
@@ -53,7 +53,7 @@ class PcaLocality(_Finite):
         scale = (-0.5 / (level.sigma.square().clamp(min=1e-24) * self.temperature)).to(torch.float32)
         running = StreamingSoftmax()
         for images in self.images.split(self.block_size):
-            # The squared differences themselves, in float32: nothing cancels.
+            # Squared differences, computed directly: float32 is enough, because nothing cancels.
             squares = (flat.float()[:, None] - level.alpha.float() * images[None]).square_()
             logits = (squares.flatten(0, 1) @ masks).view_as(squares).mul_(scale)
             running.add(logits, images)

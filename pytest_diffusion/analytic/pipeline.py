@@ -1,4 +1,4 @@
-"""Closed-form models as pipelines: `analytic:NAME` runs the checklist on digits, or on the images of a reference."""
+"""Closed-form models as pipelines: `analytic:NAME` is a model fitted to digits, or to the images of a reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIZE, _IMAGES = 32, 10_000
 
 
 class AnalyticPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """An unconditional pipeline whose `unet` is a closed-form model and whose `scheduler` may be exchanged."""
+    """An unconditional pipeline whose `unet` is a closed-form model and whose `scheduler` can be replaced."""
 
     def __init__(self, unet: AnalyticModel, scheduler: Any = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class AnalyticPipeline(DiffusionPipeline):  # type: ignore[misc]
 def load_analytic(value: str, *, settings: Settings) -> AnalyticPipeline:
     """The pipeline that `analytic:NAME` names, fitted to the reference: digits, or images at the settings' size (default 32).
 
-    Raises SettingsError for an unknown name, and ModelError where there are no images to fit or to load.
+    Raises SettingsError for an unknown name, and ModelError if there are no images, or if the fit fails.
     """
     name = value.partition(":")[2]
     reference = settings.reference or "digits"

@@ -1,4 +1,4 @@
-"""The register of closed-form models, and `create_model`, which builds and fits one by name."""
+"""The registry of closed-form models, and `create_model`, which builds and fits one by name."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _OWN = ("finite", "gaussian", "locality", "unet")
 
 
 def register_model(name: str) -> Callable[[M], M]:
-    """Decorator that makes a subclass of `AnalyticModel` known to `create_model` and to `--diffusion-model=analytic:NAME`.
+    """Decorator that registers a subclass of `AnalyticModel` for `create_model` and `--diffusion-model=analytic:NAME`.
 
     Raises ValueError for a name that is taken by another class.
     """
 
     def add(model_class: M) -> M:
         known = MODELS.get(name)
-        # A module that is imported anew declares the same class again.
+        # A module that is imported again registers the same class again.
         if known is not None and (known.__module__, known.__qualname__) != (model_class.__module__, model_class.__qualname__):
             raise ValueError(f"an analytic model named {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
         MODELS.add(name, model_class, replace=True)
@@ -61,10 +61,10 @@ def create_model(name: str, dataset: torch.Tensor | Iterable[torch.Tensor] | Non
 
 
 def is_built_in(name: str) -> bool:
-    """Whether a name stands for a model of this project, whose code no user can change under a sample's address."""
+    """Whether a name is a model of this package. Users do not change its code, so cached samples of it stay valid."""
     return name in model_names() and MODELS[name].__module__.startswith("pytest_diffusion.")
 
 
 def is_own_code(value: str) -> bool:
-    """Whether `analytic:NAME` runs a class that is not of this project."""
+    """Whether `analytic:NAME` runs a class from outside this package."""
     return not is_built_in(value.partition(":")[2])

@@ -1,4 +1,4 @@
-"""A softmax-weighted mean over items that come in blocks: neither the blocks nor their order change it beyond rounding."""
+"""A softmax-weighted mean, computed block by block: the blocks and their order change it only by rounding."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 
 class StreamingSoftmax:
-    """Running Σ softmax(logits)·values by a running log-sum-exp. Source: Milakov & Gimelshein, arXiv:1805.02867."""
+    """Σ softmax(logits)·values, updated block by block with a running log-sum-exp. Source: Milakov & Gimelshein, arXiv:1805.02867."""
 
     def __init__(self) -> None:
         self._largest: torch.Tensor | None = None
         self._total = self._weighted = torch.zeros(())
 
     def add(self, logits: torch.Tensor, values: torch.Tensor) -> None:
-        """One block: logits (N, m) and values (m, D), or logits (N, m, D) with weights of their own for each dimension."""
+        """Add one block: logits (N, m) and values (m, D). Logits (N, m, D) give each dimension its own weights."""
         own = logits.ndim == 3
         largest = logits.amax(1)
         if self._largest is not None:
@@ -28,7 +28,7 @@ class StreamingSoftmax:
         self._largest, self._total, self._weighted = largest, total, weighted
 
     def mean(self) -> torch.Tensor:
-        """The mean (N, D) over all blocks. Raises ValueError before the first."""
+        """The mean (N, D) over all blocks. Raises ValueError if no block was added."""
         if self._largest is None:
             raise ValueError("no block was added.")
         return self._weighted / (self._total if self._total.ndim == self._weighted.ndim else self._total[:, None])

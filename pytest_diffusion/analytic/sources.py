@@ -1,4 +1,4 @@
-"""Closed forms as models: `analytic:NAME`."""
+"""The model source `analytic:NAME`: closed-form models."""
 
 from __future__ import annotations
 

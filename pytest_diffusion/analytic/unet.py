@@ -1,4 +1,4 @@
-"""A trained UNet2DModel of diffusers behind the same interface as the closed forms, with its intermediate features."""
+"""A trained UNet2DModel of diffusers with the interface of the closed-form models, and with its intermediate features."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pytest_diffusion.verdicts.errors import ModelError
 class BaselineUNet(AnalyticModel):
     """A DDPM UNet from a diffusers folder (a pipeline with `unet/` and `scheduler/`, or the UNet's own), or the module itself.
 
-    `features` names modules of the UNet, by name or prefix, whose outputs the last call left in `last_features`.
-    Only variance-preserving schedulers: a UNet knows the noise by its timestep.
+    `features` lists names of modules of the UNet; `last_features` holds their outputs in the last call.
+    Raises ValueError for flow-matching and EDM schedulers, which have no timesteps of a DDPM training.
     """
 
     def __init__(self, *, folder: str | Path | None = None, unet: Any = None, features: Sequence[str] = (), **rest: Any) -> None:
@@ -41,7 +41,7 @@ class BaselineUNet(AnalyticModel):
             known[name].register_forward_hook(lambda module, args, output, name=name: self._keep(name, output))
 
     def fit(self, dataset: Dataset) -> BaselineUNet:
-        """The model as it is: it was trained elsewhere."""
+        """The model unchanged, because it is already trained."""
         return self
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class BaselineUNet(AnalyticModel):
         return clean
 
     def _timestep(self, level: NoiseLevel) -> torch.Tensor:
-        """The training timestep, fractional where it must be, of a noise level."""
+        """The training timestep of a noise level; fractional if the level lies between two timesteps."""
         products = torch.as_tensor(self.scheduler.alphas_cumprod).double()
         ratios = ((1 - products) / products).sqrt().log()
         wanted = (level.sigma / level.alpha).clamp(min=1e-12).log()

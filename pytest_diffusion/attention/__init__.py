@@ -1,1 +1,1 @@
-"""Attention to text: recorded as it happens, and what a run of it shows."""
+"""Attention to text: its recording during a pipeline call, and the recorded runs that the checks use."""

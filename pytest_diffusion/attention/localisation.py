@@ -1,4 +1,4 @@
-"""Attention over noised reference images whose objects are known, to see whether a word looks at what it names."""
+"""Attention maps over noised reference images with object masks, to test whether a word's map lies on the named object."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ IMAGES = 64
 
 @dataclass(frozen=True)
 class Localisation:
-    """Maps float32 (N, tokens, h, w) of noised references, mean over the judged layers, and where each word's object is."""
+    """Attention maps of noised references, float32 (N, tokens, h, w), mean over the judged layers, with each image's object mask."""
 
     maps: torch.Tensor
     masks: torch.Tensor
-    """bool (N, H, W)."""
+    """bool (N, H, W): True where the named object is."""
     places: list[list[list[int]]]
-    """For each image and each of its words, the places of the word's tokens."""
+    """For each image and each of its words, the indices of the word's tokens."""
     layers: list[str]
     images: torch.Tensor
     """The references, uint8 (N, 3, H, W)."""
     words: list[tuple[str, ...]]
 
     def word_maps(self, *, shift: int = 0) -> torch.Tensor:
-        """Maps (N, words, h, w), of the tokens `shift` places after each word's own."""
+        """Maps of each word, (N, words, h, w), mean over its tokens, or over the tokens `shift` positions after them."""
         last = self.maps.shape[1] - 1
         return torch.stack(
             [
@@ -47,15 +47,15 @@ class Localisation:
 
 
 def run_localisation(pipeline: Any, reference: Reference, settings: Settings) -> Localisation:
-    """Noise reference images to the middle of a short plan and record one call of the denoiser on them.
+    """Attention maps of one denoiser call on reference images, noised to the level of the third of four steps.
 
-    Raises NotApplicable for references without masks, and models without text, a VAE, or a known noise level.
+    Raises NotApplicable for references without masks, and for models without text, a VAE or a known noise level.
     """
     if reference.images is None or reference.masks is None or reference.prompts is None:
         raise NotApplicable("the reference says of no word where it is: give a .jsonl or .csv with columns mask and words.")
     layers = judged_layers(attention_layers(pipeline), settings)
     codec = LatentCodec.of(pipeline)
-    # Of some things nothing is left when the image is cropped to the model's size.
+    # Cropping the image to the model's size can remove the whole object.
     rows = [row for row in range(len(reference.images)) if bool(reference.masks[row].any())][:IMAGES]
     batch_size = automatic_batch_size(settings, pipeline)
     maps, places, kept = [], [], []
@@ -70,8 +70,8 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
             try:
                 found = [word_places(record.tokens[index], word) for word in reference.words[row]]
             except ValueError:
-                continue  # the tokenizer cuts the prompt before the word, or splits the word in two
-            # Layers of several sizes are brought to the largest.
+                continue  # the tokenizer truncates the prompt before the word, or does not keep it as one word
+            # Maps of smaller layers are resized to the largest.
             maps.append(record.maps(index)[0].mean(0))
             places.append(found)
             kept.append(row)

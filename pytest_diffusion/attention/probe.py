@@ -1,6 +1,6 @@
-"""Hooks that read one layer's queries and keys while the layer itself stays in charge, and reduce them at once.
+"""Hooks that read one layer's queries and keys and reduce them to maps and entropies; the layer's output is not changed.
 
-Fused attention never forms probabilities, so softmax(Q·Kᵀ/√d) is computed for the text tokens and the
+Fused attention does not store the probabilities, so softmax(Q·Kᵀ/√d) is computed here, for the text tokens and the
 conditional part of the batch only.
 """
 
@@ -20,13 +20,13 @@ from pytest_diffusion.models.capabilities import guidance_groups, predicts_negat
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
 _BLOCK = {"cpu": 2**18}
-"""Most numbers of one block of scores: what a core's cache holds, or 256 MB on an accelerator."""
+"""Largest number of scores in one block: as many as a core's cache holds, or `_LARGE_BLOCK` (256 MB) on an accelerator."""
 _LARGE_BLOCK = 2**26
 
 
 @dataclass
 class Run:
-    """What is known of the present call of the denoiser."""
+    """State of the current denoiser call."""
 
     pipeline: Any
     network: torch.nn.Module
@@ -41,13 +41,13 @@ class Run:
     content: torch.Tensor | None = None
     """bool (B, tokens), on the model's device."""
     columns: slice | torch.Tensor = field(default_factory=lambda: slice(None))
-    """The tokens that carry content in any row: entropies look at no others."""
+    """Tokens that are content in at least one row; entropies are computed over these only."""
 
     def note_call(self, network: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where this call stands in the run: its timestep, its grid, and whether it predicts for the prompt."""
+        """Note the call's timestep, its latent grid, and whether it is the prediction for the prompt."""
         given = inspect.signature(network.forward).bind_partial(*args, **kwargs).arguments
         states = given.get("encoder_hidden_states")
-        # SD3's skip-layer guidance asks once more, with layers left out.
+        # SD3's skip-layer guidance calls the denoiser once more, with some layers skipped.
         self.conditional = given.get("skip_layers") is None
         if self.conditional and predicts_negative_apart(self.pipeline) and isinstance(states, torch.Tensor):
             if self.text_states is None:
@@ -67,7 +67,7 @@ class Run:
         self._note_timestep(given.get("timestep"))
 
     def _note_timestep(self, timestep: Any) -> None:
-        """The step's place among the scheduler's timesteps: networks may be given another unit (Flux: a share)."""
+        """Note the scheduler's timestep of this call. Networks may receive it in another unit (Flux: a fraction of 1)."""
         plan = torch.as_tensor(self.pipeline.scheduler.timesteps).double().cpu()
         value = float(torch.as_tensor(timestep).flatten()[0])
         scale = float(plan.max()) if value <= 1 < float(plan.max()) and self.latent_shape and self._counts_in_shares(plan, value) else 1.0
@@ -76,11 +76,11 @@ class Run:
         self.record.timesteps.append(float(plan[place]))
 
     def _counts_in_shares(self, plan: torch.Tensor, value: float) -> bool:
-        """Whether timesteps arrive divided by 1,000 or so: no timestep of the plan is the value itself."""
+        """Whether the network receives timesteps divided by about 1,000: then none of the scheduler's timesteps equals the value."""
         return float((plan - value).abs().min()) > 1e-3 * max(1.0, abs(value))
 
     def rows(self, count: int) -> slice:
-        """The rows of a batch of `count` that predict for the prompt. Raises ModelError where they cannot be told."""
+        """The rows of a batch of `count` that predict for the prompt. Raises ModelError where they cannot be determined."""
         groups, place = guidance_groups(self.pipeline, self.tokens.calls)
         prompts = len(next(iter(self.tokens.ids.values())))
         if count % (groups * prompts):
@@ -91,7 +91,7 @@ class Run:
         return slice(place * size, (place + 1) * size)
 
     def align(self, length: int, count: int, device: torch.device) -> None:
-        """Find the tokens of a text sequence of `length`, for a batch of `count`; once in a run."""
+        """Assign tokens to the positions of a text sequence of `length`, for a batch of `count`; done once in a run."""
         if self.content is not None:
             return
         text = self.tokens.aligned(length)
@@ -108,7 +108,7 @@ class Run:
 
 
 class Probe:
-    """Hooks of one layer: they keep what it projects, and reduce it when the layer is done."""
+    """Hooks of one layer: they keep its projections and reduce them after its forward pass."""
 
     def __init__(self, name: str, attn: Any, run: Run) -> None:
         self.name, self.attn, self.run = name, attn, run
@@ -118,7 +118,7 @@ class Probe:
         self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def hooks(self) -> list[Any]:
-        """Register them; returns their handles."""
+        """Register the hooks; returns their handles."""
         handles = [
             self.attn.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.attn.register_forward_hook(self._end),
@@ -137,7 +137,7 @@ class Probe:
     def _keep(self, part: str) -> Any:
         def keep(module: Any, args: Any, output: torch.Tensor) -> None:
             if self.run.conditional:
-                # A processor may project again for a perturbed prediction; the first is the real one.
+                # A processor may project again for a perturbed prediction; only the first projection is used.
                 self.seen.setdefault(part, output.detach())
 
         return keep
@@ -166,7 +166,7 @@ class Probe:
         if layer.grid is None:
             layer.grid = _grid(run.latent_shape, maps.shape[1])
         if self.step in run.steps:
-            layer.steps[self.step] = maps.to("cpu", copy=True)  # the running mean goes on in `maps`
+            layer.steps[self.step] = maps.to("cpu", copy=True)  # a copy, because `maps` becomes the running mean
         if run.is_early:
             layer.early_steps += 1
             layer.early = maps if layer.early is None else layer.early.lerp_(maps, 1 / layer.early_steps)
@@ -208,7 +208,7 @@ class Probe:
         keys = _heads(key, attn, getattr(attn, "norm_added_k" if text_is_added else "norm_k", None))
         if self.rotary is not None and is_joint:
             queries, keys = _rotated(queries, keys, self.rotary)
-        # The smaller side is scaled.
+        # Keys are scaled, not queries: the text has fewer positions.
         keys = keys.float().transpose(-1, -2) * getattr(attn, "scale", queries.shape[-1] ** -0.5)
         queries = queries.float()
         if mask is not None:
@@ -233,7 +233,7 @@ class Probe:
 
 
 def _heads(states: torch.Tensor, attn: Any, norm: Any) -> torch.Tensor:
-    """States (B, N, D) split into heads (B, heads, N, d), and normalised as the layer does: over all channels, or over a head's."""
+    """States (B, N, D) split into heads (B, heads, N, d), and normalised as in the layer: over all channels, or per head."""
     if norm is not None and _norm_width(norm) == states.shape[-1] != states.shape[-1] // attn.heads:
         states, norm = norm(states), None
     split = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -247,7 +247,7 @@ def _norm_width(norm: Any) -> int:
 
 
 def _rotated(queries: torch.Tensor, keys: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary positions of a sequence that has the text first, applied to queries of the image and keys of the text."""
+    """Image queries and text keys with rotary position embeddings applied; the text comes first in the sequence."""
     from diffusers.models.embeddings import apply_rotary_emb
 
     length = keys.shape[2]
@@ -259,7 +259,7 @@ def _rotated(queries: torch.Tensor, keys: torch.Tensor, rotary: tuple[torch.Tens
 
 
 def _grid(latent_shape: tuple[int, ...], pixels: int) -> tuple[int, int]:
-    """Height and width of a layer's positions: those of the latents, halved (rounding up) as often as it takes."""
+    """Height and width of a layer's grid: the latents' size, halved (rounding up) until the grid has `pixels` positions."""
     height, width = latent_shape
     while height * width > pixels:
         height, width = -(-height // 2), -(-width // 2)

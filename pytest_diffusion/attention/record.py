@@ -1,4 +1,4 @@
-"""What a recorded run holds: maps and entropies by layer, and the words they belong to."""
+"""Data of a recorded run: attention maps and entropies by layer, and the tokens of the prompts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pytest_diffusion.attention.tokens import TextTokens, plain, word_places, wo
 
 @dataclass
 class LayerRecord:
-    """What one layer showed. Maps are means over heads and over the steps of a half, float32 (B, tokens, h, w)."""
+    """Record of one layer. Maps are means over heads and over the early or late half of the steps, float32 (B, tokens, h, w)."""
 
     is_cross: bool
-    """Whether the image attends to text here, by cross-attention or in joint attention."""
+    """Whether the image attends to text in this layer, by cross-attention or in joint attention."""
     is_joint: bool = False
-    """Joint attention: the image's attention to text alone is shown, renormalised over the text tokens."""
+    """Whether it is joint attention. Then only the image's attention to text is kept, renormalised over the text tokens."""
     entropy: list[torch.Tensor] = field(default_factory=list)
     early: torch.Tensor | None = None
     late: torch.Tensor | None = None
     early_steps: int = 0
     late_steps: int = 0
     row_error: float = 0.0
-    """Largest deviation from one of a row of the maps that are kept; known when the recording has ended."""
+    """Largest deviation from 1 of a row sum in the kept maps; set when the recording has ended."""
     grid: tuple[int, int] | None = None
     steps: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Maps of the steps that were asked for, by step index."""
+    """Maps of the requested steps, by step index."""
 
     def entropies(self) -> torch.Tensor:
         """Normalised token entropy (steps, B)."""
         return torch.stack(self.entropy).cpu()
 
     def settle(self) -> None:
-        """Bring what was kept to the CPU and into the form of maps; at each step it would have cost more."""
+        """Move the kept values to the CPU and reshape them to maps; done once at the end, because it is slow at each step."""
         self.early, self.late = (None if maps is None else self._as_maps(maps.cpu()) for maps in (self.early, self.late))
         self.steps = {step: self._as_maps(maps) for step, maps in self.steps.items()}
         self.entropy = [values.cpu() for values in self.entropy]
@@ -52,7 +52,7 @@ class LayerRecord:
 
 @dataclass
 class AttentionRecord:
-    """A recorded run: layers by name, and the tokens of each image's prompt. B counts images."""
+    """A recorded run: layers by name, and the tokens of each image's prompt. B is the number of images."""
 
     layers: dict[str, LayerRecord] = field(default_factory=dict)
     timesteps: list[float] = field(default_factory=list)
@@ -68,25 +68,25 @@ class AttentionRecord:
 
     @property
     def content(self) -> torch.Tensor | None:
-        """Bool (B, tokens): neither special nor padding; None before anything was recorded."""
+        """True for tokens that are neither special nor padding, bool (B, tokens); None before anything was recorded."""
         return self.text.content if self.text is not None else None
 
     def token_index(self, row: int, word: str) -> int:
-        """Place of the last sub-word token of `word` in the prompt of image `row`. Raises ValueError when it is not there."""
+        """Index of the last sub-word token of `word` in the prompt of image `row`. Raises ValueError when the word is not there."""
         return word_places(self.tokens[row], word)[-1]
 
     def words(self, row: int) -> list[tuple[str, list[int]]]:
-        """Words of the prompt of image `row`, each with the places of its sub-word tokens."""
+        """Words of the prompt of image `row`, each with the indices of its sub-word tokens."""
         assert self.text is not None
         tokens, marks = self.text.tokens[row], self.text.marks[row]
         kept = [places for places in words_of(tokens) if all(marks[place] == "content" for place in places)]
         return [("".join(plain(tokens[place]) for place in places), places) for places in kept]
 
     def maps(self, row: int = 0, *, layers: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Maps of image `row` at the steps that were asked for, float32 (steps, layers, tokens, h, w).
+        """Maps of image `row` at the requested steps, float32 (steps, layers, tokens, h, w).
 
         Layers are resized bilinearly to `size`, by default the largest among them. Raises ValueError where
-        no steps were asked for.
+        no steps were requested.
         """
         chosen = list(layers) if layers is not None else list(self.layers)
         if not chosen or not self.layers[chosen[0]].steps:

@@ -1,12 +1,12 @@
-"""Attention to text as it happens: probabilities computed beside the model's own attention and reduced at once.
+"""Recording of attention to text: probabilities are computed beside the model's own attention and reduced at once.
 
-Hooks see the queries and keys that a layer projects; its processor (LoRA, IP-Adapter, xFormers, compiled)
-is never replaced and stays in charge of the output. A wrapper in the processor's place would not be as
-harmless: diffusers passes a processor only the keyword arguments that its signature names.
+Hooks read the queries and keys that a layer projects. The layer's processor (LoRA, IP-Adapter, xFormers, compiled)
+is not replaced and still computes the output. A wrapper around the processor could change the output, because
+diffusers passes a processor only the keyword arguments that its signature names.
 
-Fused attention never forms probabilities, so softmax(Q·Kᵀ/√d) is computed for the text tokens and the
-conditional part of the batch only. What is kept does not grow with the number of steps: entropies (one
-number per step, layer and image), running means of token maps, and the maps of the steps that were asked for.
+Fused attention does not store the probabilities, so softmax(Q·Kᵀ/√d) is computed here, for the text tokens and the
+conditional part of the batch only. A record hardly grows with the number of steps. It holds entropies (one number
+per step, layer and image), running means of token maps, and the maps of the requested steps.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def attention_layers(pipeline: Any) -> list[str]:
 
 @contextmanager
 def record_attention(pipeline: Any, *, layers: Sequence[str] | None = None, steps: Sequence[int] = ()) -> Iterator[AttentionRecord]:
-    """Record the attention to text of the pipeline call made inside the `with` block.
+    """Record the attention to text of the pipeline call made inside the `with` block; yields an `AttentionRecord`.
 
     `layers` are module names of the denoiser (default: every layer in which the image attends to text: `attn2`
-    of UNets and PixArt, the joint attention of SD3 and Flux), `steps` the step indices whose token maps are kept
-    one by one. Images are the same as without recording; a compiled denoiser runs uncompiled meanwhile, so its
-    images agree within the rounding of compilation. Raises NotApplicable for models without attention to text,
-    ModelError for an unknown layer, nested use, or a call with prompt_embeds in place of prompts.
+    of UNets and PixArt, the joint attention of SD3 and Flux). `steps` are the step indices whose token maps are kept
+    individually. Images are the same as without recording. A compiled denoiser runs uncompiled inside the block, so
+    its images agree only within rounding. Raises NotApplicable for models without attention to text, ModelError for
+    an unknown layer, nested use, or a call with prompt_embeds in place of prompts.
     """
     network = _network(pipeline)
     chosen = list(layers) if layers is not None else attention_layers(pipeline)

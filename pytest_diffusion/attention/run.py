@@ -1,4 +1,4 @@
-"""A recorded run over prompts whose modifier and noun are known: what the attention checks look at."""
+"""A recorded run over prompts with a known modifier and noun: the input of the attention checks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAP_STEPS, MAP_SIDE = 4, 32
 
 @dataclass(frozen=True)
 class AttentionRun:
-    """Records of batches of prompts, the images uint8 (N, 3, H, W) they gave, and the layers that are judged.
+    """Attention records by batch of prompts, the generated images, uint8 (N, 3, H, W), and the layers that are judged.
 
-    `unguided` is the first step of the first batch once more, without guidance; None for a model that does not guide.
+    `unguided` records the first step of the first batch again, without guidance; None for a model that uses no guidance.
     """
 
     phrases: list[Phrase]
@@ -38,14 +38,14 @@ class AttentionRun:
     named: list[str]
     unguided: AttentionRecord | None = None
     are_named: bool = True
-    """Whether those layers were named, and not taken because nobody named any."""
+    """Whether the user named these layers; False where they are the default."""
 
     def entropies(self, layer: str) -> torch.Tensor:
         """Normalised token entropy (steps, prompts) of a layer."""
         return torch.cat([record.layers[layer].entropies() for record in self.records], dim=1)
 
     def token_maps(self, layer: str, words: Sequence[str]) -> torch.Tensor:
-        """Late maps of one word of each prompt, the mean over its sub-word tokens: (prompts, h, w)."""
+        """Late-step maps of one word of each prompt, mean over its sub-word tokens, (prompts, h, w)."""
         maps, row = [], 0
         for record in self.records:
             late = _late(record.layers[layer])
@@ -55,11 +55,11 @@ class AttentionRun:
         return torch.stack(maps)
 
     def all_maps(self, layer: str) -> list[torch.Tensor]:
-        """Late maps of every token of each prompt, special ones and padding too: one (tokens, h, w) for each."""
+        """Late-step maps of all tokens of each prompt, including special tokens and padding: one (tokens, h, w) per prompt."""
         return [maps for record in self.records for maps in _late(record.layers[layer])]
 
     def content_maps(self, layer: str) -> list[torch.Tensor]:
-        """Late maps of the content tokens of each prompt: one (tokens, h, w) for each."""
+        """Late-step maps of the content tokens of each prompt: one (tokens, h, w) per prompt."""
         maps: list[torch.Tensor] = []
         for record in self.records:
             late = _late(record.layers[layer])
@@ -69,10 +69,10 @@ class AttentionRun:
 
 
 def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, *, layers: Sequence[str] | None = None) -> AttentionRun:
-    """Generate one image for each phrase and record every layer that attends to text (or `layers`) on the way.
+    """Attention records of a run that generates one image for each phrase; all layers that attend to text, or `layers`, are recorded.
 
-    Figures are judged on `settings.attention_layers`, by default the decoder's (up blocks), where attention
-    follows the picture that is being drawn; the bottleneck's does not, and a mean over all would dilute it.
+    Figures are judged on `settings.attention_layers`, by default the decoder's layers (up blocks). Their attention
+    follows the layout of the image. The bottleneck's does not, and a mean over all layers would weaken the signal.
     Raises NotApplicable for a model without attention to text, ModelError for layers that match nothing.
     """
     chosen = list(layers) if layers is not None else attention_layers(pipeline)
@@ -108,7 +108,7 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
 
 
 def _first_step_unguided(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, layers: Sequence[str]) -> AttentionRecord:
-    """The first step alone, without guidance: at that step the latents do not depend on it."""
+    """Record of the first step alone, without guidance. The latents of that step do not depend on guidance."""
 
     def stop(*_: Any) -> None:
         raise EnoughSeen
@@ -142,7 +142,7 @@ def _readable(pipeline: Any, phrases: Sequence[Phrase]) -> list[Phrase]:
 
 
 def _spells(tokenizer: Any, phrase: Phrase) -> bool:
-    limit = min(tokenizer.model_max_length, 512)  # T5 names no limit of its own
+    limit = min(tokenizer.model_max_length, 512)  # the tokenizer of T5 has no limit
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(phrase.prompt, max_length=limit, truncation=True).input_ids)
     try:
         word_places(tokens, phrase.noun), word_places(tokens, phrase.modifier)
@@ -161,12 +161,12 @@ def judged_layers(layers: Sequence[str], settings: Settings) -> list[str]:
 
 
 def _shrink(layer: LayerRecord, *, is_judged: bool) -> None:
-    """Keep what is judged, at 32 positions a side at most: Flux at 1024 pixels has 57 layers of 8 MB for each half and image."""
+    """Keep late maps of judged layers only, at most 32 positions a side: Flux at 1024 pixels has 57 layers of 8 MB per half and image."""
     layer.late = _late(layer) if is_judged and layer.is_cross else None
     layer.early = None
     if layer.late is not None and max(layer.late.shape[-2:]) > MAP_SIDE:
         smaller = min(MAP_SIDE, layer.late.shape[-2]), min(MAP_SIDE, layer.late.shape[-1])
-        # Probabilities of a position: averaged, they still sum to one over the tokens.
+        # The mean of several positions' probabilities still sums to one over the tokens.
         layer.late = torch.nn.functional.adaptive_avg_pool2d(layer.late, smaller)
 
 

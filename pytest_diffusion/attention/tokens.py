@@ -1,8 +1,8 @@
-"""The text that a denoiser attends to: which token stands at each position of its keys, and which of them carry content.
+"""The text tokens that a denoiser attends to: the token at each position of its keys, and which tokens are content.
 
-Token ids are taken from what the text encoders were really given. A denoiser may see one encoder's positions
-(Stable Diffusion, PixArt), two encoders' features side by side at the same positions (SDXL), the second
-encoder's alone (Flux), or one sequence after another (SD3: CLIP, then T5).
+Token ids are read from the calls of the text encoders. A denoiser's text sequence may be one encoder's positions
+(Stable Diffusion, PixArt), two encoders' features concatenated at the same positions (SDXL), the second
+encoder's positions alone (Flux), or one encoder's sequence after another's (SD3: CLIP, then T5).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TextTokens:
 
     @property
     def content(self) -> torch.Tensor:
-        """Bool (prompts, tokens): neither special nor padding."""
+        """True for tokens that are neither special nor padding, bool (prompts, tokens)."""
         return torch.tensor([[mark == "content" for mark in row] for row in self.marks])
 
     def repeated(self, count: int) -> TextTokens:
@@ -47,12 +47,12 @@ class TextTokens:
 
 @dataclass
 class TokenListener:
-    """Hears the token ids that the text encoders of a pipeline are called with."""
+    """Records the token ids with which a pipeline calls its text encoders."""
 
     pipeline: Any
     ids: dict[str, torch.Tensor] = field(default_factory=dict)
     calls: int = 0
-    """How often the busiest encoder was called: pipelines encode the prompt first, and a negative prompt after it."""
+    """Largest number of calls of one encoder: pipelines encode the prompt first and a negative prompt second."""
 
     def listen(self) -> list[Any]:
         """Register the hooks; returns their handles."""
@@ -77,7 +77,7 @@ class TokenListener:
         return hear
 
     def aligned(self, length: int) -> TextTokens:
-        """The tokens of a key sequence of `length` positions. Raises ModelError where they cannot be told."""
+        """The tokens of a key sequence of `length` positions. Raises ModelError where they cannot be determined."""
         if not self.ids:
             raise ModelError("record_attention saw no tokens: call the pipeline with prompts, not with prompt_embeds.")
         layout = self._layout(length)
@@ -93,7 +93,7 @@ class TokenListener:
         )
 
     def _layout(self, length: int) -> list[tuple[list[str], int]] | None:
-        """The sequence as parts: the encoders that share its positions, and how many there are."""
+        """The sequence as parts: for each, the encoders that share its positions and the number of positions; None where none fits."""
         sizes = {name: ids.shape[1] for name, ids in self.ids.items()}
         if hasattr(self.pipeline, "text_encoder_3"):
             clips = [name for name in ENCODERS[:2] if name in sizes]
@@ -115,7 +115,7 @@ class TokenListener:
         read = [_read(getattr(self.pipeline, tokenizer), self.ids[name]) for tokenizer, name in zip(tokenizers, names, strict=True)]
         tokens, marks = read[0]
         for others, _ in read[1:]:
-            # Two prompts for two encoders share the positions: both words are shown.
+            # Two encoders may have different words at the same position: both are shown.
             tokens = [
                 [
                     one if one == other or mark != "content" else f"{one}|{other}"
@@ -127,20 +127,20 @@ class TokenListener:
 
 
 def word_places(tokens: Sequence[str], word: str) -> list[int]:
-    """Indices of the tokens that spell `word` where it first stands, sub-word tokens of CLIP or T5.
+    """Indices of the sub-word tokens (CLIP or T5) that spell the first occurrence of `word`.
 
-    Raises ValueError when it is not there, or was cut off.
+    Raises ValueError when the word is not there or is truncated.
     """
     for places in words_of(tokens):
         spelled = "".join(plain(tokens[place]) for place in places)
-        # T5 keeps a comma with its word.
+        # T5 may attach a comma to the word.
         if spelled.strip(string.punctuation).casefold() == word.casefold():
             return places
     raise ValueError(f"The word {word!r} is not among the tokens {list(tokens)}.")
 
 
 def words_of(tokens: Sequence[str]) -> list[list[int]]:
-    """Places of each word's tokens. CLIP marks a word's end (`</w>`), SentencePiece (T5) its beginning (`▁`)."""
+    """Indices of each word's tokens. CLIP marks a word's end (`</w>`), SentencePiece (T5) its beginning (`▁`)."""
     words: list[list[int]] = []
     joined = False
     for place, token in enumerate(tokens):
@@ -172,7 +172,7 @@ def _is_cut(tokens: Sequence[str], places: list[int]) -> bool:
 
 
 def _read(tokenizer: Any, ids: torch.Tensor) -> tuple[list[list[str]], list[list[str]]]:
-    """Token strings and marks of ids (prompts, tokens). What follows the end token is padding, whatever its id."""
+    """Token strings and marks of ids (prompts, tokens). Tokens after the end token are padding, whatever their ids."""
     special = set(tokenizer.all_special_ids)
     tokens, marks = [], []
     for row in ids.tolist():

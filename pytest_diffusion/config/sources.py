@@ -65,11 +65,7 @@ class Source:
 
     def loader(self) -> Callable[..., Any]:
         """The loading function, imported now."""
-        if callable(self.load):
-            return self.load
-        module, _, function = self.load.partition(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return found
+        return self.load if callable(self.load) else imported(self.load)
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,7 @@ class ModelSource(Source):
         """Whether a user's code decides the samples, which no fingerprint of weights and configurations can see."""
         if isinstance(self.is_own_code, bool):
             return self.is_own_code
-        module, _, function = self.is_own_code.partition(":")
-        return bool(getattr(importlib.import_module(module), function)(value))
+        return bool(imported(self.is_own_code)(value))
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,16 @@ class ReferenceSource(Source):
     """A source of reference images; at least `images` of them are read, or as many as there are samples."""
 
     images: int = 10_000
+
+
+@dataclass(frozen=True)
+class PromptSource(Source):
+    """A source of prompts, with prompts for the lenses that need to know their words; "module:function" or None for built-in ones."""
+
+    phrases: str | None = None
+    """Gives prompts whose modifier and noun are known, for the attention lens."""
+    direction: str | None = None
+    """Gives two prompts that differ in one attribute, for the latent lens."""
 
 
 def sources(kind: Kind) -> list[Source]:
@@ -165,6 +170,13 @@ def _added() -> tuple[Source, ...]:
             except ValueError as error:
                 raise SettingsError(f"The entry point {name} ({SOURCES}): {error}") from None
     return tuple(found)
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """The function of ours that "module:function" names."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def check_callable(flag: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""The conformance suite for schedulers: laws with exact answers, for schedulers of diffusers and of your own."""
+"""The conformance suite: laws with exact solutions, for schedulers of diffusers and for your own schedulers."""
 
 from pytest_diffusion.conformance.parametrize import parametrize_with_scheduler_checks
 from pytest_diffusion.conformance.suite import check_scheduler, scheduler_checks

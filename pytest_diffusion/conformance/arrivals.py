@@ -1,8 +1,8 @@
-"""What one step made of a known image: its parts, found by regression.
+"""The result of one step on a known image, decomposed by regression.
 
-If the data are one image c, the ideal denoiser says c whatever it sees, so that a state α·c + σ·ε must arrive at α'·c + σ'·ε'.
-One step of any solver is then a·c + b·ε + Σ d·z with the noise z that it drew; least squares over the elements give a, b and
-d without an error.
+If the data are a single image c, the ideal denoiser always predicts c, so a state α·c + σ·ε must become α'·c + σ'·ε'.
+One step of any solver then gives a·c + b·ε + Σ d·z, where z is the noise that it drew. Least squares over the elements gives
+a, b and d without error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLOAT = 2.0**-23
 
 
 class Arrival(NamedTuple):
-    """What one step made of c and ε: `clean`·c + `kept`·ε + Σ `added`·z + a rest of root mean square `rest`; all in float64."""
+    """Result of one step: `clean`·c + `kept`·ε + Σ `added`·z + a remainder with root mean square `rest`; all in float64."""
 
     number: int
     step: loops.Step
@@ -37,21 +37,21 @@ class Arrival(NamedTuple):
     rest: float
     tolerance: float
     spread: float
-    """Root mean square of all that is not the image."""
+    """Root mean square of everything except the image."""
 
     @property
     def fresh(self) -> float:
-        """Standard deviation of the noise that the step put in, whether or not its draws were seen."""
+        """Standard deviation of the noise that the step added, including noise that was not recorded as a draw."""
         return math.hypot(*self.added, 0.0 if self.rest <= self.tolerance else self.rest)
 
     @property
     def total(self) -> float:
-        """Standard deviation of the noise at arrival; where its parts are not known, that of the noise which came."""
+        """Standard deviation of all noise after the step; if its parts are unknown, `spread`."""
         return math.hypot(self.kept, self.fresh) if self.rest <= self.tolerance else self.spread
 
 
 def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
-    """Every step of a loop over a point mass, taken apart; from step `start` on, as image-to-image does."""
+    """Decomposition of every step of a loop on a single image; from step `start` on, as in image-to-image."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
     image, noise = image_and_noise()
@@ -85,10 +85,10 @@ def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.
     alpha, sigma = float(step.level.alpha), float(step.level.sigma)
     noise = (step.before.double() - alpha * image) / sigma if sigma > 0 else torch.zeros_like(image)
     drawn = [_standard(draw, image.shape) for draw in step.draws]
-    # A path of Brownian motion is refined by dozens of draws; they would explain anything.
+    # A Brownian path takes dozens of draws in one step; with so many columns, regression fits any result.
     columns = [values for values in drawn if values is not None] if len(drawn) <= 4 else []
     if not all(draw.normal for draw in step.draws):
-        columns.append(torch.ones_like(image))  # noise of another law may have a mean
+        columns.append(torch.ones_like(image))  # noise of another distribution may have a mean
     matrix = torch.stack([values.flatten() for values in (image, noise, *columns)], dim=1)
     arrived = step.after.double().flatten()
     if not bool(torch.isfinite(arrived).all()) or not bool(torch.isfinite(matrix).all()):
@@ -103,7 +103,7 @@ def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.
 
 
 def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
-    """A draw's values over the whole sample, or None where they cannot belong to it."""
+    """A draw's values, standardised and in the sample's shape, or None if their shape does not fit."""
     values = draw.values
     if draw.operator.startswith(("rand", "uniform")) and not draw.normal:
         values = (values - 0.5) * math.sqrt(12)
@@ -118,15 +118,15 @@ def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
 
 
 def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float) -> float:
-    """What float32 leaves of a step: a part in 3,000, and the rounding of a large state that is divided by a small σ."""
+    """Tolerance of a step in float32: a relative error of 3e-4, and the rounding of a large state that is divided by a small σ."""
     alpha, sigma = float(level.alpha), float(level.sigma)
     ratio = sigma / alpha if alpha > 0 else 1.0
     rounding = ratio if math.isfinite(ratio) else 1.0
     if evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
-        # The second stage divides what is left of the first one's rounding by its own σ.
+        # The second stage divides the rounding error of the first stage by its own σ.
         rounding += before**2 / ratio
     if subject.kind == "vp" and sigma > 0:
-        # 1 − ᾱ of a float32 ᾱ.
+        # Rounding of 1 − ᾱ for a float32 ᾱ.
         rounding += 0.5 / sigma**2
     return 3e-4 * max(float(target.alpha), float(target.sigma)) + 8 * _FLOAT * rounding * max(float(target.alpha), 1e-3)
 
@@ -139,17 +139,17 @@ def require_exact_kind(subject: Subject) -> None:
 
 
 def posterior_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
-    """Standard deviation of q(x_t | x_s, x₀): what ancestral sampling adds. Source: arXiv:2006.11239, equation 7."""
+    """Standard deviation of q(x_t | x_s, x₀), which is the noise of ancestral sampling. Source: arXiv:2006.11239, equation 7."""
     kept = (level.alpha / target.alpha).square() * target.sigma.square() / level.sigma.square()
     return float((target.sigma.square() * (1 - kept)).clamp(min=0).sqrt())
 
 
 def forward_deviation(level: NoiseLevel, target: NoiseLevel) -> float:
-    """√β of the step itself, the larger choice of arXiv:2006.11239, section 3.2 (variance preserving)."""
+    """√β of the step, the larger of the two choices in arXiv:2006.11239, section 3.2 (variance preserving)."""
     return float((1 - (level.alpha / target.alpha).square()).clamp(min=0).sqrt())
 
 
 def has_unseen_memory(subject: Subject, one: Arrival) -> bool:
-    """Whether a stochastic solver with memory mixes earlier noise in, as SDE solvers that extrapolate ε do."""
+    """Whether a stochastic multistep solver adds noise of earlier steps again, as SDE solvers that extrapolate ε do."""
     memory = int(config_value(subject.scheduler, "solver_order") or config_value(subject.scheduler, "predictor_order") or 1) > 1
     return memory and one.rest > one.tolerance and any(abs(weight) > one.tolerance for weight in one.added)

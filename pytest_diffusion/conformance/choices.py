@@ -1,4 +1,4 @@
-"""Laws of named choices: a schedule that is asked for by name has the closed form of that name."""
+"""Laws of named choices: a schedule that the configuration names must follow the formula of that name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "us
     rests_on=("runs",),
 )
 def named_betas(subject: Subject, counts: Sequence[int]) -> None:
-    """`beta_schedule` names a formula between `beta_start` and `beta_end`; a checkpoint that was trained with it needs that one."""
+    """`beta_schedule` names a formula from `beta_start` to `beta_end`. A checkpoint that was trained with it needs these betas."""
     del counts
     name, config = config_value(subject.scheduler, "beta_schedule"), subject.config
     alphas = getattr(subject.planned(subject.some_count), "alphas_cumprod", None)
@@ -66,7 +66,7 @@ def _require_given_betas(subject: Subject) -> None:
     rests_on=("runs", "timesteps_well_formed", "sigmas_fall"),
 )
 def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
-    """`linspace` and `trailing` start at the last training timestep; Karras's sigmas are even in σ^(1/7), exponential ones in log σ."""
+    """`linspace` and `trailing` start at the last training timestep. Steps of Karras sigmas are equal in σ^(1/7), exponential in log σ."""
     loops.require_levels(subject)
     shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
     spacing = config_value(subject.scheduler, "timestep_spacing")
@@ -101,9 +101,9 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "timesteps_well_formed", "timesteps_cover", "sigmas_fall", "timesteps_match_sigmas"),
 )
 def named_shift(subject: Subject, counts: Sequence[int]) -> None:
-    """A plan for a larger image is the unshifted one with σ → s·σ / (1 + (s − 1)·σ), for s = exp(mu) or, where it is linear, mu.
+    """A shift s changes each sigma of the plan to s·σ / (1 + (s − 1)·σ).
 
-    A static `flow_shift` or `shift` is s itself.
+    A dynamic shift is s = exp(mu), or s = mu if it is linear. A static `flow_shift` or `shift` is s itself.
     """
     if subject.kind == "flow" and not config_value(subject.scheduler, "use_dynamic_shifting"):
         _require_static_shift(subject, counts)
@@ -126,7 +126,7 @@ def _require_static_shift(subject: Subject, counts: Sequence[int]) -> None:
     if name is None or others:
         raise NotApplicable(f"{subject.name} has no shift{', or not it alone (' + others[0] + ')' if others else ''}.")
     if name == "shift":
-        # The training grid ends where the shift has put it: `timesteps_cover` looks at that.
+        # The shift also changes the training schedule, which `timesteps_cover` checks.
         raise NotApplicable(f"{subject.name} keeps its shift in its training schedule: see `timesteps_cover`.")
     plain, shifted = subject.with_config(**{name: 1.0}), subject.with_config(**{name: 3.0})
     for count in subject.counts(*counts):

@@ -1,4 +1,4 @@
-"""Laws of configuration: it survives a round trip and an exchange, refuses what it does not know, and takes what it documents."""
+"""Laws of configuration: saving and loading, exchange between schedulers, unknown choices, and documented argument types."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _UNKNOWN = "no-such-choice"
     rests_on=("runs", "noise_is_normal"),
 )
 def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
-    """A scheduler that is saved and loaded has the same configuration and gives the same samples."""
+    """A scheduler that is saved and loaded must have the same configuration and give the same samples."""
     if not hasattr(subject.scheduler, "save_config") or not hasattr(subject.scheduler_class, "from_config"):
         raise NotApplicable(f"{subject.name} has no save_config and from_config.")
     with tempfile.TemporaryDirectory() as folder:
@@ -62,12 +62,12 @@ def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("compatible schedulers exchange their configurations", source="diffusers: scheduler.compatibles share a configuration", counts=(4,))
 def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
-    """`from_config` with the configuration of a compatible scheduler gives one that runs, as pipelines do to swap their scheduler."""
+    """`from_config` must accept the configuration of a compatible scheduler, because users replace a pipeline's scheduler this way."""
     others = [one for one in getattr(subject.scheduler, "compatibles", []) if one is not subject.scheduler_class]
     if not others:
         raise NotApplicable(f"{subject.name} names no compatible schedulers.")
     subject.require_kind()
-    # What one side does not have, from_config leaves out, and so it does with what is the other's default.
+    # from_config ignores entries that the class does not have, and entries that are defaults of the other class.
     own = inspect.signature(subject.scheduler_class).parameters
     tried: set[str] = set()
     for other in others:
@@ -86,7 +86,7 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
                     taken = Subject(subject.scheduler_class.from_config(config))
             except Crash as crash:
                 if changes and isinstance(crash.error, ValueError | NotImplementedError):
-                    continue  # it says which choice it does not have
+                    continue  # the error names the choice that is not supported
                 raise Broken("the default configuration of a compatible scheduler to be taken", str(crash)) from crash
             for count in taken.counts(*counts):
                 _require_finite(taken, count, what)
@@ -96,8 +96,8 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(4,))
 def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
-    """A misspelt choice raises an error that names it, at the latest in `step`: it never runs as something else."""
-    # Betas that are given need no schedule by name.
+    """A misspelt choice must raise an error that names it, in `step` at the latest. It must not run as another choice."""
+    # With given betas, the name of a schedule is not used.
     unread = {"beta_schedule"} if config_value(subject.scheduler, "trained_betas") is not None else set()
     choices = [name for name in _CHOICES if isinstance(subject.config.get(name), str) and name not in unread]
     if not choices or not hasattr(subject.scheduler_class, "from_config"):
@@ -123,7 +123,7 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("documented argument types are taken", source="diffusers' scheduler interface: set_timesteps(timesteps=..., sigmas=...)", counts=(4,))
 def argument_types(subject: Subject, counts: Sequence[int]) -> None:
-    """`set_timesteps` takes its own timesteps and sigmas back as lists, and gives the plan that they describe; a device may be a string."""
+    """`set_timesteps` must accept its own timesteps or sigmas as a list, a device as a string, and a count as a numpy integer."""
     parameters = inspect.signature(subject.scheduler.set_timesteps).parameters
     loops.require_levels(subject)
     for count in subject.counts(*counts):
@@ -150,12 +150,12 @@ _FOREIGN = (
     ("timestep_spacing", "trailing"),
     ("solver_order", 3),
 )
-"""Choices that one solver family has and another has not: what `from_config` must translate."""
+"""Choices that exist in one solver family and not in another, so that `from_config` must translate them."""
 
 
 @cache
 def _config_of(scheduler_class: Any, changes: tuple[tuple[str, Any], ...]) -> Any:
-    """A class's configuration with changes, or None where it cannot be made so: a missing package, a combination that it refuses."""
+    """A class's configuration with changes, or None if the class cannot be created (missing package, refused combination)."""
     try:
         with quiet():
             return scheduler_class(**dict(changes)).config
@@ -164,7 +164,7 @@ def _config_of(scheduler_class: Any, changes: tuple[tuple[str, Any], ...]) -> An
 
 
 def _require_list(subject: Subject, count: int, name: str) -> None:
-    """A plan of descending whole timesteps (or of sigmas between the planned ones), given as a list."""
+    """Raise Broken unless `set_timesteps` accepts the planned timesteps or sigmas as a list."""
     planned = subject.planned(count)
     given = [float(value) for value in as_values(getattr(planned, name))]
     given = given[: len(planned.timesteps)]
@@ -181,16 +181,16 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
     except Crash as crash:
         text = str(crash.error)
         if isinstance(crash.error, ValueError) and name in text:
-            return  # it says which configuration does not go with them
+            return  # the error says which configuration does not allow them
         raise Broken(f"a list of {name} to be taken", str(crash), count=count) from crash
-    # Some count the sigma of the end among those that they are given.
+    # Some schedulers expect the final sigma as the last entry of the list.
     seen = len(as_values(scheduler.timesteps))
     if seen not in (len(given), len(given) - (name == "sigmas")):
         raise Broken(f"{len(given)} timesteps from {len(given)} {name}", f"{seen}", count=count)
 
 
 def plan_arguments(subject: Subject) -> dict[str, float]:
-    """What `set_timesteps` must be given beside a plan: the shift `mu`, where it depends on the size of the image."""
+    """Arguments that `set_timesteps` needs besides a plan: the shift `mu`, if it depends on the size of the image."""
     if config_value(subject.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters:
         return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15)}
     return {}

@@ -1,7 +1,7 @@
-"""Laws of accuracy: on Gaussian data, whose ODE and marginals are known, the error falls with the order that is declared.
+"""Laws of accuracy: on Gaussian data, whose ODE and marginals are known, the error decreases with the declared order.
 
-All known solvers are affine in the sample and in the noise when the denoiser is. One loop whose rows start at the mean, one
-deviation from it, and get one draw of noise each, therefore gives the mean and the variance of all samples without chance.
+If the denoiser is affine, all known solvers are affine in the sample and in the noise. One loop therefore gives the exact mean
+and variance of all samples: a row starts at the mean, a row one deviation away, and each further row gets one draw of noise.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 
 MEAN = 0.2
 VARIANCES = torch.tensor([0.6, 0.36, 0.2], dtype=torch.float64)
-"""Small enough for x̂₀ to stay within [−1, 1], where clipping and thresholding do nothing."""
+"""Small enough for x̂₀ to stay within [−1, 1], where clipping and thresholding have no effect."""
 _LEAST_RATIO = 0.3
-"""σ/α down to which errors count: below it the last steps of integer timesteps span too much to show an order."""
+"""Smallest σ/α at which errors are measured: below it, steps between whole timesteps are too large to show an order."""
 _SLACK = 0.5
 _FLOOR = 2e-5
 
 
 class Moments(NamedTuple):
-    """Error of mean and deviation at one state, in units of the true deviation, at a noise level σ/α."""
+    """Error of mean and standard deviation at a noise level σ/α, in units of the true standard deviation."""
 
     ratio: float
     error: float
@@ -46,9 +46,9 @@ class Moments(NamedTuple):
     plot=plots.convergence,
 )
 def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
-    """Twice the steps divide a deterministic solver's error by 2 to the power of its order.
+    """With twice the steps, the error of a deterministic solver is divided by 2 to the power of its order.
 
-    An update with a wrong coefficient is consistent still, and loses its order.
+    If a coefficient is wrong, the samples may still converge, but with a lower order.
     """
     if _noise_per_step(subject, {}):
         raise NotApplicable(f"{subject.name} is stochastic: see `weak_convergence`.")
@@ -63,9 +63,9 @@ def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
     plot=plots.convergence,
 )
 def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
-    """The law of a stochastic solver's samples approaches the marginal with the declared order.
+    """Mean and variance of a stochastic solver's samples converge to those of the data with the declared order.
 
-    It is computed without chance, from the response to each draw.
+    Both are computed exactly, from the response to each draw of noise.
     """
     draws = _noise_per_step(subject, subject.noisy)
     if not draws:
@@ -78,10 +78,10 @@ def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
 
 
 def declared_order(subject: Subject) -> tuple[int, str]:
-    """Order that a solver promises, and where it says so.
+    """Declared order of a solver, and the parameter that declares it.
 
-    `solver_order` of multistep and single-step solvers counts up to 2: the third-order updates in use start with lower ones, and
-    are of second order in every known implementation. `order` (evaluations of the model in a step) counts as it is.
+    `solver_order` of multistep and single-step solvers is limited to 2: third-order updates start with lower orders, and are of
+    second order in every known implementation. `order` (evaluations of the model in a step) is not limited.
     """
     for name in ("solver_order", "predictor_order", "pndm_order"):
         value = config_value(subject.scheduler, name) or getattr(subject.scheduler, name, None)
@@ -95,7 +95,7 @@ def declared_order(subject: Subject) -> tuple[int, str]:
 
 
 def errors(subject: Subject, count: int, extras: Mapping[str, Any], *, uneven: bool = False) -> float:
-    """Largest error of mean and deviation over the states of a loop that are noisier than σ/α = 0.3, in units of the deviation."""
+    """Largest error of mean and standard deviation over the states of a loop with σ/α of at least 0.3, see `Moments`."""
     draws = _noise_per_step(subject, extras)
     rows = 2 + draws * evaluations_per_step(subject.scheduler) * count
     scheduler = _uneven(subject, count) if uneven else None
@@ -111,7 +111,7 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
         raise NotApplicable(f"{subject.name} takes too few inference steps to see an order.")
     grid, shown = _smooth_grid(subject)
     if shown and config_value(subject.scheduler, "disable_corrector") == []:
-        # A corrector raises the order by one (UniPC, arXiv:2302.04867, theorem 3.1); seen on a smooth grid.
+        # A corrector raises the order by one (UniPC, arXiv:2302.04867, theorem 3.1); this shows only on a smooth grid.
         order, source = order + 1, f"{source}, and a corrector"
     try:
         fit = _fit(grid, counts, extras, order)
@@ -129,27 +129,27 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
 
 
 class Fit(NamedTuple):
-    """Errors at growing numbers of steps."""
+    """Errors at increasing numbers of steps."""
 
     counts: list[int]
     errors: list[float]
 
     @property
     def order(self) -> float:
-        """The larger of the last two slopes: the first ones may be of steps too large to show an order."""
+        """The larger of the last two slopes: the first steps may be too large to show an order."""
         pairs = zip(pairwise(self.errors), pairwise(self.counts), strict=True)
         slopes = [math.log2(max(one, 1e-30) / max(two, 1e-30)) / math.log2(after / before) for (one, two), (before, after) in pairs]
         return max(slopes[-2:])
 
     def shows(self, order: int) -> bool:
-        """Whether the error falls with an order, or has fallen to the rounding of float32."""
+        """Whether the error decreases with an order, or is as small as the rounding of float32."""
         return self.errors[-1] <= _FLOOR or self.order >= order - _SLACK
 
 
 def _fit(subject: Subject, counts: Sequence[int], extras: Mapping[str, Any], order: int, *, uneven: bool = False) -> Fit:
-    """Errors at some numbers of steps, and at twice the last one where these do not show the order.
+    """Errors at the given numbers of steps, and at twice the last one if these do not show the order.
 
-    The error is largest at the last state that counts, and which one that is moves with the number of steps.
+    The error is largest at the last measured state, and the noise level of that state depends on the number of steps.
     """
     tried = subject.counts(*counts)
     fit = Fit(tried, [errors(subject, count, extras, uneven=uneven) for count in tried])
@@ -166,14 +166,14 @@ def _require_fit(fit: Fit, order: int, expected: str, shown: str, series: Series
 
 
 def _takes_uneven_grids(subject: Subject) -> bool:
-    """Whether it steps by a list of sigmas, in which every other one may be left out."""
+    """Whether the scheduler uses a list of sigmas, so that single sigmas can be left out."""
     scheduler = subject.planned(subject.some_count)
     sigmas = getattr(scheduler, "sigmas", None)
     return isinstance(sigmas, torch.Tensor) and len(sigmas) == len(scheduler.timesteps) + 1
 
 
 def _uneven(subject: Subject, count: int) -> Any:
-    """A plan whose steps are one and two steps of a finer plan in turn: formulas for even steps lose their order there."""
+    """A plan whose steps are one and two steps of a finer plan in turn. Formulas for equal steps lose their order on it."""
     fine = subject.planned(3 * count // 2 + 1)
     kept = [0]
     while len(kept) < count:
@@ -204,7 +204,7 @@ def _moments(subject: Subject, count: int, rows: int, extras: Mapping[str, Any],
         subject, count, posterior_mean, start, replace=replace, generator=torch.Generator().manual_seed(0), scheduler=scheduler, **extras
     )
     moments = []
-    # States inside of a Runge-Kutta step are of lower order by design.
+    # States inside a Runge-Kutta step are of lower order by design.
     order = evaluations_per_step(subject.scheduler)
     for step, level in list(zip(found.steps, found.levels[1:], strict=True))[order - 1 : -1 : order]:
         states = step.after.double()
@@ -227,7 +227,7 @@ def _deviation(level: NoiseLevel) -> torch.Tensor:
 
 
 def _noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
-    """Most draws in any step of a short loop."""
+    """Largest number of draws in one step of a short loop."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
     found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
@@ -235,7 +235,7 @@ def _noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
 
 
 def _is_consistency_sampler(subject: Subject) -> bool:
-    """Whether the share of new noise in a step does not fall with the number of steps, as it does in ancestral sampling."""
+    """Whether the share of new noise in a step stays large with more steps; in ancestral sampling it decreases."""
     shares = []
     for count in subject.counts(8, 32):
         parts = [one for one in arrivals(subject, count)[:-1] if one.step.goes_on and float(one.target.sigma) > 0]
@@ -244,7 +244,7 @@ def _is_consistency_sampler(subject: Subject) -> bool:
 
 
 def _smooth_grid(subject: Subject) -> tuple[Subject, str]:
-    """The scheduler with sigmas evenly spaced in log σ where it offers them: an order is best seen there."""
+    """The scheduler with sigmas evenly spaced in log σ, if it offers them, because an order shows best there; and a note."""
     if not config_value(subject.scheduler, "use_flow_sigmas"):
         others = {name: False for name in ("use_karras_sigmas", "use_beta_sigmas", "use_lu_lambdas") if name in subject.config}
         try:

@@ -1,4 +1,4 @@
-"""Laws between configurations: parameterisations say the same, thresholding has a closed form, zero terminal SNR is a schedule."""
+"""Laws that compare configurations: prediction types, thresholding and clipping, and zero terminal SNR."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHAPE = (2, 4, 4, 3)
 _TYPES: dict[Kind, tuple[str, ...]] = {
     "vp": PREDICTION_TYPES[:3],
     "sigma": PREDICTION_TYPES[:3],
-    # EDM preconditions the model's output, and a flow's velocity is another one; its noise says nothing at σ = 1.
+    # EDM preconditions the model's output. A flow has another velocity, and its noise does not determine the image at σ = 1.
     "edm": ("epsilon", "v_prediction"),
     "flow": ("flow_prediction", "sample"),
 }
@@ -33,9 +33,9 @@ _TYPES: dict[Kind, tuple[str, ...]] = {
     counts=(5, 20),
 )
 def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
-    """Noise, clean image and velocity are the same statement about a state.
+    """Predictions of noise, clean image and velocity can be converted into each other.
 
-    Whatever the model predicts, the samples are the same up to rounding.
+    The samples must therefore be the same up to rounding for all of them.
     """
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
@@ -55,9 +55,9 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
             continue
         except Crash as crash:
             if isinstance(crash.error, ValueError | NotImplementedError):
-                continue  # it says that it does not take this type
+                continue  # the error says that this type is not supported
             if isinstance(crash.error, FloatingPointError) and name == "epsilon":
-                continue  # at zero SNR noise says nothing about the image
+                continue  # at zero SNR the noise does not determine the image
             raise Broken(
                 f"prediction_type={name!r} to be taken, or refused by a ValueError", str(crash), count=subject.some_count
             ) from crash
@@ -68,7 +68,7 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
         if evaluations_per_step(subject.scheduler) > 1 and float(runs[0][1].steps[0].level.sigma) > 1e3:
             raise NotApplicable("float32 leaves nothing of a second evaluation after a σ above 1,000.")
         if float(runs[0][1].steps[0].level.alpha) < 1e-6:
-            # The noise alone says nothing about the image there.
+            # The noise does not determine the image there.
             runs = [(name, found) for name, found in runs if name != "epsilon"]
         (first, reference), *rest = runs
         for name, found in rest:
@@ -90,7 +90,7 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
 def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     """`thresholding` clamps x̂₀ of each image to ±s and divides by s; `clip_sample` clamps to ±`clip_sample_range`.
 
-    s is the quantile of |x̂₀| of the image, no less than 1 and no more than `sample_max_value`.
+    s is a quantile of |x̂₀| of the image, limited to the range from 1 to `sample_max_value`.
     """
     del counts
     if subject.is_inverse:
@@ -122,9 +122,9 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "named_betas", "point_mass_preserved", "terminal_step", "prediction_types_agree"),
 )
 def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
-    """With `rescale_betas_zero_snr` the first state is noise alone.
+    """With `rescale_betas_zero_snr`, the first state is pure noise.
 
-    Velocity and image predictions lead from it to the image without a division by zero.
+    With velocity or image predictions, sampling must reach the image from there without a division by zero.
     """
     if "rescale_betas_zero_snr" not in subject.config:
         raise NotApplicable(f"{subject.name} has no rescale_betas_zero_snr.")
@@ -153,7 +153,7 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _require_rescaled(products: torch.Tensor, plain: Subject) -> None:
-    """√ᾱ is shifted to 0 at its end, and scaled so that its first value stays."""
+    """Raise Broken unless √ᾱ is shifted to 0 at its end, and scaled so that its first value does not change."""
     roots, own = (as_values(one).double().sqrt() for one in (plain.planned(plain.some_count).alphas_cumprod, products))
     wanted = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
@@ -183,7 +183,7 @@ def _takes(subject: Subject, prediction_type: str) -> bool:
 
 
 def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
-    """Whether a state whose x̂₀ is known and large shows its bound: what arrives in one step is the bounded x̂₀."""
+    """Whether the bound could be tested on a known, large x̂₀. Raises Broken if the last step does not return the bounded x̂₀."""
     image = loops.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
     count = subject.counts(1, 2, 4)[0]
     found = loops.run(
@@ -208,7 +208,7 @@ def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
     else:
         bound = float(config_value(subject.scheduler, "clip_sample_range") or 1.0)
         expected, text = image.clamp(-bound, bound), f"x̂₀ clamped to ±{bound:g}"
-    # A state at a noise level above zero keeps a share of its noise, which the bound does not touch.
+    # If the last noise level is above zero, some noise remains in the state. The bound does not apply to it.
     wanted = float(found.end.alpha) * expected
     slack = 2e-3 + 3 * float(found.end.sigma) * (1 + float(image.abs().max()) / max(float(end.level.sigma), 1e-6) * float(end.level.alpha))
     gap = float((end.after.double() - wanted).abs().max())

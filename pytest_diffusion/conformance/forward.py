@@ -26,9 +26,9 @@ IMAGE_SHAPE = (2, 3, 4, 4)
     rests_on=("runs", "timesteps_well_formed", "timesteps_match_sigmas"),
 )
 def forward_process(subject: Subject, counts: Sequence[int]) -> None:
-    """`add_noise` (`scale_noise` of a flow) is α·x₀ + σ·noise, with the noise that it is given.
+    """`add_noise` (`scale_noise` for flow matching) must return α·x₀ + σ·noise with the given noise.
 
-    The level is that of the sampling loop at the same timestep.
+    α and σ must be those of the sampling loop at the same timestep.
     """
     method = noising_method(subject)
     image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
@@ -52,7 +52,7 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=(),
 )
 def noising_alone(subject: Subject, counts: Sequence[int]) -> None:
-    """A scheduler whose loop is not known still adds the noise that it is given to the image, and draws none."""
+    """A scheduler without `step` must add the given noise to the image, and must not draw noise itself."""
     del counts
     if callable(getattr(subject.scheduler, "step", None)):
         raise NotApplicable(f"{subject.name} has a loop: see `forward_process`.")
@@ -74,9 +74,9 @@ def noising_alone(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "forward_process"),
 )
 def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
-    """The same image, noise and timestep give the same result whatever was asked before.
+    """The same image, noise and timestep must give the same result after any earlier calls.
 
-    Each image of a batch has a timestep of its own, and training asks without ever calling `set_timesteps`.
+    Each image of a batch has its own timestep, and training adds noise without a call of `set_timesteps`.
     """
     method = noising_method(subject)
     image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
@@ -109,7 +109,7 @@ def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "forward_process"),
 )
 def velocity(subject: Subject, counts: Sequence[int]) -> None:
-    """`get_velocity` is α·noise − σ·x₀ with the level of `add_noise` at the same timestep."""
+    """`get_velocity` must return α·noise − σ·x₀ with α and σ of `add_noise` at the same timestep."""
     if not hasattr(subject.scheduler, "get_velocity") or subject.kind == "flow":
         raise NotApplicable(f"{subject.name} has no get_velocity.")
     image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
@@ -129,14 +129,14 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _require_no_trace_of_halves(subject: Subject, method: str, count: int) -> None:
-    """Noising in half precision leaves the schedule as precise as it was."""
+    """Raise Broken if noising in half precision makes the schedule less precise."""
     scheduler, fresh = subject.planned(count), subject.planned(count)
     timesteps = as_values(scheduler.timesteps)[-1:].repeat(IMAGE_SHAPE[0])
     image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
     try:
         noised(scheduler, method, image.half(), noise.half(), timesteps)
     except Crash:
-        return  # `dtype_kept` says so
+        return  # `dtype_kept` reports this
     after, before = (noised(one, method, image, noise, timesteps) for one in (scheduler, fresh))
     if not torch.equal(after, before):
         seen = f"{method} in float32 differs by {float((after - before).abs().max()):.4g} after {method} in float16"
@@ -144,7 +144,7 @@ def _require_no_trace_of_halves(subject: Subject, method: str, count: int) -> No
 
 
 def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.Tensor, count: int) -> None:
-    """Each image of a batch has its own timestep."""
+    """Raise Broken unless each image of a batch gets the velocity of its own timestep."""
     pair = as_values(scheduler.timesteps)[[0, -1]]
     with calling("get_velocity(sample, noise, timesteps)"):
         mixed = scheduler.get_velocity(image, noise, pair)
@@ -155,7 +155,7 @@ def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.
 
 
 def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """A noised image by `add_noise` or `scale_noise`, whose arguments stand in another order. Raises Crash."""
+    """Noised image from `add_noise` or `scale_noise`, which have their arguments in different orders. Raises Crash."""
     with calling(f"{method}(image, noise, {[round(float(value), 4) for value in timesteps]})"):
         if method == "scale_noise":
             got: torch.Tensor = scheduler.scale_noise(image, timesteps, noise)
@@ -167,7 +167,7 @@ def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor
 
 
 def noising_method(subject: Subject) -> str:
-    """Name of the method that adds noise. Raises NotApplicable where there is none, or it leaves the work to another class."""
+    """Name of the method that adds noise. Raises NotApplicable if there is none, or if it is not implemented."""
     subject.require_kind()
     if subject.noising is None:
         raise NotApplicable(f"{subject.name} has neither add_noise nor scale_noise.")
@@ -186,7 +186,7 @@ def some_image() -> torch.Tensor:
 
 
 def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
-    """Up to eight timesteps of the loop, each with the level that the loop has there; those that stand for one level only."""
+    """Up to eight timesteps of the loop, each with its noise level. Timesteps with more than one level are left out."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
     count = len(scheduler.timesteps)
@@ -194,13 +194,13 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
         subject, count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), scheduler=copy.deepcopy(scheduler)
     )
     by_timestep: dict[float, list[NoiseLevel]] = {}
-    # Nobody noises an image to between two evaluations of one step.
+    # No pipeline noises an image to a level between two evaluations of one step.
     for one in found.steps[:: evaluations_per_step(scheduler)]:
         by_timestep.setdefault(one.timestep, []).append(one.level)
     kept = []
     for timestep in as_values(scheduler.timesteps).unique().flip(0):
         levels = by_timestep.get(float(timestep), [])
-        # Rounded timesteps may collide; which of their sigmas is meant is the scheduler's choice.
+        # Two sigmas may have the same rounded timestep; the scheduler may use either.
         if levels and all(abs(float(level.sigma) - float(levels[0].sigma)) < 1e-6 for level in levels):
             kept.append((timestep, levels[0]))
     if not kept:
@@ -209,7 +209,7 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
 
 
 def named_levels(subject: Subject, scheduler: Any, timestep: torch.Tensor) -> list[NoiseLevel]:
-    """The level of the timestep's training noise: what a scheduler without a plan takes a rounded timestep for."""
+    """The noise level of the timestep in training, which a scheduler without a plan uses for a rounded timestep."""
     if subject.kind in ("edm", "flow") or getattr(scheduler, "alphas_cumprod", None) is None:
         return []
     return [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep))]
@@ -224,7 +224,7 @@ def require_noised(
     count: int,
     bounds: Sequence[NoiseLevel] = (),
 ) -> None:
-    """Raise Broken where `got` is not α·image + σ·noise of one of the levels, or of a σ within `bounds`."""
+    """Raise Broken unless `got` is α·image + σ·noise at one of the levels, or at a σ within `bounds`."""
     if got.shape != image.shape:
         raise Broken(f"the image's shape {tuple(image.shape)}", f"{what} gives {tuple(got.shape)}", count=count)
     matrix = torch.stack([image.double().flatten(), noise.double().flatten()], dim=1)
@@ -246,25 +246,25 @@ def require_noised(
 
 
 def _require_before_planning(subject: Subject, method: str, image: torch.Tensor, noise: torch.Tensor) -> None:
-    """Training noises images without ever planning a loop."""
+    """Raise Broken if noising is wrong before `set_timesteps`, which training never calls."""
     scheduler = subject.fresh()
     timesteps = getattr(scheduler, "timesteps", None)
     told = subject.kind == "flow" or getattr(scheduler, "alphas_cumprod", None) is not None
     if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or not told:
         return
     known = as_values(timesteps)[:: evaluations_per_step(scheduler)]
-    # An unplanned grid of rounded timesteps may mean the sigma of a neighbour.
+    # Before `set_timesteps`, a rounded timestep may stand for the sigma of its neighbour.
     neighbours = (-1.0, 1.0) if subject.kind == "sigma" else ()
     for timestep in known[[0, len(known) // 2, len(known) - 1]]:
         level = level_of_timestep(scheduler, timestep)
         wanted = [loops.level_of_state(scheduler, level)]
         bounds = [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep + shift)) for shift in neighbours]
         if subject.kind == "flow" and getattr(scheduler, "sigmas", None) is None:
-            return  # it has no schedule before it is planned
+            return  # it has no schedule before set_timesteps
         if subject.kind == "flow":
             sigma = as_values(scheduler.sigmas)[int((as_values(timesteps) == timestep).nonzero()[0])].double()
             wanted = [NoiseLevel(1 - sigma, sigma)]
-        # Training draws whole timesteps.
+        # Training uses whole timesteps.
         asked = timestep.long() if float(timestep) == int(timestep) and subject.kind != "flow" else timestep
         got = noised(scheduler, method, image, noise, asked.reshape(1))
         require_noised(got, image, noise, wanted, f"{method} before set_timesteps, at timestep {float(timestep):g},", 0, bounds)

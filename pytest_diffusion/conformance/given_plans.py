@@ -1,4 +1,4 @@
-"""Laws of plans that a caller names: the loop follows the given timesteps or sigmas, as it follows its own."""
+"""Laws of plans from the caller: the loop must follow the given timesteps or sigmas as it follows its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RESTS_ON = ("runs", "point_mass_preserved", "terminal_step", "noise_amount", "t
     rests_on=_RESTS_ON,
 )
 def given_timesteps(subject: Subject, counts: Sequence[int]) -> None:
-    """Timesteps that a caller names, unevenly spaced, are the plan: the model is told them, and no step leaves them."""
+    """Uneven timesteps from the caller must be the plan: the model gets these timesteps, and each step ends at the next one."""
     _require_argument(subject, "timesteps")
     if subject.kind in ("edm", "flow"):
         raise NotApplicable(f"{subject.name} has no whole timesteps that could be named.")
@@ -52,7 +52,7 @@ def given_timesteps(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=_RESTS_ON,
 )
 def given_sigmas(subject: Subject, counts: Sequence[int]) -> None:
-    """Sigmas that a caller names are the plan, a flow's after its shift: the model is told their timesteps, and no step leaves them."""
+    """Sigmas from the caller (of a flow: after its shift) must be the plan: the model gets their timesteps, each step ends at the next."""
     _require_argument(subject, "sigmas")
     for count in subject.counts(*counts):
         own = as_values(subject.planned(count).sigmas).double()
@@ -60,7 +60,7 @@ def given_sigmas(subject: Subject, counts: Sequence[int]) -> None:
         given = [round(first * (last / first) ** ((index / (count - 1)) ** 1.5), 6) for index in range(count)]
         scheduler = _planned(subject, "sigmas", given, count)
         if len(as_values(scheduler.timesteps)) == count - 1 or len(as_values(scheduler.sigmas)) == count:
-            # Some count the sigma of the end among those that they are given.
+            # Some schedulers expect the final sigma as the last entry of the list.
             scheduler = _planned(subject, "sigmas", [*given, 0.0], count)
         planned = as_values(scheduler.sigmas).double()[:count]
         wanted = _shifted(subject, torch.tensor(given, dtype=torch.float64))
@@ -96,7 +96,7 @@ def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
 
 
 def _shifted(subject: Subject, sigmas: torch.Tensor) -> torch.Tensor | None:
-    """What a plan makes of given sigmas: the static shift of a flow (arXiv:2403.03206, equation 23). None for other shifts."""
+    """Given sigmas after the static shift of a flow (arXiv:2403.03206, equation 23). None for other shifts."""
     others = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     if any(config_value(subject.scheduler, name) for name in others):
         return None

@@ -1,4 +1,4 @@
-"""Laws of the inference grid: it runs, its timesteps and sigmas are well formed, cover the schedule and agree with one another."""
+"""Laws of the inference grid: timesteps and sigmas are well formed, cover the schedule and agree with each other."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "us
     counts=(1, 2, 3, 4, 5, 7, 10, 13, 16, 20, 50, 100, 333, 999, 1000),
 )
 def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
-    """`set_timesteps(n)` gives n timesteps (order·n where a step evaluates the model more than once).
+    """`set_timesteps(n)` must give n timesteps (order·n if a step evaluates the model more than once).
 
-    Each lies inside the training schedule, and they fall without repetition.
+    They must lie inside the training schedule, and decrease without repetition.
     """
     loops.require_levels(subject)
     for count in subject.counts(*counts):
@@ -50,7 +50,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken(f"{wanted} timesteps", f"{len(timesteps)}", count=count)
             _require_order(timesteps, order, count, rising=subject.is_inverse, rounded=_is_rounded(scheduler, count))
         if not has_own_sigma_range(scheduler) or is_flow(scheduler):
-            # A table with a clean entry in front is counted from 1.
+            # If the table starts with a clean entry, timesteps are counted from 1.
             alphas = getattr(scheduler, "alphas_cumprod", None)
             table = 0 if alphas is None else len(alphas)
             top = subject.num_train_timesteps if is_flow(scheduler) else max(subject.num_train_timesteps, table) - 1
@@ -66,9 +66,9 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("timesteps_well_formed",),
 )
 def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
-    """Evenly spaced timesteps leave no gap of twice the even one.
+    """Evenly spaced timesteps must have no gap of more than twice the average gap.
 
-    There is none before the first, between two, or after the last.
+    This includes the gaps before the first timestep and after the last one.
     """
     loops.require_levels(subject)
     if subject.kind == "flow" and not config_value(subject.scheduler, "use_flow_sigmas"):
@@ -86,7 +86,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
         if _is_leading(subject, grid, count):
             continue
         for above, below in pairwise([float(total), *grid, 0.0]):
-            # Rounding and an offset are worth a timestep each.
+            # Rounding and an offset may add one timestep each.
             if above - below > 2 * total / count + 2:
                 seen = f"nothing between timesteps {above:g} and {below:g}"
                 raise Broken(f"gaps of about {total / count:.4g} between {count} timesteps of {total}", seen, count=count)
@@ -99,7 +99,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "timesteps_well_formed"),
 )
 def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
-    """Each step takes noise away: sigmas fall strictly from one step to the next, and there is one more of them than of timesteps."""
+    """Each step must remove noise, so the sigmas must decrease strictly from one step to the next."""
     loops.require_levels(subject)
     if getattr(subject.scheduler, "sigmas", None) is None and getattr(_planned(subject, subject.some_count), "sigmas", None) is None:
         raise NotApplicable(f"{subject.name} has no sigmas.")
@@ -112,7 +112,7 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("finite sigmas", loops.unfit(sigmas), count=count)
         if subject.is_inverse:
             sigmas = sigmas.flip(0)
-        # A step of a higher order shows the same sigma to each of its evaluations.
+        # A step of a higher order may use the same sigma for several evaluations.
         distinct = sigmas if evaluations_per_step(scheduler) == 1 else _without_repeats(sigmas)
         rises = (distinct[1:] >= distinct[:-1]).nonzero()
         if len(rises):
@@ -131,9 +131,9 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "sigmas_fall"),
 )
 def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
-    """The model is told the timestep whose training noise the sample has, to within rounding to a whole timestep.
+    """The model must get the timestep whose training noise level the sample has, up to rounding to a whole timestep.
 
-    A network is conditioned on it: another timestep is another denoiser.
+    A network is conditioned on the timestep: with a wrong one it removes the wrong amount of noise.
     """
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
@@ -155,7 +155,7 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
     counts=(5,),
 )
 def model_input(subject: Subject, counts: Sequence[int]) -> None:
-    """`scale_model_input` divides x₀ + σ·noise by √(σ² + σ_data²), where σ_data is 1 but for EDM, or leaves it as it is."""
+    """`scale_model_input` must divide x₀ + σ·noise by √(σ² + σ_data²), where σ_data is 1 except for EDM, or not change it."""
     subject.require_kind()
     trained = subject.kind == "edm" or (subject.kind == "sigma" and getattr(subject.scheduler, "alphas_cumprod", None) is not None)
     if not trained or not hasattr(subject.scheduler, "scale_model_input") or subject.is_inverse:
@@ -169,7 +169,7 @@ def model_input(subject: Subject, counts: Sequence[int]) -> None:
             shares.append(float(scaled.sum() / sample.sum()))
             return torch.zeros_like(sample)
 
-        # Within a step of a higher order the levels are the solver's own.
+        # Inside a step of a higher order, the solver chooses the noise levels.
         last = None if evaluations_per_step(scheduler) == 1 else 1
         loops.walk(subject, scheduler, torch.ones(1, 1, 2, 2), predict, last=last, replace=torch.zeros_like)
         for index, (seen, sigma) in enumerate(zip(shares, as_values(scheduler.sigmas).tolist(), strict=False)):
@@ -186,9 +186,9 @@ def model_input(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "sigmas_fall"),
 )
 def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
-    """`init_noise_sigma` is 1 where samples keep their variance, and else the first sigma, or √(σ² + 1) with the image in it.
+    """`init_noise_sigma` must be 1 for variance-preserving and flow schedules, otherwise the first sigma, or √(σ² + 1) with the image.
 
-    Pipelines multiply the first noise by it: another size is a sample that no step expects.
+    Pipelines multiply the first noise by it. With another value, the first sample has a wrong noise level.
     """
     loops.require_levels(subject)
     if not hasattr(subject.planned(subject.some_count), "init_noise_sigma") or subject.is_inverse:
@@ -204,7 +204,7 @@ def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def require_named_level(subject: Subject, scheduler: Any, step: loops.Step, index: int, count: int) -> None:
-    """Raise Broken where the timestep that the model is told has not the noise of the sample."""
+    """Raise Broken if the timestep that the model gets does not have the noise level of the sample."""
     named = [loops.level_of_state(scheduler, level_of_timestep(scheduler, step.timestep + shift)) for shift in _rounding(subject)]
     ratios = [float(level.sigma / level.alpha) if float(level.alpha) > 0 else float("inf") for level in named]
     own = float(step.level.sigma / step.level.alpha) if float(step.level.alpha) > 0 else float("inf")
@@ -215,7 +215,7 @@ def require_named_level(subject: Subject, scheduler: Any, step: loops.Step, inde
 
 
 def _require_own_conditioning(scheduler: Any, count: int) -> None:
-    """EDM tells the model a function of σ of its own choice, `precondition_noise`."""
+    """Raise Broken unless an EDM model gets `precondition_noise(σ)` as its timestep."""
     for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):
         wanted = float(scheduler.precondition_noise(torch.as_tensor(sigma)))
         if abs(float(timestep) - wanted) > 1e-3 * max(1.0, abs(wanted)):
@@ -224,7 +224,7 @@ def _require_own_conditioning(scheduler: Any, count: int) -> None:
 
 
 def _rounding(subject: Subject) -> list[float]:
-    """Timesteps on either side that rounding may have meant."""
+    """Offsets to the timesteps that may have been rounded to this one."""
     if subject.kind == "edm" or has_own_sigma_range(subject.scheduler):
         return [0.0]
     last = subject.num_train_timesteps - 1
@@ -232,7 +232,7 @@ def _rounding(subject: Subject) -> list[float]:
 
 
 def _is_leading(subject: Subject, grid: list[float], count: int) -> bool:
-    """Whether timesteps are the multiples of ⌊T/N⌋, with an offset: leading spacing by definition, which may start late."""
+    """Whether timesteps are multiples of ⌊T/N⌋ plus an offset. This is leading spacing, which may have a larger gap at the start."""
     if config_value(subject.scheduler, "timestep_spacing") != "leading":
         return False
     offset = float(config_value(subject.scheduler, "steps_offset") or 0)
@@ -243,7 +243,7 @@ def _is_leading(subject: Subject, grid: list[float], count: int) -> bool:
 
 
 def _require_training_grid(subject: Subject) -> None:
-    """A flow that is planned with as many steps as its training has is the training schedule."""
+    """Raise Broken if a flow with as many inference steps as training steps does not use the training schedule."""
     total = subject.num_train_timesteps
     trained = getattr(subject.fresh(), "sigmas", None)
     others = (*_SHAPES, "use_dynamic_shifting", "shift_terminal", "invert_sigmas")
@@ -270,7 +270,7 @@ def _planned(subject: Subject, count: int) -> Any:
 def _require_order(timesteps: torch.Tensor, order: int, count: int, *, rising: bool, rounded: bool) -> None:
     distinct = timesteps if order == 1 else timesteps.unique_consecutive()
     distinct = distinct.flip(0) if rising else distinct
-    # Where sigmas are what it steps by, timesteps are rounded, each for itself.
+    # If the scheduler steps by sigmas, each timestep is rounded separately.
     wrong = (distinct[1:] >= distinct[:-1] + (1.0 if order > 1 or rounded else 0.0)).nonzero()
     if len(wrong):
         place = int(wrong[0])
@@ -279,12 +279,12 @@ def _require_order(timesteps: torch.Tensor, order: int, count: int, *, rising: b
 
 
 def _without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
-    """Sigmas less those that equal their predecessor up to rounding."""
+    """Sigmas without those that equal their predecessor up to rounding."""
     return torch.cat([sigmas[:1], sigmas[1:][(sigmas[1:] - sigmas[:-1]).abs() > 1e-9 * sigmas[:-1].abs()]])
 
 
 def _is_rounded(scheduler: Any, count: int) -> bool:
-    """Whether sigmas of their own are what it steps by: the timestep shown to the model is rounded, and may repeat."""
+    """Whether the scheduler steps by sigmas: then the timestep that the model gets is rounded, and may repeat."""
     values = getattr(scheduler, "sigmas", None)
     if values is None or len(values) <= count:
         return False

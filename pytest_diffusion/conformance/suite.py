@@ -164,7 +164,7 @@ class Suite:
 
 def _failed(one: Law, finding: Finding) -> Verdict:
     text = (
-        f"{finding.name} breaks `{one.name}`: {one.title}.\n"
+        f"{finding.name} fails `{one.name}`: {one.title}.\n"
         f"Expected: {finding.expected}.\nSeen: {finding.seen}.\n"
         f"Why: {one.reason} Source: {one.source}.\n"
         f"Smallest configuration: {finding.configuration}\nSee it again:\n{finding.snippet}"

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: the one rounding from floats, and the one antialiased path that resizes them."""
+"""Images as uint8 tensors: the only rounding from floats, and the only (antialiased) resizing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def resize_images(images: torch.Tensor, height: int, width: int) -> torch.Tensor
 def as_uint8(images: Any, name: str) -> torch.Tensor:
     """Images as uint8 (N, 3, H, W) from uint8, or from floats in [0, 1] which are rounded once.
 
-    Raises ValueError for another shape, for floats outside [0, 1] and for non-finite values: a guess at the
-    range would be a guess at the figure.
+    Raises ValueError for another shape, for floats outside [0, 1] and for non-finite values: a wrong
+    guess of the range would give a wrong figure.
     """
     tensor = torch.as_tensor(np.asarray(images) if not isinstance(images, torch.Tensor) else images)
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):

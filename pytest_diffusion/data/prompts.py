@@ -1,12 +1,12 @@
-"""Prompts from files or built in, and the prompts whose modifier and noun are known."""
+"""Prompts from files or built in, and prompts with a known modifier and noun."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pytest_diffusion.config.sources import load_source
+from pytest_diffusion.config.sources import imported, load_source, source_of
 from pytest_diffusion.data.rows import read_rows
 from pytest_diffusion.verdicts.errors import ModelError
 
@@ -33,7 +33,7 @@ _SCENES = ("in a field", "on a table", "by the sea", "in the snow")
 
 
 class Phrase(NamedTuple):
-    """A prompt, and a modifier and a noun that it joins."""
+    """A prompt, and a modifier and its noun in this prompt."""
 
     prompt: str
     modifier: str
@@ -50,7 +50,7 @@ class DirectionPair(NamedTuple):
 def load_prompts(name: str | None) -> list[str]:
     """The prompts that `--diffusion-prompts` names, or the built-in list.
 
-    Raises ModelError that names file and line for a row without a prompt.
+    Raises ModelError, with file and line, for a row without a prompt.
     """
     if name is None:
         return [f"a photo of a {colour} {thing} {scene}" for thing in _OBJECTS for colour in _COLOURS for scene in _SCENES]
@@ -79,25 +79,40 @@ def read_prompts(name: str) -> list[str]:
 
 
 def foreign_prompts(prompts: Sequence[str]) -> list[str]:
-    """For each prompt another one that differs from it, half of the distinct ones away; itself where there is only one."""
+    """For each prompt a different one, half the list of distinct prompts further on; the same where there is only one."""
     distinct = list(dict.fromkeys(prompts))
     foreign = {prompt: distinct[(index + len(distinct) // 2) % len(distinct)] for index, prompt in enumerate(distinct)}
     return [foreign[prompt] for prompt in prompts]
 
 
 def phrases(name: str | None, count: int) -> list[Phrase]:
-    """Prompts with a known modifier and noun: the demo's single objects, or coloured things for other models."""
-    if name == "demo":
-        from pytest_diffusion.demo.scenes import KINDS, caption_of
-
-        found = [Phrase(caption_of(index), colour, shape) for index, (colour, shape) in enumerate(KINDS)]
-    else:
-        found = [Phrase(f"a photo of a {colour} {thing}", colour, thing) for thing in _OBJECTS for colour in _COLOURS]
+    """`count` prompts with a known modifier and noun: those of the prompts' source, or coloured things."""
+    own = _of_source(name, "phrases")
+    found = (
+        own() if own is not None else [Phrase(f"a photo of a {colour} {thing}", colour, thing) for thing in _OBJECTS for colour in _COLOURS]
+    )
     return [found[index % len(found)] for index in range(count)]
 
 
 def direction_pair(name: str | None) -> DirectionPair:
-    """Two prompts that differ in a colour."""
-    if name == "demo":
-        return DirectionPair("a red circle", "a blue circle")
-    return DirectionPair("a photo of a red car", "a photo of a blue car")
+    """Two prompts that differ in a colour: those of the prompts' source, or two cars."""
+    own = _of_source(name, "direction")
+    return own() if own is not None else DirectionPair("a photo of a red car", "a photo of a blue car")
+
+
+def demo_phrases() -> list[Phrase]:
+    """The demo's single objects."""
+    from pytest_diffusion.demo.scenes import KINDS, caption_of
+
+    return [Phrase(caption_of(index), colour, shape) for index, (colour, shape) in enumerate(KINDS)]
+
+
+def demo_direction() -> DirectionPair:
+    """Two objects of the demo that differ in their colour."""
+    return DirectionPair("a red circle", "a blue circle")
+
+
+def _of_source(name: str | None, what: str) -> Callable[[], Any] | None:
+    """The function that a source of prompts declares for phrases or for a direction, if it declares one."""
+    declared = getattr(source_of("prompts", name), what, None) if name is not None else None
+    return imported(declared) if declared is not None else None

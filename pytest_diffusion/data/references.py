@@ -33,25 +33,25 @@ class Reference:
     images: torch.Tensor | None = None
     statistics: FeatureStatistics | None = None
     sizes: dict[str, int] = field(default_factory=dict)
-    """How many source images had each size, as "512x512": the resolution before resizing."""
+    """Number of source images by size before resizing, as "512x512"."""
     prompts: list[str] | None = None
     labels: tuple[str, ...] = ()
-    """What each image is called: its file, or its place in the data set."""
+    """Name of each image: its file, or its position in the data set."""
     alpha: tuple[int, ...] = ()
-    """Indices of images with transparent pixels, which were laid on white."""
+    """Indices of images with transparent pixels, which were composited on white."""
     masks: torch.Tensor | None = None
-    """Where the thing is that `words` name, bool (M, H, W), for references that say so."""
+    """bool (M, H, W), True where the object is that `words` name; None for a reference without masks."""
     words: tuple[tuple[str, ...], ...] = ()
-    """Words of each image's prompt that stand for what its mask shows."""
+    """Words of each image's prompt that name the object in its mask."""
 
     def require_images(self) -> torch.Tensor:
-        """The images. Raises NotApplicable for a reference of statistics alone."""
+        """The images. Raises NotApplicable for a reference that holds only statistics."""
         if self.images is None:
             raise NotApplicable("the reference is a file of statistics and holds no images.")
         return self.images
 
     def label(self, index: int) -> str:
-        """What an image is called in a message."""
+        """Name of an image in messages."""
         return self.labels[index] if index < len(self.labels) else f"image {index}"
 
 
@@ -67,14 +67,14 @@ def load_reference(name: str, *, height: int, width: int, limit: int) -> Referen
     """The reference that `--diffusion-reference` names, resized to the samples' size; at most `limit` images.
 
     Raises ModelError for a folder without images, a corrupt file (named), a row without an image (named by
-    line), or a callable that returns something else.
+    line), or a callable that returns no images.
     """
     reference: Reference = load_source("reference", name, height=height, width=width, limit=limit)
     return reference
 
 
 def num_reference_images(name: str, num_samples: int) -> int:
-    """How many images of a reference are read: as many as there are samples, at least what its source says."""
+    """Number of reference images to read: the number of samples, at least the minimum of the reference's source."""
     source = source_of("reference", name)
     return max(num_samples, source.images if isinstance(source, ReferenceSource) else 10_000)
 
@@ -91,7 +91,7 @@ def pair_prompts(name: str | None) -> list[str] | None:
 def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
     """Pixels (H, W, 3) of an image of any mode, upright, and whether some of them were transparent.
 
-    16-bit greys are scaled, transparent pixels laid on white. Raises ValueError for floats, whose range is unknown.
+    16-bit greys are scaled to 8 bits; transparent pixels are composited on white. Raises ValueError for floats, whose range is unknown.
     """
     upright = ImageOps.exif_transpose(image) or image
     if upright.mode == "F":
@@ -108,7 +108,7 @@ def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
 
 
 def load_demo(name: str, *, height: int, width: int, limit: int) -> Reference:
-    """The demo's own scenes, rendered anew, 32x32 whatever is asked for."""
+    """Newly rendered scenes of the demo, always 32x32."""
     from pytest_diffusion.demo import reference_captions, reference_images, reference_masks
 
     masks, words = reference_masks(limit)
@@ -116,7 +116,7 @@ def load_demo(name: str, *, height: int, width: int, limit: int) -> Reference:
 
 
 def load_digits(name: str, *, height: int, width: int, limit: int) -> Reference:
-    """The 1,797 grey digits of 8x8 that scikit-learn brings along."""
+    """The 1,797 grey 8x8 digits of scikit-learn, resized."""
     from sklearn.datasets import load_digits
 
     grey = torch.from_numpy(load_digits().images[:limit] * (255 / 16)).round().to(torch.uint8)
@@ -139,7 +139,7 @@ def load_hub(name: str, *, height: int, width: int, limit: int) -> Reference:
 
 
 def load_callable(name: str, *, height: int, width: int, limit: int) -> Reference:
-    """What `package.module:callable` returns, or the images that stand there."""
+    """The images that `package.module:callable` returns or is."""
     images = load_object(name, _OPTION)
     return _resized(name, as_uint8(images() if callable(images) else images, f"images of {name}")[:limit], height, width)
 
@@ -185,7 +185,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
 
 
 def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """The images (1, 3, H, W) of a list as one tensor; the list is emptied on the way, as ten thousand large ones fit but once."""
+    """The images (1, 3, H, W) of a list as one tensor. The list is emptied meanwhile: many large images fit into memory only once."""
     whole = torch.empty(len(images), *images[0].shape[1:], dtype=images[0].dtype)
     while images:
         last = images.pop()
@@ -194,7 +194,7 @@ def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
-    """Bool (height, width), turned, scaled and cropped as its image is. Raises ModelError where it cannot belong to the image."""
+    """Mask, bool (height, width), rotated, scaled and cropped like its image. Raises ModelError where its shape or words do not fit."""
     pixels = np.array((ImageOps.exif_transpose(mask) or mask).convert("L"))
     if abs(pixels.shape[0] * size[1] - pixels.shape[1] * size[0]) > max(*pixels.shape, *size):
         shown = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{size[1]}x{size[0]}"
@@ -256,7 +256,7 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
 
 
 def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:
-    """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), which say more than statistics beside them."""
+    """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), or its statistics where it holds no images."""
     path, pixels = Path(name), None
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

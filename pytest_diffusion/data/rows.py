@@ -14,7 +14,7 @@ from pytest_diffusion.verdicts.errors import ModelError
 def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
     """Line number and row of each line of a `.jsonl`, or of each record of a `.csv`, whose captions may span lines.
 
-    Raises ModelError that names option, file and line for what is not JSON.
+    Raises ModelError, with option, file and line, for a line that is not JSON.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         text = file.read()
@@ -22,7 +22,7 @@ def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         return [(reader.line_num, row) for row in reader]
     rows = []
-    # Not splitlines: JSON may hold other line separators of Unicode inside its strings.
+    # Not splitlines: JSON strings may contain other line separators of Unicode.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -1,11 +1,11 @@
-"""Names of references and prompts: what each looks like, and what can be seen of it before anything is read."""
+"""Names of references and prompts: how each is recognised, and what is checked before anything is read."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-from pytest_diffusion.config.sources import ReferenceSource, Source, check_callable
+from pytest_diffusion.config.sources import PromptSource, ReferenceSource, Source, check_callable
 from pytest_diffusion.verdicts.errors import SettingsError
 
 
@@ -67,7 +67,14 @@ SOURCES = (
         "arrays or statistics",
     ),
     ReferenceSource("reference", "package.module:callable", f"{_LOADERS}:load_callable", lambda value: True, _check_anything, "callable"),
-    Source("prompts", "demo", "pytest_diffusion.data.prompts:demo_prompts", lambda value: value == "demo"),
+    PromptSource(
+        "prompts",
+        "demo",
+        "pytest_diffusion.data.prompts:demo_prompts",
+        lambda value: value == "demo",
+        phrases="pytest_diffusion.data.prompts:demo_phrases",
+        direction="pytest_diffusion.data.prompts:demo_direction",
+    ),
     Source(
         "prompts",
         "a .txt with one a line, .jsonl or .csv with a 'prompt' column",

@@ -1,4 +1,4 @@
-"""The demo: a small Stable Diffusion that was really trained, its judge, its CLIP and its data."""
+"""The demo: a small trained Stable Diffusion, its classifier, its CLIP and its data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 REFERENCE_SEED = 20_001
 PROMPT_SEED = 20_002
 NAMED_LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
-"""The layer whose noun maps were grounded in the objects' masks in training."""
+"""The layer whose noun maps were trained to match the objects' masks."""
 
 
 def weights_folder() -> Path:
@@ -22,21 +22,21 @@ def weights_folder() -> Path:
 
 
 def reference_images(count: int) -> torch.Tensor:
-    """Freshly rendered images, uint8 (count, 3, 32, 32), that the demo was not trained on."""
+    """Newly rendered images, uint8 (count, 3, 32, 32), that the demo was not trained on."""
     from pytest_diffusion.demo.scenes import render, sample_scenes, to_uint8
 
     return to_uint8(render(sample_scenes(count, seed=REFERENCE_SEED), seed=REFERENCE_SEED)[0])
 
 
 def reference_captions(count: int) -> list[str]:
-    """What the `reference_images` show."""
+    """Captions of the `reference_images`."""
     from pytest_diffusion.demo.scenes import sample_scenes
 
     return [scene.caption for scene in sample_scenes(count, seed=REFERENCE_SEED)]
 
 
 def reference_masks(count: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
-    """Where the object is that each caption names first, bool (count, 32, 32), and the two words that name it."""
+    """Masks of the object that each caption names first, bool (count, 32, 32), and the two words that name it."""
     import torch
 
     from pytest_diffusion.demo.scenes import KINDS, render, sample_scenes
@@ -49,14 +49,14 @@ def reference_masks(count: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
 
 
 def prompts(count: int = 2000) -> list[str]:
-    """Captions drawn as the training captions were, with another seed."""
+    """Captions from the distribution of the training captions, with another seed."""
     from pytest_diffusion.demo.scenes import sample_scenes
 
     return [scene.caption for scene in sample_scenes(count, seed=PROMPT_SEED)]
 
 
 def load_judge() -> Judge:
-    """The judge in evaluation mode, float32."""
+    """The demo's classifier in evaluation mode, float32."""
     from safetensors.torch import load_file
 
     from pytest_diffusion.demo.judge import Judge

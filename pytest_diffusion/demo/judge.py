@@ -1,4 +1,4 @@
-"""The demo's judge: a small classifier that names what an image shows, and the demo's feature extractor."""
+"""The demo's classifier: it predicts layout and objects of an image, and is the demo's feature extractor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pytest_diffusion.demo.scenes import KINDS, LAYOUTS, Scene
 
 FEATURE_SIZE = 128
 NONE = len(KINDS)
-"""Class index of the second head that says "there is no second object"."""
+"""Class index of the second head for "no second object"."""
 
 
 class Judgement(NamedTuple):
-    """Logits of the judge: layout (N, 3), first object (N, 24), second object or none (N, 25)."""
+    """Logits of the classifier: layout (N, 3), first object (N, 24), second object or none (N, 25)."""
 
     layout: torch.Tensor
     first: torch.Tensor
@@ -24,7 +24,7 @@ class Judgement(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """Which scenes the judge sees drawn as promised: three boolean tensors (N,)."""
+    """Which images show their scenes according to the classifier, bool (N,), and the class of the first object."""
 
     objects: torch.Tensor
     """The right objects with the right colours, in any order."""
@@ -72,7 +72,7 @@ def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def read(judgement: Judgement, scenes: list[Scene]) -> Readings:
-    """How the judged images compare with the scenes that they should show."""
+    """Comparison of classified images with the scenes that they should show."""
     layout, first, second = (target.to(judgement.first.device) for target in targets(scenes))
     seen_layout, seen_first, seen_second = (logits.argmax(1) for logits in judgement)
     straight = (seen_first == first) & (seen_second == second)

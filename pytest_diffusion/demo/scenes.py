@@ -1,8 +1,8 @@
-"""The demo's world: captioned scenes of one or two coloured shapes, drawn from closed-form outlines.
+"""The demo's data: captioned scenes of one or two coloured shapes, drawn from closed-form outlines.
 
-Everything is a pure function of a seed, so the data set ships as code and every image comes with its
-exact masks. Backgrounds are light and the palette is not closed under inversion, so that an inverted
-image is truly outside the distribution.
+Everything is a pure function of a seed, so the data set needs no files, and every image has exact
+masks. Backgrounds are light and the palette is not closed under inversion, so an inverted image lies
+outside the distribution.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COLOURS = {
 RELATIONS = ("above", "below", "left of", "right of")
 LAYOUTS = ("single", "vertical", "horizontal")
 KINDS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-"""The 24 kinds of object; a kind's place here is the judge's class index."""
+"""The 24 kinds of object; a kind's index here is its class index in the classifier."""
 
-_EDGE_WIDTH = 1.8  # pixels over which an outline fades: real lenses blur, and so the VAE need not ring
+_EDGE_WIDTH = 1.8  # width in pixels of an outline's soft edge: hard edges would cause ringing in the VAE
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption promises: a layout, and its objects from the top or the left.
+    """Content of a caption: a layout, and its objects in order from the top or the left.
 
     `first` and `second` index `KINDS`; `second` is None in a scene of one object.
     """
@@ -80,7 +80,7 @@ def sample_scenes(num_scenes: int, *, seed: int, single_fraction: float = 0.4) -
 
 
 def render(scenes: list[Scene], *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and object masks of scenes, with places, sizes, tints and backgrounds drawn from `seed`.
+    """Images and object masks of scenes, with positions, sizes, tints and backgrounds drawn from `seed`.
 
     Returns images, float32 (N, 3, 32, 32) in [0, 1], and masks, float32 (N, 2, 32, 32): the coverage of
     the first and the second object in each pixel (zero where a scene has one object).
@@ -127,7 +127,7 @@ def _backgrounds(rng: np.random.Generator, count: int, x: torch.Tensor, y: torch
 
 
 def _place(rng: np.random.Generator, layout: str, slot: int) -> tuple[float, float, float]:
-    """Centre and radius in pixels; two objects keep to their halves."""
+    """Centre and radius in pixels; each of two objects stays in its half of the image."""
     if layout == "single":
         radius = rng.uniform(7.0, 10.0)
         return rng.uniform(radius + 1.5, IMAGE_SIZE - radius - 1.5), rng.uniform(radius + 1.5, IMAGE_SIZE - radius - 1.5), radius

@@ -1,1 +1,1 @@
-"""Features of images: extractors by name, CLIP, Inception, and the store that keeps what they gave."""
+"""Features of images: extractors by name, CLIP, Inception, and the store that keeps the results."""

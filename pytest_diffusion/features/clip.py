@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in figures."""
+        """Name that is shown with figures."""
 
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
         """Unit embeddings (N, D) of uint8 images (N, 3, H, W)."""
@@ -53,13 +53,13 @@ class Clip:
 
     @property
     def protocol(self) -> dict[str, str]:
-        """What a figure of its embeddings rests on beside its name."""
+        """How its embeddings are made, apart from its name: weights, resizing, dtype and versions."""
         weights = self.identity.removeprefix(f"{self.name}-")
         return {"weights": weights, "resize": self.resize, "dtype": "float32", "versions": versions_text()}
 
     @property
     def resize(self) -> str:
-        """What becomes of images of another size."""
+        """How images of another size are resized."""
         side = int(self.model.config.vision_config.image_size)
         return f"{side}x{side}, {RESIZE_PROTOCOL}"
 
@@ -126,7 +126,7 @@ def _load(name: str, source: str, device: str) -> Clip:
 
 
 def _pixel_statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of the preprocessor's file; OpenAI's where there is none."""
+    """Mean and standard deviation from the preprocessor's file; OpenAI's values where there is no file."""
     file = Path(source) / "preprocessor_config.json"
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return values.get("image_mean", _MEAN), values.get("image_std", _STD)

@@ -24,11 +24,11 @@ class Extractor:
     is_own_code: bool = False
     """Whether it is a user's function, which may change while its name stays."""
     resize: str = "none"
-    """What becomes of images of another size."""
+    """How images of another size are resized."""
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a figure of these features rests on, as plain values."""
+        """How these features are made, as plain values: extractor, resizing, dtype and versions."""
         return {"extractor": self.name, "resize": self.resize, "dtype": "float32", "versions": versions_text()}
 
     def __call__(self, images: torch.Tensor, *, batch_size: int = 64) -> Features:
@@ -46,14 +46,14 @@ class Extractor:
 def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     """The extractor that `--diffusion-features` names.
 
-    Raises ImportError or ModelError, with the way out, when it cannot be had.
+    Raises ImportError or ModelError, with a remedy, when it cannot be loaded.
     """
     extractor: Extractor = load_source("extractor", name, device=device)
     return extractor
 
 
 def load_demo(name: str, *, device: str) -> Extractor:
-    """The demo's classifier: what it sees in 32x32 images."""
+    """The demo's classifier, for 32x32 images: its features and the logits of the first object."""
     from pytest_diffusion.demo import load_judge
 
     judge = load_judge().to(device)
@@ -73,7 +73,7 @@ def load_demo(name: str, *, device: str) -> Extractor:
 
 
 def load_pixels(name: str, *, device: str) -> Extractor:
-    """The pixels themselves, of at most 16x16: enough for models whose law is known in pixels."""
+    """The pixel values in [0, 1], at most 16x16: enough for models whose distribution is known in pixels."""
     from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 
     side = 16

@@ -1,4 +1,4 @@
-"""What features are and what made them: values, class probabilities, and hashes of weights."""
+"""Features and their origin: values, class probabilities, and hashes of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Features:
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Eight hex digits of named weights, so that a figure says which weights made it."""
+    """Hash of named weights, eight hex digits; figures show it to identify the weights."""
     return checksum_of(itertools.chain.from_iterable(map(_parts, sorted(tensors.items()))), size=4)
 
 

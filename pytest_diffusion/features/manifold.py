@@ -1,4 +1,4 @@
-"""Nearest-neighbour manifolds of samples and reference: estimated once for each k, for all figures that rest on them."""
+"""Nearest-neighbour manifolds of samples and reference: estimated once for each k, for all figures that use them."""
 
 from __future__ import annotations
 

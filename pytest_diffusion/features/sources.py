@@ -1,4 +1,4 @@
-"""Names of feature extractors and of CLIP models: what each looks like, and what can be seen before anything is loaded."""
+"""Names of feature extractors and of CLIP models: how each is recognised, and what is checked before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of samples and of references, kept in the cache so that a second gate extracts nothing."""
+"""Features of samples and of references, stored in the cache so that a second run does not extract them again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Extract = Callable[[torch.Tensor], Features]
 
 
 class StoredImages(Protocol):
-    """Images uint8 (N, 3, H, W), and the folder beside which their features are kept, if any."""
+    """Images, uint8 (N, 3, H, W), and the folder in which their features are stored, if any."""
 
     @property
     def images(self) -> torch.Tensor:
@@ -32,7 +32,7 @@ class StoredImages(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Where they are kept."""
+        """The folder of their features, or None."""
 
 
 def stored_features(samples: StoredImages, extractor: Extract) -> Features:
@@ -41,19 +41,19 @@ def stored_features(samples: StoredImages, extractor: Extract) -> Features:
 
 
 def stored_reference_features(images: torch.Tensor, extractor: Extract, root: Path) -> Features:
-    """Features of reference images uint8 (M, 3, H, W), kept under `root` by the content of the images."""
+    """Features of reference images, uint8 (M, 3, H, W), stored under `root` by a hash of the images."""
     pixels = (image.contiguous().numpy().data for image in images)
     content = checksum_of(itertools.chain([json.dumps(list(images.shape))], pixels), size=10)
     return _kept_features(root / REFERENCES / content, images, extractor)
 
 
 def stored_sample_embeds(samples: StoredImages, clip: Scorer) -> torch.Tensor:
-    """Unit embeddings (N, D) of the samples, kept beside them; those of a scorer that is not our CLIP are computed anew."""
+    """Unit embeddings (N, D) of the samples, stored beside them; those of a scorer other than `Clip` are computed each time."""
     return stored_features(samples, _as_extractor(clip)).values if isinstance(clip, Clip) else clip.image_embeds(samples.images)
 
 
 def stored_embeds(images: torch.Tensor, clip: Scorer, root: Path) -> torch.Tensor:
-    """Unit embeddings (M, D) of reference images, kept under `root` by the content of the images."""
+    """Unit embeddings (M, D) of reference images, stored under `root` by a hash of the images."""
     return stored_reference_features(images, _as_extractor(clip), root).values if isinstance(clip, Clip) else clip.image_embeds(images)
 
 
@@ -77,7 +77,7 @@ def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract
     values = tensors["values"][: len(images)]
     probabilities = tensors["probabilities"][: len(images)] if "probabilities" in tensors else None
     features = Features(values, probabilities, extractor.name, extractor.protocol)
-    # Of fewer samples than features the covariance is never formed.
+    # The covariance is computed only for more samples than features.
     return replace(features, statistics=_kept_statistics(path, features)) if len(values) > values.shape[1] else features
 
 
@@ -89,17 +89,17 @@ def _kept_statistics(path: Path, features: Features) -> FeatureStatistics:
         if kept.protocol == features.protocol and kept.count == len(features.values):
             return kept
     except (OSError, ValueError):
-        pass  # load turns whatever a damaged file raises into one of these
+        pass  # load raises one of these for any damaged file
     statistics = FeatureStatistics.from_features(features.values, protocol=features.protocol)
     try:
         statistics.save(file)
     except OSError:
-        pass  # the samples are what costs; a full or read-only cache is no reason to stop
+        pass  # statistics are cheap to compute again, so a full or read-only cache does not stop the run
     return statistics
 
 
 def _read(path: Path, extractor: Extractor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The kept tensors, or nothing where the file is missing, damaged, of another extractor or of other images."""
+    """The stored tensors; empty where the file is missing, damaged, of another extractor or of other images."""
     if not path.is_file():
         return {}
     try:
@@ -111,13 +111,13 @@ def _read(path: Path, extractor: Extractor, images: torch.Tensor) -> dict[str, t
     if metadata.get("checksum") != tensors_hash(tensors) or metadata.get("extractor") != extractor.name:
         warnings.warn(f"{path} is damaged; its features are extracted again.", StoreWarning, stacklevel=2)
         return {}
-    # Not the folder but the images decide: whoever changed them keeps the folder's name.
+    # The images are compared, not the folder's name: they may have been changed in place.
     shared = min(len(images), len(tensors["values"]))
     return tensors if _checksums(images[:shared]) == json.loads(metadata.get("images", "[]"))[:shared] else {}
 
 
 def _checksums(images: torch.Tensor) -> list[str]:
-    """One checksum for each image, so that a longer set can be told to begin as a shorter one does."""
+    """One checksum for each image, to detect that a longer set begins with a shorter one."""
     return [checksum(image.contiguous().numpy().data, size=8) for image in images]
 
 
@@ -129,4 +129,4 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], extractor: Extractor, i
         with written_whole(path) as part:
             save_file(whole, part, metadata=metadata)
     except (OSError, SafetensorError):
-        pass  # a full or read-only cache is no reason to stop
+        pass  # a full or read-only cache does not stop the run

@@ -1,1 +1,1 @@
-"""Plain maths of diffusion quality: tensors in, floats out, float64 inside; no diffusers, no global random state."""
+"""Maths of the metrics: functions of tensors, computed in float64, without diffusers and without global random state."""

@@ -1,4 +1,4 @@
-"""What cross-attention maps show: entropy over tokens, compactness in space, overlap and localisation."""
+"""Metrics of cross-attention maps: entropy over tokens, compactness in space, overlap and localisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def token_entropy(probabilities: torch.Tensor, content: torch.Tensor) -> torch.T
     """Entropy of attention over the content tokens, divided by ln(their number): 0 is one token, 1 is uniform.
 
     `probabilities` (B, ..., tokens) need not sum to one: they are renormalised over the tokens of `content`, bool
-    (B, tokens), so that padding has no say. Returns the mean over all axes between, (B,); nan for a row with fewer
-    than two content tokens, whose entropy says nothing.
+    (B, tokens), so that padding has no effect. Returns the mean over all other axes, (B,); nan for a row with fewer
+    than two content tokens, where the entropy is not defined.
     """
     kept = probabilities * content.reshape(len(content), *(1,) * (probabilities.ndim - 2), -1)
     mass = kept.sum(-1).clamp(min=1e-38)
@@ -21,7 +21,7 @@ def token_entropy(probabilities: torch.Tensor, content: torch.Tensor) -> torch.T
 
 
 def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
-    """Smallest share of positions that holds half of each map's mass; 0.5 for a uniform map.
+    """Smallest share of positions that contains half of each map's mass; 0.5 for a uniform map.
 
     `maps` (..., h, w) are non-negative; returns (...).
     """
@@ -29,7 +29,7 @@ def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
     ordered = flat.sort(-1, descending=True).values.cumsum(-1)
     total = ordered[..., -1:]
     count = flat.shape[-1]
-    # Interpolated within the position where the half is crossed, else coarse maps could only say k/count.
+    # Interpolated within the position where the sum crosses one half; otherwise coarse maps give only multiples of 1/count.
     index = (ordered < total / 2).sum(-1, keepdim=True).clamp(max=count - 1)
     upper = ordered.gather(-1, index)
     lower = torch.where(index > 0, ordered.gather(-1, (index - 1).clamp(min=0)), torch.zeros_like(upper))
@@ -39,7 +39,7 @@ def half_mass_share(maps: torch.Tensor) -> torch.Tensor:
 
 
 def map_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Pearson correlation over space of maps (..., h, w): (...). A constant map correlates 0."""
+    """Pearson correlation over space of maps (..., h, w): (...). A constant map has correlation 0."""
     first, second = (maps.double().flatten(-2) for maps in (left, right))
     first, second = first - first.mean(-1, keepdim=True), second - second.mean(-1, keepdim=True)
     scale = first.norm(dim=-1) * second.norm(dim=-1)
@@ -48,9 +48,9 @@ def map_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def area_matched_iou(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of each map's highest pixels, as many as its mask has, with the mask: (N,).
+    """Intersection over union of each mask and the same number of highest pixels of its map: (N,).
 
-    `maps` (N, h, w) are resized bilinearly to the masks, bool (N, H, W). No threshold has to be chosen.
+    `maps` (N, h, w) are resized bilinearly to the masks, bool (N, H, W). No threshold is needed.
     """
     resized = F.interpolate(maps.float()[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     ious = []

@@ -1,4 +1,4 @@
-"""Vendi score: how many different samples there effectively are, without a reference."""
+"""Vendi score: the effective number of different samples, without a reference."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_matrix
 def vendi_score(features: ArrayLike) -> float:
     """Effective number of distinct samples among features (N, D), between 1 and min(N, D), by cosine similarity.
 
-    The exponential of the von Neumann entropy of the similarity matrix over N, whose spectrum is that of the
-    (D, D) second moments, so that 10,000 samples cost no 10,000² matrix. Raises ValueError for a feature of
+    The exponential of the von Neumann entropy of the similarity matrix divided by N. Its eigenvalues are
+    those of the (D, D) second moments, so no (N, N) matrix is formed. Raises ValueError for a feature of
     length 0. Source: arXiv:2210.02410.
     """
     return vendi_estimate(features).value
 
 
 def vendi_estimate(features: ArrayLike) -> Estimate:
-    """`vendi_score` with a standard error by its influence function: −xᵀ (log ρ) x of each unit feature x."""
+    """`vendi_score` with a standard error from its influence function, −xᵀ (log ρ) x for each unit feature x."""
     matrix = as_matrix(features, "features", min_rows=2)
     lengths = matrix.norm(dim=1)
     if bool((lengths == 0).any()):

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered batch by batch in float64, and their files."""
+"""Mean and covariance of features, computed batch by batch in float64, and their files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pytest_diffusion.config.cache import written_whole
 from pytest_diffusion.maths.tensors import ArrayLike, as_rows, require_finite
 
 _BUFFER = 1024
-"""Rows gathered before the covariance is touched: updating 2,048² entries for each batch of 32 would be six times slower."""
+"""Rows collected before the covariance is updated: updating 2,048² entries for each batch of 32 would be six times slower."""
 _CHUNK, _PANEL = 512, 256
 UNVERIFIED: Mapping[str, str] = {"statistics": "protocol unverified"}
 """The protocol of a file that records neither extractor nor resize nor count."""
 
 
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged `.npz` may raise."""
+"""Errors that reading a damaged `.npz` may raise."""
 
 
 class FeatureStatistics:
-    """Mean (D,) and unbiased covariance (D, D), float64, of `count` features; `protocol` says what made them.
+    """Mean (D,) and unbiased covariance (D, D), float64, of `count` features; `protocol` records how they were computed.
 
-    Start empty and `update` with batches, or give `mean` and `covariance`. `count` is None where a file does
-    not say. The same features in other batches give the same statistics up to rounding.
+    Start empty and call `update` with batches, or pass `mean` and `covariance`. `count` is None if a file does
+    not record it. The split into batches changes the statistics only by rounding.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FeatureStatistics:
         return cls(protocol=protocol).update(as_rows(features, "features", min_rows=2))
 
     def update(self, features: ArrayLike) -> FeatureStatistics:
-        """These statistics with one more batch (N, D). Raises ValueError where a file gave them without a count."""
+        """These statistics with one more batch (N, D). Raises ValueError if they come from a file without a count."""
         matrix = as_rows(features, "features")
         if self._count is None:
             raise ValueError("these statistics come without a count, so nothing can be added to them.")
@@ -72,7 +72,7 @@ class FeatureStatistics:
         if len(matrix) >= _BUFFER:
             self._add(matrix)
             return self
-        # A caller may write into the same memory again.
+        # The caller may reuse the same memory.
         self._waiting.append(matrix.clone())
         if sum(map(len, self._waiting)) >= _BUFFER:
             self._flush()
@@ -80,7 +80,7 @@ class FeatureStatistics:
 
     @property
     def count(self) -> int | None:
-        """How many features were seen; None where a file does not say."""
+        """Number of features; None if a file does not record it."""
         return self._count
 
     @property
@@ -95,15 +95,15 @@ class FeatureStatistics:
 
     @property
     def factor(self) -> torch.Tensor:
-        """F (D, R) with F Fᵀ = covariance; lower triangular where the covariance has full rank, kept once computed."""
+        """F (D, R) with F Fᵀ = covariance; lower triangular if the covariance has full rank; cached."""
         if self._factor is None:
             self._factor = covariance_factor(self.covariance)
         return self._factor
 
     def save(self, path: str | Path) -> None:
-        """Write an `.npz` with `mu`, `sigma`, `count` and `protocol` (JSON text): others read its first two.
+        """Write an `.npz` with `mu`, `sigma`, `count` and `protocol` (JSON text); other tools read `mu` and `sigma`.
 
-        A reader sees the whole file or none of it.
+        The file appears only once it is complete.
         """
         path = Path(path)
         arrays: dict[str, NDArray[Any]] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
@@ -115,13 +115,13 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Statistics from an `.npz` with `mu` and `sigma`: ours, or those of pytorch-fid, clean-fid, ADM and EDM.
+        """Statistics from an `.npz` with `mu` and `sigma`, from this package, pytorch-fid, clean-fid, ADM or EDM.
 
-        Foreign files record neither resize nor weights nor count: their protocol says "unverified". Raises
+        Files of other tools do not record resize, weights and count: their protocol is "unverified". Raises
         ValueError for other files and for pickled arrays, which are refused because they can run code.
         """
         try:
-            # numpy leaves a file open that it cannot read.
+            # np.load does not close a file that it cannot read.
             with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 keys = set(file.files)
                 if not {"mu", "sigma"} <= keys:
@@ -151,7 +151,7 @@ class FeatureStatistics:
             self._add(rows)
 
     def _add(self, rows: torch.Tensor) -> None:
-        """Add rows to the sums of rows and of products, both about the mean of the first rows."""
+        """Add rows to the sums of rows and of their products, both relative to the mean of the first rows."""
         for chunk in rows.split(_CHUNK):
             block = chunk.to(torch.float64, copy=True)
             if not len(self._shift):
@@ -161,7 +161,7 @@ class FeatureStatistics:
             block -= self._shift
             self._sum += block.sum(0)
             for start in range(0, len(self._shift), _PANEL):
-                # The upper half alone: products are symmetric.
+                # Only the upper triangle, because the products are symmetric.
                 self._products[start : start + _PANEL, start:].addmm_(block[:, start : start + _PANEL].T, block[:, start:])
 
     def _reopen(self, mean: torch.Tensor, covariance: torch.Tensor) -> None:
@@ -171,7 +171,7 @@ class FeatureStatistics:
 
 
 def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:
-    """F (D, R) with F Fᵀ = covariance (D, D) of rank R: Cholesky's where the rank is full, else from eigenvectors."""
+    """F (D, R) with F Fᵀ = covariance (D, D) of rank R: by Cholesky for full rank, otherwise from eigenvectors."""
     factor, info = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal().square()
     rounding = len(covariance) * torch.finfo(covariance.dtype).eps

@@ -18,11 +18,11 @@ _PARTS = (1, 2, 3, 4)
 
 
 class Extrapolation(NamedTuple):
-    """A Fréchet distance extrapolated to infinitely many samples, and the distances that it was read from."""
+    """A Fréchet distance extrapolated to infinitely many samples, and the distances that it was fitted to."""
 
     estimate: Estimate
     sizes: list[int]
-    """Samples in a part, falling."""
+    """Samples in each part, in decreasing order."""
     distances: list[float]
     """Mean distance of the parts of each size."""
 
@@ -30,9 +30,9 @@ class Extrapolation(NamedTuple):
 def frechet_distance(features: Source, reference: Source) -> float:
     """Squared Fréchet distance between Gaussians fitted to features (N, D) and reference (M, D), in float64.
 
-    Either side may be given as `FeatureStatistics`. Singular covariances (N ≤ D) are exact up to rounding and
-    cheaper, and statistics keep their factor, so that a second distance to the same reference is cheaper too.
-    Raises ProtocolMismatchError where both sides carry a protocol and the two differ in more than versions.
+    Either side may be `FeatureStatistics`. These cache their covariance factor, so a second distance to the same
+    reference is faster. Singular covariances (N ≤ D) are exact up to rounding, and faster too.
+    Raises ProtocolMismatchError if both sides have a protocol and these differ in more than versions.
     Source: arXiv:1706.08500; Dowson & Landau 1982.
     """
     if isinstance(features, FeatureStatistics) and isinstance(reference, FeatureStatistics):
@@ -41,11 +41,11 @@ def frechet_distance(features: Source, reference: Source) -> float:
 
 
 def frechet_standard_error(features: ArrayLike, reference: Source) -> float:
-    """Standard error of the Fréchet distance at these sample sizes, by its influence function.
+    """Standard error of the Fréchet distance at these sample sizes, from its influence function.
 
     The gradient in the covariance is I − T with T the optimal transport map; every sample contributes
-    2(μ−ν)·(x−μ) + (x−μ)ᵀ(I−T)(x−μ). A reference given as statistics counts as exact.
-    Source: the delta method on Dowson & Landau 1982; the bias of order 1/N is not part of it.
+    2(μ−ν)·(x−μ) + (x−μ)ᵀ(I−T)(x−μ). A reference given as statistics is treated as exact.
+    The bias of order 1/N is not included. Source: the delta method on Dowson & Landau 1982.
     """
     return _error(*_influences(features, reference))
 
@@ -53,11 +53,11 @@ def frechet_standard_error(features: ArrayLike, reference: Source) -> float:
 def frechet_distance_infinity(features: ArrayLike, reference: Source, *, seed: int = 0) -> Estimate:
     """Fréchet distance extrapolated to infinitely many samples on both sides, and its standard error.
 
-    The distance is averaged over 1, 2, 3 and 4 disjoint parts of the samples, and a parabola in 1/N gives
-    the value at 0; `seed` deals the samples into parts. A reference given as statistics counts as exact.
-    Raises ValueError for fewer than 2·D samples: the bias is no parabola there.
-    Source: arXiv:1911.07023, with disjoint parts in place of random subsets, so that the noise of first order
-    is the same at every size and cancels, and with a parabola because N is seldom far above D.
+    The distance is averaged over 1, 2, 3 and 4 disjoint parts of the samples, which are shuffled by `seed`. A parabola
+    in 1/N is fitted to the means and evaluated at 0. A reference given as statistics is treated as exact.
+    Raises ValueError for fewer than 2·D samples, where the bias does not follow a parabola.
+    Source: arXiv:1911.07023, with disjoint parts instead of random subsets, so that the first-order noise is the
+    same at every size and cancels, and with a parabola because N is seldom much larger than D.
     """
     return extrapolated_distance(features, reference, seed=seed).estimate
 
@@ -84,9 +84,9 @@ def extrapolated_distance(features: ArrayLike, reference: Source, *, seed: int =
             surprises.append(values[-1] - sum(float(influence[start::parts].mean()) for influence in influences))
         means.append(float(np.mean(values)))
         if parts > 1:
-            # What the influence of first order does not explain, scaled from N/parts to N samples.
+            # The part that the first-order influence does not explain, scaled from N/parts to N samples.
             spreads.append(float(np.var(surprises, ddof=1)) / parts**2)
-    # The weights by which least squares reads a parabola at 0.
+    # Weights of the means in the value of the least-squares parabola at 0.
     weights = np.linalg.pinv(np.vander(np.array(_PARTS, dtype=float), 3))[-1]
     second_order = float(np.mean(spreads)) * float(sum(weight**2 * parts for weight, parts in zip(weights, _PARTS, strict=True)))
     estimate = Estimate(float(weights @ np.array(means)), math.sqrt(_error(*influences) ** 2 + second_order))
@@ -138,16 +138,17 @@ def _cross(left: _Side, right: _Side) -> float:
     assert few.rows is not None
     assert many.statistics is not None
     values = torch.linalg.eigvalsh(few.rows @ many.statistics.covariance @ few.rows.T)
-    # Centred rows have rank N − 1: the smallest eigenvalue is rounding, whose root would not be.
+    # Centred rows have rank N − 1. The smallest eigenvalue is rounding error, and its square root would be too large.
     if _is_precise(values[1:]):
         return float(values[1:].clamp(min=0).sqrt().sum())
     return float(torch.linalg.svdvals(few.rows @ many.statistics.factor).sum())
 
 
 def _is_precise(values: torch.Tensor) -> bool:
-    """Whether the roots of these eigenvalues, each good to a few units of rounding of the largest, sum up to ten digits.
+    """Whether the sum of the square roots of these eigenvalues is accurate to ten digits.
 
-    Singular values of the factors' product are good in themselves, and cost four times as much.
+    Each eigenvalue has the rounding error of the largest one. Singular values of the factors' product are more
+    accurate, but take four times as long.
     """
     if len(values) == 0:
         return True
@@ -160,7 +161,7 @@ def _is_precise(values: torch.Tensor) -> bool:
 
 
 def _congruence(covariance: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-    """LᵀΣL for lower triangular L: half of each product, because the rest is zero or symmetric."""
+    """LᵀΣL for lower triangular L. Only half of each product is computed, because the rest is zero or symmetric."""
     size = len(lower)
     panel = max(64, size // 8)
     half = torch.empty_like(covariance)
@@ -174,7 +175,7 @@ def _congruence(covariance: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
 
 
 def _influences(features: ArrayLike, reference: Source) -> list[torch.Tensor]:
-    """First-order contribution of every sample (N,), and of every reference sample where there are any."""
+    """First-order contribution of every sample (N,), and of every reference sample if the reference is not statistics."""
     left = as_matrix(features, "features", min_rows=2)
     own = FeatureStatistics.from_features(left)
     if isinstance(reference, FeatureStatistics):
@@ -187,7 +188,7 @@ def _influences(features: ArrayLike, reference: Source) -> list[torch.Tensor]:
 def _influence(matrix: torch.Tensor, own: FeatureStatistics, other: FeatureStatistics) -> torch.Tensor:
     same_width(matrix, other.mean[None])
     factor = other.factor
-    if factor.shape[1] == 0:  # all samples of the other side are one point: nothing is transported but the mean
+    if factor.shape[1] == 0:  # all samples of the other side are equal: only the mean is transported
         factor = torch.zeros(len(other.mean), 1, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(factor.T @ own.covariance @ factor)
     keep = values > len(values) * torch.finfo(values.dtype).eps * values.max().clamp(min=0)

@@ -13,7 +13,7 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_rows, mean_of_rows, sam
 
 _BLOCK = 1024
 _LARGE = 2e9
-"""Multiplications above which products are formed in float32: the sums stay in float64, 1e-7 relative away."""
+"""Number of multiplications above which products are formed in float32. Sums stay in float64; the relative error is 1e-7."""
 Kernel: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -37,8 +37,8 @@ def kernel_distance_subsets(
 ) -> Estimate:
     """Mean of the unbiased KID over random subsets, and the standard deviation between them (not an error).
 
-    The protocol of torch-fidelity and torchmetrics, for comparison with figures that they gave; `kernel_distance`
-    has no subset noise. Raises ValueError where a side has fewer rows than `subset_size`.
+    The protocol of torch-fidelity and torchmetrics, for comparison with figures from these tools; `kernel_distance`
+    has no subset noise. Raises ValueError if a side has fewer rows than `subset_size`.
     """
     left, right = _pair(features, reference)
     if min(len(left), len(right)) < subset_size:
@@ -55,8 +55,8 @@ def kernel_distance_subsets(
 def cmmd(features: ArrayLike, reference: ArrayLike, *, sigma: float = 10.0) -> float:
     """1000 times the squared MMD with the kernel exp(−‖x−y‖²/2σ²), of CLIP image features (N, D) and (M, D).
 
-    The biased estimate that the paper quotes; features as the extractor gives them, which for CLIP is unit
-    length. Source: arXiv:2401.09603.
+    The biased estimator, as in the paper. Features are used as the extractor returns them; those of CLIP have
+    unit length. Source: arXiv:2401.09603.
     """
     return cmmd_estimate(features, reference, sigma=sigma).value
 
@@ -64,12 +64,12 @@ def cmmd(features: ArrayLike, reference: ArrayLike, *, sigma: float = 10.0) -> f
 def cmmd_estimate(features: ArrayLike, reference: ArrayLike, *, sigma: float = 10.0) -> Estimate:
     """`cmmd` with a standard error from the influence of each sample."""
     left, right = _pair(features, reference)
-    # Squared distances lose their digits far from the origin; the kernel does not see a shift of both sides.
+    # Squared distances lose digits far from the origin. A shift of both sides does not change the kernel.
     centre = mean_of_rows(right)
 
     def gaussian(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         squares = one.square().sum(1)[:, None] + other.square().sum(1)
-        # In place: a block of products is as large as all else together.
+        # In place, because a block of products is as large as everything else together.
         return torch.addmm(squares, one, other.T, alpha=-2).clamp_(min=0).mul_(-0.5 / sigma**2).expm1_()
 
     left, right = shifted(left, centre, torch.float64), shifted(right, centre, torch.float64)
@@ -100,7 +100,7 @@ class _Means(NamedTuple):
     def error(self) -> float:
         sides = ((self.own_left, self.cross_left), (self.own_right, self.cross_right))
         first = sum(4 * float((own - cross).var()) / len(own) for own, cross in sides)
-        # Where both sides follow one law the term of first order vanishes and that of second order rules.
+        # If both sides have the same distribution, the first-order term vanishes and the second-order term dominates.
         second = sum(2 * float(own.var()) / len(own) ** 2 for own, _ in sides)
         return math.sqrt(first + second)
 
@@ -111,7 +111,7 @@ def _polynomial(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _own_means(matrix: torch.Tensor, kernel: Kernel, unbiased: bool) -> torch.Tensor:
-    """For each row, the mean kernel with the other rows, or with all rows: (N,), float64. Each block is seen once."""
+    """For each row, the mean kernel with the other rows, or with all rows: (N,), float64. Each pair of blocks is computed once."""
     sums = torch.zeros(len(matrix), dtype=torch.float64)
     for start, rows in _blocks(matrix):
         for other_start, others in _blocks(matrix[start:]):

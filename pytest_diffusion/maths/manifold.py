@@ -12,7 +12,7 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_rows, mean_of_rows, sam
 
 _BLOCK = 1024
 _LARGE = 2e9
-"""Multiplications above which distances are formed in float32, on centred features."""
+"""Number of multiplications above which distances are formed in float32, on centred features."""
 _HALVES = 24
 
 
@@ -24,14 +24,14 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """Mean number of reference balls around a feature over k (may exceed 1), and share of balls that hold a feature."""
+    """Mean number of reference balls around a feature, divided by k (may exceed 1), and share of balls that contain a feature."""
 
     density: float
     coverage: float
 
 
 class ManifoldScores(NamedTuple):
-    """All four at one k."""
+    """Precision, recall, density and coverage at the same k."""
 
     precision: float
     recall: float
@@ -42,7 +42,7 @@ class ManifoldScores(NamedTuple):
 def precision_recall(features: ArrayLike, reference: ArrayLike, *, k: int = 3) -> PrecisionRecall:
     """Precision and recall of features (N, D) against reference (M, D), both in [0, 1].
 
-    A point lies in a manifold when it is no farther from some member than that member's k-th neighbour.
+    A point lies in a manifold if it is no farther from some member than that member's k-th nearest neighbour.
     The distance is Euclidean; equality counts as inside, as in the paper's definition (≤).
     Source: arXiv:1904.06991, equations 1 to 3.
     """
@@ -52,9 +52,9 @@ def precision_recall(features: ArrayLike, reference: ArrayLike, *, k: int = 3) -
 
 
 def density_coverage(features: ArrayLike, reference: ArrayLike, *, k: int = 5) -> DensityCoverage:
-    """Density (≥ 0, 1 for equal laws) and coverage in [0, 1] of features (N, D) against reference (M, D).
+    """Density (≥ 0, 1 for equal distributions) and coverage in [0, 1] of features (N, D) against reference (M, D).
 
-    Both look at the balls of the reference alone, so an outlier among the samples cannot inflate them.
+    Both use only the balls around reference points, so outliers among the samples cannot increase them.
     Equality counts as inside, which differs from the authors' code (<) only for ties.
     Source: arXiv:2002.09797, equations 3 and 5.
     """
@@ -72,10 +72,10 @@ def manifold_scores(features: ArrayLike, reference: ArrayLike, *, k: int = 5) ->
 def manifold_estimates(features: ArrayLike, reference: ArrayLike, *, k: int, seed: int = 0) -> dict[str, Estimate]:
     """Precision, recall, density and coverage at k by name, each with a standard error.
 
-    The errors come from the spread over 24 random halves of both sides, drawn with `seed`. A binomial error
-    alone is up to three times too small, because the manifold is drawn from samples too. Measured against
-    simulation they are right within 10 % at 8 to 16 dimensions and up to a quarter too wide below.
-    Source: the subsampling of Politis & Romano 1994, at one half.
+    The errors are the spread over 24 random halves of both sides, drawn with `seed`. A binomial error alone is up to
+    three times too small, because the manifold is estimated from samples too. Compared with simulations, the errors
+    are right within 10 % at 8 to 16 dimensions, and up to 25 % too large at fewer dimensions.
+    Source: subsampling with halves, Politis & Romano 1994.
     """
     left, right = _pair(features, reference, k)
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def nearest_distances(features: torch.Tensor, reference: torch.Tensor, count: in
     left, right = features - centre, reference - centre
     found = [_squared_distances(left[rows], right).topk(count, dim=1, largest=False) for rows in _ranges(left)]
     indices = torch.cat([one.indices for one in found])
-    # Differences of squares leave a copy at 1e-8 of its length; the difference itself is exact.
+    # From differences of squares, a copy has a distance of 1e-8 of its length; the difference itself is exact.
     exact = torch.stack([(left - right[one]).square().sum(1) for one in indices.T], dim=1)
     distances, order = exact.sqrt().sort(dim=1)
     return distances, indices.gather(1, order)
@@ -101,7 +101,7 @@ def nearest_distances(features: torch.Tensor, reference: torch.Tensor, count: in
 def _shares(features: torch.Tensor, reference: torch.Tensor, own: torch.Tensor | None, other: torch.Tensor, k: int) -> torch.Tensor:
     """Precision, recall, density, coverage (R, 4), float64, for R tables of squared radii (R, N) and (R, M).
 
-    A radius below 0 leaves its point out. Without `own` there is no recall.
+    A negative radius excludes its point. Without `own`, recall is not computed.
     """
     repeats = len(other)
     inside = torch.zeros(repeats, len(features), dtype=torch.bool)
@@ -132,9 +132,9 @@ def _whole(matrix: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _halves(matrix: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Squared radii (1 + 24, N) in the whole and in random halves; −1 for a row that is not in the half."""
+    """Squared radii (1 + 24, N) in the whole set and in random halves; −1 for a row that is not in the half."""
     count = len(matrix)
-    # Of 4k + 8 neighbours fewer than k fall into a half once in a thousand times; the last then stands for it.
+    # With a probability of about 1e-3, fewer than k of 4k + 8 neighbours are in a half; then the last one is used.
     distances, indices = _neighbours(matrix, min(4 * k + 8, count - 1))
     tables = [distances[:, k - 1]]
     for _ in range(_HALVES):
@@ -147,7 +147,7 @@ def _halves(matrix: torch.Tensor, k: int, generator: torch.Generator) -> torch.T
 
 
 def _neighbours(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distances and indices (N, count) of each row's nearest other rows, nearest first. Each pair is seen once."""
+    """Squared distances and indices (N, count) of each row's nearest other rows, nearest first. Each pair is computed once."""
     best = torch.full((len(matrix), count), torch.inf, dtype=matrix.dtype)
     index = torch.zeros(len(matrix), count, dtype=torch.int64)
 

@@ -11,11 +11,11 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_matrix, same_width
 
 _FEWEST = 20
 LEVEL = 0.05
-"""Share of held-out real images that counts as near by chance."""
+"""Quantile of the held-out scores that is the threshold: this share of real images is below it by chance."""
 
 
 class Memorisation(NamedTuple):
-    """Share of samples that copy training images beyond chance, with its 95 % interval, and the nearest of them."""
+    """Share of samples that copy training images beyond chance, with its 95 % interval, and the nearest sample."""
 
     share: float
     low: float
@@ -23,17 +23,17 @@ class Memorisation(NamedTuple):
     nearest_sample: int
     nearest_training: int
     nearest_ratio: float
-    """The score of the nearest sample: its distance over the mean distance to its neighbours; 0 for an exact copy."""
+    """The score of the nearest sample: its distance divided by the mean distance to its neighbours; 0 for an exact copy."""
 
 
 def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, *, neighbours: int = 50) -> Memorisation:
     """Share of features (N, D) that are copies of training features (M, D), against held-out real ones (H, D).
 
-    A sample's score is its distance to the nearest training feature over the mean distance to the `neighbours`
-    nearest, so that a dense region is no copy. Held-out images give the law of that score for images that
-    cannot be copies: samples below its 5 % quantile, less the 5 % expected by chance, are the figure. It is 0
-    for a sound model and 1 for a pure copier; a model that merely stays near the modes is not accused.
-    Raises ValueError for fewer than 2 training rows or 20 held-out ones that are not among them.
+    A sample's score is its distance to the nearest training feature, divided by the mean distance to the `neighbours`
+    nearest ones; a dense region alone is therefore no copy. Held-out images give the distribution of the score
+    for images that cannot be copies. The figure is the share of samples below its 5 % quantile, minus the 5 %
+    expected by chance. It is 0 for a sound model, even if its samples stay near the modes, and 1 if all are copies.
+    Raises ValueError for fewer than 2 training rows, or fewer than 20 held-out rows that are not among them.
     Source: the ratio of Carlini et al., arXiv:2301.13188, section 5.1; the control of Meehan et al., arXiv:2004.05675.
     """
     samples, seen = as_matrix(features, "features"), as_matrix(training, "training", min_rows=2)
@@ -42,7 +42,7 @@ def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, 
     same_width(control, seen)
     count = min(neighbours, len(seen))
     (near, place), (near_control, _) = (nearest_distances(side, seen, count) for side in (samples, control))
-    # Held-out images that are in the training set as well say nothing of images that cannot be copies.
+    # Held-out images that are also in the training set are copies, so they cannot be in the control group.
     near_control = near_control[near_control[:, 0] > 0]
     if len(near_control) < _FEWEST:
         raise ValueError(f"all but {len(near_control)} held-out rows are in the training set; at least {_FEWEST} must not be.")

@@ -11,14 +11,14 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_matrix, same_width
 
 
 class Distances(Protocol):
-    """Something that says how far latents (N, D) lie from a reference: (N,), float64."""
+    """A scorer that returns the distances (N,), float64, of latents (N, D) from a reference."""
 
     def distances(self, latents: ArrayLike) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
 class Mahalanobis:
-    """Distances in units of the reference's own spread, by a covariance that is shrunk towards a sphere."""
+    """Mahalanobis distances to the reference's mean, with a covariance that is shrunk towards a multiple of the identity."""
 
     mean: torch.Tensor
     precision_factor: torch.Tensor
@@ -52,7 +52,7 @@ class NearestNeighbours:
 
     @classmethod
     def fit(cls, reference: ArrayLike, *, k: int = 5) -> NearestNeighbours:
-        """Keep latents (M, D), M >= k."""
+        """The scorer for reference latents (M, D), M >= k."""
         return cls(as_matrix(reference, "reference", min_rows=k), k)
 
     def distances(self, latents: ArrayLike) -> torch.Tensor:
@@ -65,23 +65,23 @@ class NearestNeighbours:
 
 @dataclass(frozen=True)
 class OutlierDetector:
-    """Both distances, each held against what is typical, and p-values that hold whatever the law of the latents.
+    """Both distances, compared with their typical values, and p-values that are valid for any distribution of the latents.
 
-    A score is two-sided, |log distance − typical log distance| in units of its spread, because a flat image lies
-    *closer* to the mean than any real one. The larger of the two scores counts.
+    A score is |log distance − mean log distance| divided by its standard deviation. It is two-sided, because a flat
+    image lies *closer* to the mean than any real one. The larger of the two scores is used.
     """
 
     scorers: tuple[Distances, ...]
     centres: torch.Tensor
     spreads: torch.Tensor
     calibration: torch.Tensor
-    """Scores of references that had no part in anything else, ascending."""
+    """Scores of reference latents that are used for nothing else, ascending."""
 
     @classmethod
     def fit(cls, reference: ArrayLike) -> OutlierDetector:
         """Fit to reference latents (M, D), M >= 10.
 
-        Three fifths give the distances, one fifth what is typical of them, one fifth the calibration.
+        Three fifths fit the distances, one fifth gives their typical values, and one fifth is for calibration.
         """
         matrix = as_matrix(reference, "reference", min_rows=10)
         fifth = len(matrix) // 5
@@ -97,7 +97,7 @@ class OutlierDetector:
         return deviations.amax(0)
 
     def p_values(self, latents: ArrayLike) -> torch.Tensor:
-        """Conformal p-values (N,): for latents like the reference, P(p <= α) <= α.
+        """Conformal p-values (N,): for latents from the reference's distribution, P(p <= α) <= α.
 
         Source: Vovk et al. 2005; Bates et al. 2023 (arXiv:2104.08279).
         """
@@ -107,5 +107,5 @@ class OutlierDetector:
 
 
 def _log_distances(scorers: tuple[Distances, ...], latents: ArrayLike) -> torch.Tensor:
-    """(scorers, N)."""
+    """Log distances (scorers, N)."""
     return torch.stack([scorer.distances(latents).clamp(min=1e-300).log() for scorer in scorers])

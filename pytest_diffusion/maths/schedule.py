@@ -29,8 +29,8 @@ def log_snr_of_flow_sigmas(sigmas: ArrayLike) -> torch.Tensor:
 def midway_fall(log_snr: torch.Tensor) -> float:
     """Steepest fall of log-SNR (T,) over any tenth of the schedule between T/4 and 3T/4, in nats per unit of t/T.
 
-    `log_snr` runs from clean to noisy. A cosine falls by 7.8 there, Stable
-    Diffusion's schedule by 8.0 and DDPM's linear one by 14.2.
+    `log_snr` runs from clean to noisy. A cosine schedule falls by 7.8 there, that of
+    Stable Diffusion by 8.0 and the linear one of DDPM by 14.2.
     """
     count = len(log_snr)
     span = max(1, count // 10)
@@ -39,7 +39,7 @@ def midway_fall(log_snr: torch.Tensor) -> float:
 
 
 def textbook_log_snr(num_train_timesteps: int = 1000) -> dict[str, torch.Tensor]:
-    """Log-SNR curves of the schedules that a model's own is compared with, each float64 (T,).
+    """Log-SNR curves of the standard schedules with which a model's schedule is compared, each float64 (T,).
 
     Linear (arXiv:2006.11239), scaled linear (Stable Diffusion), cosine (arXiv:2102.09672).
     """

@@ -1,4 +1,4 @@
-"""Scores of single samples averaged: the Inception score of class probabilities and the CLIP score."""
+"""Scores averaged over samples: the Inception score of class probabilities and the CLIP score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_diffusion.maths.tensors import ArrayLike, as_matrix
 def inception_score(probabilities: ArrayLike) -> float:
     """exp(E[KL(p(y|x) ‖ p(y))]) of class probabilities (N, K), on all samples at once; between 1 and K.
 
-    Source: arXiv:1606.03498. Raises ValueError unless every row is a distribution.
+    Raises ValueError unless every row is non-negative and sums to 1. Source: arXiv:1606.03498.
     """
     return inception_estimate(probabilities).value
 
@@ -37,7 +37,7 @@ def clip_score(image_features: ArrayLike, text_features: ArrayLike) -> float:
 def clip_scores(image_features: ArrayLike, text_features: ArrayLike) -> torch.Tensor:
     """100·max(cos, 0) of each image feature (N, D) with its own text feature (N, D): float64 (N,).
 
-    Source: arXiv:2104.08718, with the scale of 100 that torchmetrics and the field quote.
+    Source: arXiv:2104.08718, with the usual scale of 100, as in torchmetrics.
     """
     images, texts = as_matrix(image_features, "image_features"), as_matrix(text_features, "text_features")
     if images.shape != texts.shape:

@@ -1,4 +1,4 @@
-"""How alike two images are: peak signal-to-noise ratio and structural similarity, as torchmetrics computes them."""
+"""Similarity of two images: peak signal-to-noise ratio and structural similarity, as torchmetrics computes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_diffusion.config.imports import import_past_torchvision
 
 _WINDOW = 11
 _AT_ONCE = 4
-"""Images of which float64 copies are held: a convolution lays out its windows, eleven times the pictures."""
+"""Images converted to float64 at a time: the convolution copies its windows, eleven times the size of the images."""
 _CEILING = 120.0
 
 
@@ -24,19 +24,19 @@ def psnr(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def ssim(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Structural similarity, (N,), of float images (N, C, H, W) in [0, 1]: 1 for equal images, about 0 for unrelated ones.
 
-    Gaussian window of 11 pixels and σ = 1.5, each channel on its own, borders left out. Raises ValueError for
+    Gaussian window of 11 pixels and σ = 1.5, each channel separately, without the borders. Raises ValueError for
     images smaller than the window. Source: Wang et al. 2004, "Image quality assessment", section III.
     """
     if min(images.shape[-2:]) < _WINDOW:
         raise ValueError(f"images are {images.shape[-1]}x{images.shape[-2]}; SSIM needs at least {_WINDOW} pixels a side.")
     found = _of_pairs("structural_similarity_index_measure", images, others, return_full_image=True)
     inner = slice(_WINDOW // 2, -(_WINDOW // 2))
-    # torchmetrics' own mean counts a border of reflected pixels too.
+    # The mean of torchmetrics includes a border of reflected pixels.
     return torch.cat([full[..., inner, inner].flatten(1).mean(1) for _, full in found])
 
 
 def _of_pairs(name: str, images: torch.Tensor, others: torch.Tensor, **arguments: Any) -> list[Any]:
-    """What a function of torchmetrics gives for batches of pairs, in float64."""
+    """Results of a torchmetrics function for batches of pairs, in float64."""
     module = import_past_torchvision("torchmetrics.functional.image", purpose="PSNR and SSIM", install="torchmetrics")
     function: Callable[..., Any] = getattr(module, name)
     batches = zip(images.split(_AT_ONCE), others.split(_AT_ONCE), strict=True)

@@ -1,4 +1,4 @@
-"""Uncertainty of means and proportions, and ranks: the small statistics that verdicts rest on."""
+"""Standard errors, confidence intervals, rank statistics and p-values that the verdicts use."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def rank_correlations(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor
 
 
 def auroc_interval(value: float, num_inliers: int, num_outliers: int, *, z: float = Z95) -> tuple[float, float]:
-    """95 % score interval of an AUROC, within [0, 1], with a width of its own at 0 and 1 too.
+    """95 % score interval of an AUROC, within [0, 1], with a width above zero at 0 and 1 too.
 
-    The values that lie within z of their own standard errors from the one that was seen. Source: Hanley & McNeil 1982,
+    It contains the values that lie within z of their own standard errors from the observed one. Source: Hanley & McNeil 1982,
     equation 2, for the error; Newcombe 2006, method 5, for its inversion.
     """
 
@@ -72,7 +72,7 @@ def auroc_interval(value: float, num_inliers: int, num_outliers: int, *, z: floa
 
 
 def jackknife(figure: Callable[..., float], *sides: torch.Tensor, groups: int = 20) -> Estimate:
-    """A smooth figure of independent samples, each (N, ...), and its standard error by leaving out one group of each at a time.
+    """A smooth statistic of independent samples, each (N, ...), and its standard error from leaving out one group at a time.
 
     Source: Quenouille 1956; Efron & Tibshirani 1993, chapter 11.
     """
@@ -85,31 +85,31 @@ def jackknife(figure: Callable[..., float], *sides: torch.Tensor, groups: int = 
 
 
 def choice_p_value(chosen: Sequence[float], pools: Sequence[torch.Tensor], *, draws: int = 9999, seed: int = 0) -> float:
-    """How often a random member of each pool gives a mean as small as that of the chosen ones: a one-sided Monte Carlo p-value.
+    """One-sided Monte Carlo p-value: how often random members of the pools have a mean as small as that of the chosen ones.
 
-    Each `chosen` value is a member of its pool (K,), K >= 1, and under the null as likely as any other. Never below
+    Each `chosen` value is a member of its pool (K,), K >= 1; under the null hypothesis all members are equally likely. Never below
     1/(draws + 1). Source: Davison & Hinkley 1997, equation 4.11.
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(draws, dtype=torch.float64)
     for pool in pools:
         total += pool.double()[torch.randint(len(pool), (draws,), generator=generator)]
-    # Sums of the same numbers in another order differ by rounding: a tie is a tie.
+    # Sums of the same numbers in another order differ by rounding, but must count as equal.
     observed = math.fsum(chosen)
     return (1 + int((total <= observed + 1e-9 * abs(observed)).sum())) / (draws + 1)
 
 
 def sign_flip_p_value(statistic: Callable[[torch.Tensor], torch.Tensor], count: int, *, draws: int = 999, seed: int = 0) -> float:
-    """How often random signs of `count` exchangeable differences give a statistic as large as that of all signs +1.
+    """P-value: how often random signs of `count` exchangeable differences give a statistic as large as that of all signs +1.
 
-    `statistic` maps signs (draws, count), float64, to values (draws,). All 2^count signs are tried where they are no more
-    than `draws`. Source: Fisher 1935, section 21.
+    `statistic` maps signs (draws, count), float64, to values (draws,). All 2^count combinations are tried if there are at
+    most `draws` of them. Source: Fisher 1935, section 21.
     """
 
     def of_signs(signs: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         return statistic(torch.from_numpy(np.array(signs, ndmin=2))).numpy().reshape(signs.shape[:-1])
 
-    # The signs themselves are the data: one sign for a whole difference, however many numbers it has.
+    # The data are the signs: one sign for each difference, even if a difference has many entries.
     test = permutation_test(
         (np.ones(count),),
         of_signs,

@@ -1,4 +1,4 @@
-"""Checked conversions at the door of the maths: float64, right rank, finite by name and index."""
+"""Conversion and checks of inputs: float64, right rank, finite values. Errors give the name and the index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def as_matrix(values: ArrayLike, name: str, *, min_rows: int = 1) -> torch.Tenso
 
 
 def as_rows(values: ArrayLike, name: str, *, min_rows: int = 1) -> torch.Tensor:
-    """`as_matrix`, but float32 stays float32: ten thousand rows of 2,048 need not be doubled in memory."""
+    """Like `as_matrix`, but float32 stays float32, so that 10,000 rows of 2,048 do not need twice the memory."""
     tensor = torch.as_tensor(values).detach().cpu()
     if tensor.dtype != torch.float32 or tensor.ndim != 2 or len(tensor) < min_rows:
         return as_matrix(values, name, min_rows=min_rows)
@@ -35,13 +35,13 @@ def as_rows(values: ArrayLike, name: str, *, min_rows: int = 1) -> torch.Tensor:
 
 
 def mean_of_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Mean (D,), float64, of rows (N, D), without a copy of them all in float64."""
+    """Mean (D,), float64, of rows (N, D), without a float64 copy of all rows."""
     totals = torch.stack([chunk.double().sum(0) for chunk in rows.split(1024)])
     return totals.sum(0) / len(rows)
 
 
 def shifted(rows: torch.Tensor, origin: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows (N, D) less an origin (D,), subtracted in float64 and then rounded to `dtype`, chunk by chunk."""
+    """Rows (N, D) minus an origin (D,), subtracted in float64 and then rounded to `dtype`, chunk by chunk."""
     result = torch.empty(rows.shape, dtype=dtype)
     for start in range(0, len(rows), 1024):
         result[start : start + 1024] = rows[start : start + 1024].double() - origin
@@ -57,8 +57,8 @@ def same_width(features: torch.Tensor, reference: torch.Tensor) -> None:
 
 
 def require_finite(values: torch.Tensor, name: str) -> None:
-    """Raise ValueError that counts the non-finite entries of `values` and gives the first one's index."""
-    if bool(torch.isfinite(values.sum())):  # one pass without a mask; a sum that overflows is looked at in full
+    """Raise ValueError with the number of non-finite entries of `values` and the index of the first one."""
+    if bool(torch.isfinite(values.sum())):  # one pass without a mask; if the sum overflows, all entries are checked
         return
     finite = torch.isfinite(values)
     if not bool(finite.all()):

@@ -1,1 +1,1 @@
-"""Models by name and by what they can do: loading, capabilities, one call, schedulers, noise levels, latents."""
+"""Models: loading by name, capabilities, one denoiser call, schedulers, noise levels, latents."""

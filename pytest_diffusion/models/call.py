@@ -64,7 +64,7 @@ def call_pipeline(
 
 
 def _as_unit_images(images: Any, count: int, name: str) -> NDArray[np.floating[Any]]:
-    """What a pipeline returned as floats in [0, 1], (N, H, W, C). Raises ModelError where that would be a guess."""
+    """The pipeline's images as floats in [0, 1], (N, H, W, C). Raises ModelError for another shape, count or range."""
     if isinstance(images, torch.Tensor):
         images = (images if images.dtype == torch.uint8 else images.float()).cpu().numpy()
     array = np.stack([np.asarray(image) for image in images]) if isinstance(images, list) else np.asarray(images)

@@ -1,4 +1,4 @@
-"""What a pipeline can do and where it runs, asked of the pipeline itself and not of its class's name."""
+"""What a pipeline can do and where it runs, read from its parts and signature, not from its class name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_diffusion.models.schedulers import has_own_sigma_range, is_flow
 
 
 def device_of(pipeline: Any) -> torch.device:
-    """Where the pipeline's denoiser lies, or runs where it is offloaded."""
+    """Device of the denoiser's weights; for an offloaded pipeline, the device on which it runs."""
     if is_offloaded(modules(pipeline).values()):
         return torch.device(pipeline._execution_device)
     tensor = first_tensor(pipeline)
@@ -29,20 +29,20 @@ def dtype_of(pipeline: Any) -> str:
 
 
 def modules(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The pipeline's neural parts by name."""
+    """The pipeline's torch modules by name."""
     components = getattr(pipeline, "components", None) or vars(pipeline)
     return {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
 
 
 def denoiser(pipeline: Any) -> torch.nn.Module | None:
-    """The UNet or transformer, out of the shell of torch.compile; None where the pipeline has neither."""
+    """The UNet or transformer, without the wrapper of torch.compile; None where the pipeline has neither."""
     part = getattr(pipeline, "unet", None)
     part = part if part is not None else getattr(pipeline, "transformer", None)
     return getattr(part, "_orig_mod", part)
 
 
 def uncompiled(pipeline: Any) -> AbstractContextManager[Any]:
-    """A context in which a compiled denoiser runs as it was written, so that hooks on it are called."""
+    """A context in which a compiled denoiser runs uncompiled, so that hooks on it are called."""
     parts = [module for part in modules(pipeline).values() for module in part.modules()]
     if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts):
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -62,22 +62,22 @@ def has_vae(pipeline: Any) -> bool:
 
 
 def uses_guidance(pipeline: Any) -> bool:
-    """Whether `guidance_scale` weighs two predictions, and is not an input of a distilled model (LCM, Flux) or ignored by it."""
+    """Whether `guidance_scale` weights two predictions; False for distilled models (LCM, Flux), which take it as input or ignore it."""
     config = getattr(denoiser(pipeline), "config", None) or {}
     distilled = config.get("guidance_embeds") is not None or config.get("time_cond_proj_dim") is not None
     return "guidance_scale" in call_parameters(pipeline) and not distilled
 
 
 def predicts_negative_apart(pipeline: Any) -> bool:
-    """Whether the prediction for the negative prompt is a call of the denoiser of its own (Flux), not half of a batch."""
+    """Whether the negative prompt is predicted in a separate denoiser call (Flux), not in half of a batch."""
     return "true_cfg_scale" in call_parameters(pipeline)
 
 
 def guidance_groups(pipeline: Any, encoder_calls: int) -> tuple[int, int]:
-    """How many predictions a call of the denoiser stacks in its batch during a run, and which of them is for the prompt.
+    """Number of predictions that a denoiser call stacks in its batch, and the index of the one for the prompt.
 
     Classifier-free guidance puts the negative prompt first, perturbed-attention guidance its own prediction last.
-    Where the pipeline does not say whether it guides (PixArt), a second call of the text encoder tells it.
+    Where the pipeline has no flag for guidance (PixArt), a second call of the text encoder means guidance.
     """
     if predicts_negative_apart(pipeline):
         return 1, 0
@@ -92,18 +92,18 @@ def takes(pipeline: Any, name: str) -> bool:
 
 
 def takes_step_callback(pipeline: Any) -> bool:
-    """Whether the pipeline hands out its latents after each step."""
+    """Whether the pipeline passes its latents to a callback after each step."""
     return "callback_on_step_end" in call_parameters(pipeline)
 
 
 def family(pipeline: Any) -> str:
-    """The thresholds preset that fits: flow, sdxl, sd15 or ddpm by capabilities, else default."""
+    """Name of the thresholds preset for the pipeline's capabilities: flow, sdxl, sd15 or ddpm, else default."""
     parts = {name for name in FAMILY_PARTS if getattr(pipeline, name, None) is not None}
     return family_of_parts(parts, pipeline.scheduler)
 
 
 def image_size(pipeline: Any, settings: Settings) -> tuple[int, int]:
-    """Height and width in pixels of the samples: the settings', else the pipeline's own."""
+    """Height and width in pixels of the samples: the settings' values, else the pipeline's defaults."""
     own = getattr(getattr(denoiser(pipeline), "config", None), "sample_size", None)
     size = getattr(pipeline, "default_sample_size", None) or own or 64
     sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -112,7 +112,7 @@ def image_size(pipeline: Any, settings: Settings) -> tuple[int, int]:
 
 
 def _vae_scale(pipeline: Any) -> int:
-    """Pixels a side for one latent: the pipeline's own figure, else from the VAE's levels (DiT has none)."""
+    """Pixels along a side per latent position: the pipeline's own value, else from the VAE's levels (DiT has no value)."""
     own = getattr(pipeline, "vae_scale_factor", None)
     levels = pipeline.vae.config.get("block_out_channels") or [0]
     return int(own) if own else 2 ** (len(levels) - 1)
@@ -132,7 +132,7 @@ def family_of_parts(parts: set[str], scheduler: Any) -> str:
 
 
 def first_tensor(pipeline: Any) -> torch.Tensor | None:
-    """A parameter of the denoiser, or a buffer where there is nothing to train."""
+    """First parameter of the denoiser, or its first buffer where it has no parameters; None where it has neither."""
     part = denoiser(pipeline)
     return next(itertools.chain(part.parameters(), part.buffers()), None) if part is not None else None
 

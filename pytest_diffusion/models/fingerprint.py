@@ -1,4 +1,4 @@
-"""The fingerprint of a pipeline: a hash of all that decides its samples, apart from the scheduler."""
+"""The fingerprint of a pipeline: a hash of everything that determines its samples, except the scheduler."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_diffusion.models.memory import whole_state_dict
 
 
 def fingerprint(pipeline: Any) -> str:
-    """Hash of the weights, configurations and vocabularies of all parts, scheduler apart: 16 hex digits."""
+    """Hash of the weights, configurations and vocabularies of all parts except the scheduler: 16 hex digits."""
     return checksum_of(_decisive(pipeline), size=8)
 
 
 def _decisive(pipeline: Any) -> Iterator[Any]:
-    """Texts and bytes of all that decides a sample, one after another."""
+    """Texts and bytes of everything that determines a sample, in a fixed order."""
     yield type(pipeline).__name__
     for name, part in sorted(modules(pipeline).items()):
         yield f"{name}:{config_text(getattr(part, 'config', None))}"

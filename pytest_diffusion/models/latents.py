@@ -1,4 +1,4 @@
-"""Images to the latents that the denoiser sees, and back: scaling and shift applied once, as pipelines do."""
+"""Conversion of images to the denoiser's latents and back; scaling and shift are applied once, as in pipelines."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LatentCodec:
     """(1, C or 1, 1, 1), float32: the configuration's `latents_std` per channel, else 1."""
 
     upcasts: bool = False
-    """Whether the pipeline decodes in float32 what its VAE holds in float16."""
+    """Whether the pipeline decodes in float32 although the VAE's weights are float16."""
     device: torch.device | None = None
-    """Where inputs go when it is not where the weights lie: of an offloaded VAE they come to the accelerator only when it runs."""
+    """Device for the inputs of an offloaded VAE, whose weights are on the accelerator only while it runs; else None."""
 
     @classmethod
     def of(cls, pipeline: Any) -> LatentCodec:
-        """The codec of a pipeline's VAE; in float32 where the pipeline decodes so. Raises NotApplicable for a pixel-space model."""
+        """The codec of a pipeline's VAE; float32 where the pipeline decodes in float32. Raises NotApplicable for a pixel-space model."""
         if not has_vae(pipeline):
             raise NotApplicable(f"{type(pipeline).__name__} has no VAE: it works on pixels.")
         vae, config = pipeline.vae, pipeline.vae.config
@@ -48,7 +48,7 @@ class LatentCodec:
         return cls(vae, 1.0 if scaling is None else float(scaling), shift_of, spread_of, upcasts, device)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (N, C, h, w), float32, the mean of the posterior, of uint8 images (N, 3, H, W).
+        """Scaled latents of uint8 images (N, 3, H, W): the posterior mean, float32 (N, C, h, w).
 
         Raises ModelError where memory runs out for a single image.
         """
@@ -66,13 +66,13 @@ class LatentCodec:
         """
 
         def decode(batch: torch.Tensor) -> torch.Tensor:
-            # In the VAE's own dtype and order, as pipelines do: then their images are the same to the last bit.
+            # Same dtype and order of operations as in pipelines, so that images are equal to the last bit.
             scaled, spread, shift = (self._moved(values) for values in (batch, self.spread, self.shift))
             raw = scaled * spread / self.scaling_factor + shift
             images: torch.Tensor = (self.vae.decode(raw).sample * 0.5 + 0.5).clamp(0, 1).float().cpu()
             return images
 
-        # A side of latents stands for about eight pixels.
+        # One latent position covers about 8x8 pixels.
         return self._in_batches(decode, latents, 64 * latents.shape[-2] * latents.shape[-1])
 
     def _moved(self, values: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class LatentCodec:
         return values.to(self.device or parameter.device, parameter.dtype)
 
     def _in_batches(self, work: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, pixels: int) -> torch.Tensor:
-        """`work` on batches of at most 32 images, fewer of larger ones: a decoder's last layers hold hundreds of numbers for a pixel."""
+        """`work` on batches of at most 32 images, fewer for large images: a decoder's last layers store hundreds of values per pixel."""
 
         def run(size: int) -> torch.Tensor:
             return torch.cat([work(batch) for batch in values.split(size)])

@@ -1,4 +1,4 @@
-"""Noise levels: what a model's input is made of at a timestep, and the prediction types that say the same about it."""
+"""Noise levels: the weights of image and noise in a model's input at a timestep, and conversion between prediction types."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class NoiseLevel(NamedTuple):
         """The variance-preserving level with sigma/alpha = ratio."""
         value = torch.as_tensor(ratio, dtype=torch.float64)
         alpha = (1 + value.square()).rsqrt()
-        # At zero terminal SNR nothing is left of the image.
+        # At zero terminal SNR the input is pure noise.
         return cls(alpha, torch.where(torch.isinf(value), torch.ones_like(value), value * alpha))
 
 
 def kind_of(scheduler: Any) -> Kind:
-    """How a scheduler holds its samples.
+    """Form in which a scheduler keeps its samples.
 
     "vp": √ᾱ·x₀ + √(1−ᾱ)·noise. "sigma": x₀ + σ·noise, scaled to "vp" for the model. "edm": the same with
     Karras's preconditioning around the model. "flow": (1−σ)·x₀ + σ·noise.
@@ -44,9 +44,9 @@ def kind_of(scheduler: Any) -> Kind:
 
 
 def level_of_timestep(scheduler: Any, timestep: torch.Tensor | float) -> NoiseLevel:
-    """Level of the model's input at a timestep of the training schedule, fractional ones interpolated in log σ.
+    """Noise level of the model's input at a training timestep; fractional timesteps are interpolated in log σ.
 
-    Raises NotApplicable for a scheduler whose timesteps do not tell.
+    Raises NotApplicable for a scheduler whose timesteps alone do not determine the level.
     """
     value = float(timestep)
     kind = kind_of(scheduler)
@@ -71,24 +71,24 @@ def level_of_timestep(scheduler: Any, timestep: torch.Tensor | float) -> NoiseLe
 
 
 def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor) -> NoiseLevel:
-    """Level of `model_input`, which the scheduler made of `sample` in a sampling loop: its own σ, not the rounded timestep's.
+    """Noise level of `model_input`, which the scheduler made from `sample` in a sampling loop: by its σ, not the rounded timestep.
 
-    Raises NotApplicable for a scheduler whose σ and whose deeds do not fit together: its kind is not known.
+    Raises NotApplicable for a scheduler whose scaling matches none of its sigmas, or whose kind is not known.
     """
     kind = kind_of(scheduler)
     name = type(scheduler).__name__
     if kind == "sigma" and torch.equal(model_input, sample):
-        # The model is given the sample as it is, as k-diffusion's own denoisers are.
+        # The model gets the unscaled sample, as the denoisers of k-diffusion do.
         sigma = torch.as_tensor(scheduler.sigmas[_step_index(scheduler, timestep)]).to("cpu", torch.float64)
         return NoiseLevel(torch.ones_like(sigma), sigma)
     if kind in ("sigma", "edm"):
         data = _sigma_data(scheduler) if kind == "edm" else 1.0
-        # c_in = 1/√(σ² + σ_data²) is what the scheduler did to the sample; it tells which of its σ is meant.
+        # The scheduler scaled the sample by c_in = 1/√(σ² + σ_data²). This factor identifies the current σ.
         largest = sample.abs().flatten().argmax()
         scale = (model_input.flatten()[largest].double() / sample.flatten()[largest].double()).cpu()
         lists = [getattr(scheduler, attribute, None) for attribute in ("sigmas", "sigmas_interpol", "mid_point_sigma")]
         known = torch.cat([torch.as_tensor(values).to("cpu", torch.float64).reshape(-1) for values in lists if values is not None])
-        known = known[known.isfinite()]  # KDPM2 has no interpolated sigma before its first
+        known = known[known.isfinite()]  # KDPM2 has no finite interpolated sigma before its first
         scales = (known.square() + data**2).rsqrt()
         sigma = known[(scales - scale).abs().argmin()]
         if not abs(float((sigma.square() + data**2).rsqrt() / scale) - 1) < 1e-3:
@@ -110,11 +110,11 @@ def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tenso
 def as_prediction(
     pred_original_sample: torch.Tensor, model_input: torch.Tensor, level: NoiseLevel, prediction_type: str, *, scheduler: Any = None
 ) -> torch.Tensor:
-    """The model output of a prediction type that says the same as a clean prediction; shapes (N, ...).
+    """Model output of a prediction type that is equivalent to a clean prediction; shapes (N, ...).
 
     "epsilon" is (x − α·x̂₀)/σ, "v_prediction" α·ε − σ·x̂₀, "flow_prediction" ε − x̂₀, "sample" x̂₀ itself; at σ = 0,
-    where nothing is left to predict, ε is 0. For an EDM scheduler the output is what its preconditioning turns
-    back into x̂₀. Raises ValueError for another prediction type.
+    where there is no noise to predict, ε is 0. For an EDM scheduler the output is the one that its preconditioning
+    turns into x̂₀. Raises ValueError for another prediction type.
     """
     alpha, sigma = (value.to(model_input.device, model_input.dtype) for value in level)
     if scheduler is not None and kind_of(scheduler) == "edm":
@@ -132,7 +132,7 @@ def as_prediction(
 
 
 def prediction_type_of(scheduler: Any) -> str:
-    """What the scheduler takes the model's output for."""
+    """Prediction type that the scheduler assumes for the model's output."""
     named = config_value(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", None)
     return str(named) if named else ("flow_prediction" if kind_of(scheduler) == "flow" else "epsilon")
 

@@ -42,10 +42,10 @@ def load_pipeline(settings: Settings) -> Any:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ModelError(f"--diffusion-device: {settings.model} cannot be moved to {device}: {str(error).splitlines()[0]}") from error
     if source.is_checkpoint and getattr(pipeline, "safety_checker", None) is not None:
-        # It paints a false alarm black, and a black frame is not what the model gave.
+        # The checker replaces flagged images with black frames, also after false alarms. These are not the model's output.
         pipeline.register_modules(safety_checker=None)
     if source.is_checkpoint and getattr(pipeline, "watermark", None) is not None:
-        # Stable Diffusion XL marks its images where a package for it is installed: the figures are of what the model gave.
+        # Stable Diffusion XL adds a watermark where its package is installed. Figures are measured on images without it.
         pipeline.watermark = None
     for part in modules(pipeline).values():
         part.eval()
@@ -55,7 +55,7 @@ def load_pipeline(settings: Settings) -> Any:
 
 
 def load_scheduler(settings: Settings) -> Any | None:
-    """The model's own scheduler without its weights; None where only the whole pipeline can tell.
+    """The model's scheduler, read without loading the weights; None where only the loaded pipeline has it.
 
     Raises ModelError when its configuration cannot be loaded.
     """
@@ -106,7 +106,7 @@ def load_hub_id(value: str, *, settings: Settings | None = None) -> Any:
 
 
 def load_callable(value: str, *, settings: Settings | None = None) -> Any:
-    """What `package.module:callable` returns, or the pipeline that stands there. Raises ModelError for anything else."""
+    """The pipeline that `package.module:callable` returns or is. Raises ModelError for anything else."""
     import diffusers
 
     factory = load_object(value, "--diffusion-model")
@@ -117,7 +117,7 @@ def load_callable(value: str, *, settings: Settings | None = None) -> Any:
 
 
 def load_single_file(value: str, *, settings: Settings | None = None) -> Any:
-    """A pipeline from one checkpoint; a folder `<name>.config` beside it serves machines without the hub."""
+    """A pipeline from one checkpoint file; its configuration is a folder `<name>.config` beside it, else from the hub."""
     import diffusers
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 
@@ -147,8 +147,8 @@ def _index_source(model: str | None) -> str | None:
 def _own_dtype(source: ModelSource, model: str, pipeline: Any, device: str) -> torch.dtype | None:
     """One dtype for all parts of a loaded checkpoint: float32 on the CPU, else the one its denoiser is stored in.
 
-    Loaders of diffusers and of transformers differ in their default, so that parts could meet in two dtypes.
-    A pipeline that the user built is left as it is (None).
+    Loaders of diffusers and of transformers have different defaults, so parts could have two dtypes.
+    None for a pipeline that the user built: its dtype is not changed.
     """
     if not source.is_checkpoint:
         return None
@@ -158,7 +158,7 @@ def _own_dtype(source: ModelSource, model: str, pipeline: Any, device: str) -> t
 
     folder, part = source.folder(model), denoiser(pipeline)
     files = [path for name in ("unet", "transformer") for path in folder.glob(f"{name}/*.safetensors")] if folder is not None else []
-    # A variant such as model.fp16.safetensors lies beside the file that is loaded.
+    # Variants such as model.fp16.safetensors are skipped: they are not loaded.
     for file in sorted(path for path in files if path.stem.count(".") == 0):
         with safe_open(file, framework="pt") as opened:
             stored: torch.dtype = opened.get_tensor(next(iter(opened.keys()))).dtype

@@ -1,4 +1,4 @@
-"""Models larger than memory: batches that become smaller when it runs out, and parts that accelerate offloads."""
+"""Models larger than memory: smaller batches when memory runs out, and modules that accelerate offloads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Result = TypeVar("_Result")
 
 @dataclass
 class BatchSize:
-    """Samples in a batch; halved when memory runs out, and it stays so for the batches that follow."""
+    """Number of samples in a batch. It is halved when memory runs out and stays halved for later batches."""
 
     size: int
 
     def run(self, work: Callable[[int], _Result]) -> _Result:
-        """Result of `work(size)` at the largest size that memory holds. Raises ModelError when one sample is too much."""
+        """Result of `work(size)`, with the size halved until it fits into memory. Raises ModelError when one sample does not fit."""
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
         while True:
@@ -37,12 +37,12 @@ class BatchSize:
 
 
 def is_offloaded(parts: Iterable[torch.nn.Module]) -> bool:
-    """Whether accelerate moves any of these modules to its device as it runs, or has spread them over devices."""
+    """Whether accelerate moves any of these modules to a device only while it runs, or has split them over devices."""
     return any(hasattr(part, "_hf_hook") for part in parts)
 
 
 def whole_state_dict(part: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A module's tensors, those that are offloaded too."""
+    """A module's tensors by name, including offloaded ones."""
     from accelerate.utils.modeling import get_state_dict_offloaded_model
 
     state: dict[str, Any] = part.state_dict()

@@ -1,4 +1,4 @@
-"""One call of the denoiser in the middle of a run, on latents of our choice: what the pipeline gives it, with another picture in it."""
+"""One denoiser call from the middle of a run, repeated with the pipeline's own arguments on other latents."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 PLAN, STEP = 4, 2
-"""The third of four steps: half of the noise is gone, and the picture is not yet settled."""
+"""The third of four steps: about half of the noise is removed, and the image is not yet determined."""
 
 
 class EnoughSeen(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a run of which the rest is not needed."""
+    """Ends a run whose remaining steps are not needed."""
 
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """What the pipeline hands to its denoiser at one step, for the prompts that it was called with."""
+    """The arguments that the pipeline passes to its denoiser at one step, for given prompts, and the step's noise level."""
 
     pipeline: Any
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -33,7 +33,7 @@ class DenoiserCall:
 
     @classmethod
     def catch(cls, pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, seeds: Sequence[int]) -> DenoiserCall:
-        """Run the pipeline up to the step and keep its arguments; one sample for each seed, with its prompt where it takes one.
+        """The denoiser's arguments at step `STEP` of a run; one sample for each seed, with its prompt where the model takes prompts.
 
         Raises NotApplicable where the noise level is not known.
         """
@@ -57,11 +57,11 @@ class DenoiserCall:
         return cls(pipeline, calls[STEP], level_of_timestep(pipeline.scheduler, pipeline.scheduler.timesteps[STEP]))
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Latents (N, C, h, w) with as much noise as the step has."""
+        """Latents (N, C, h, w) at the step's noise level: alpha·latents + sigma·noise."""
         return float(self.level.alpha) * latents + float(self.level.sigma) * noise
 
     def output(self, noised: torch.Tensor) -> torch.Tensor:
-        """The denoiser's output for the prompts, (N, C, h, w), float32 on the CPU, when it is given `noised` latents."""
+        """The denoiser's output for `noised` latents and the prompts, float32 (N, C, h, w), on the CPU."""
         args, kwargs = self.arguments
         name = "sample" if "sample" in kwargs else "hidden_states" if "hidden_states" in kwargs else None
         own = kwargs[name] if name else args[0]
@@ -79,12 +79,12 @@ class DenoiserCall:
         if rows.ndim == 3:
             height, width = (side * self.pipeline.vae_scale_factor for side in noised.shape[-2:])
             rows = self.pipeline._unpack_latents(rows, height, width, self.pipeline.vae_scale_factor)
-        # Learned variances ride along as further channels.
+        # Learned variances are extra output channels.
         return rows[:, : noised.shape[1]]
 
 
 def _no_class(pipeline: Any, seeds: Sequence[int]) -> dict[str, Any]:
-    """For class-conditional models the class that stands for none, as nothing is known of a reference image's."""
+    """For class-conditional models, the label for "no class": the classes of reference images are not known."""
     classes = (getattr(_network(pipeline), "config", None) or {}).get("num_embeds_ada_norm")
     return {"class_labels": [classes] * len(seeds)} if classes and takes(pipeline, "class_labels") else {}
 

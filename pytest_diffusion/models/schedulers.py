@@ -1,4 +1,4 @@
-"""What a scheduler can do and what its schedule is, whatever its class: VP, sigma, EDM or flow matching."""
+"""Capabilities and noise schedule of a scheduler of any class: VP, sigma, EDM or flow matching."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, unkno
 
 
 class Scheduler(Protocol):
-    """A scheduler of diffusers or of your own: what the checks of a schedule need of it."""
+    """The interface that the schedule checks need: a scheduler of diffusers or your own."""
 
     def set_timesteps(self, num_inference_steps: int) -> Any:
-        """Plan a run; other arguments are the scheduler's own."""
+        """Set the timesteps of a run; other arguments depend on the scheduler."""
 
 
 def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
@@ -32,7 +32,7 @@ def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
 
 
 def num_train_timesteps(scheduler: Any) -> int:
-    """Length of the training schedule, 1000 where the scheduler does not say."""
+    """Length of the training schedule, 1000 where the scheduler has no such value."""
     own = config_value(scheduler, "num_train_timesteps") or getattr(scheduler, "num_train_timesteps", None)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     return int(own or (len(alphas) if alphas is not None else 1000))
@@ -48,7 +48,7 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def _steps_in_shares(scheduler: Any) -> bool:
-    """Whether the planned sigmas are shares of noise from at most 1 on, and the timesteps are those shares of the training schedule."""
+    """Whether all sigmas lie in (0, 1] and each timestep is its sigma times the length of the training schedule."""
     sigmas, timesteps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
     if sigmas is None or timesteps is None or not len(timesteps) or len(sigmas) not in (len(timesteps), len(timesteps) + 1):
         return False
@@ -73,20 +73,20 @@ def revisits_timesteps(scheduler: Any) -> bool:
 
 
 def as_values(values: Any) -> torch.Tensor:
-    """Timesteps or sigmas as a tensor on the processor: authors keep them as tensors, lists, and arrays of any stride."""
+    """Timesteps or sigmas as a tensor on the CPU; schedulers store them as tensors, lists, or arrays of any stride."""
     if isinstance(values, torch.Tensor):
         return values.cpu()
     return torch.as_tensor(np.ascontiguousarray(values))
 
 
 def fewest_steps(scheduler: Any) -> int:
-    """Fewest inference steps a scheduler is made for: PNDM's Runge-Kutta warm-up takes its whole order."""
+    """Smallest number of inference steps that a scheduler supports: PNDM's Runge-Kutta warm-up needs as many as its order."""
     warms_up = hasattr(scheduler, "prk_timesteps") and not config_value(scheduler, "skip_prk_steps")
     return int(getattr(scheduler, "pndm_order", 1)) if warms_up else 1
 
 
 def with_timesteps(scheduler: Any, num_inference_steps: int) -> Any:
-    """A copy of the scheduler after `set_timesteps`; the caller's object is left alone."""
+    """A copy of the scheduler after `set_timesteps`; the caller's object is not changed."""
     fresh = copy.deepcopy(scheduler)
     arguments = {}
     if config_value(scheduler, "use_dynamic_shifting"):
@@ -97,7 +97,7 @@ def with_timesteps(scheduler: Any, num_inference_steps: int) -> Any:
 
 
 def alphas_cumprod(scheduler: Any) -> torch.Tensor:
-    """ᾱ at each training timestep, float64 (T,). Raises NotApplicable where the schedule is not of that kind."""
+    """ᾱ at each training timestep, float64 (T,). Raises NotApplicable where the schedule has no ᾱ."""
     values = getattr(scheduler, "alphas_cumprod", None)
     if values is None:
         raise NotApplicable(f"{type(scheduler).__name__} has no alphas_cumprod: its schedule is given by sigmas.")
@@ -117,8 +117,8 @@ def betas(scheduler: Any) -> torch.Tensor:
 def log_snr(scheduler: Any) -> torch.Tensor:
     """Log-SNR in nats from the cleanest to the noisiest training timestep, float64 (T,).
 
-    log(ᾱ/(1−ᾱ)) for VP schedules, −2·log σ for EDM, 2·log((1−σ)/σ) for flow matching; −inf is legal at
-    the noisy end. Raises NotApplicable for a scheduler that has none of these.
+    log(ᾱ/(1−ᾱ)) for VP schedules, −2·log σ for EDM, 2·log((1−σ)/σ) for flow matching; −inf is allowed
+    at the noisy end. Raises NotApplicable for a scheduler that has none of these.
     """
     if is_flow(scheduler):
         sigmas = _training_sigmas(scheduler)
@@ -131,7 +131,7 @@ def log_snr(scheduler: Any) -> torch.Tensor:
 
 
 def build_scheduler(name: str | None, base: Any, config: Sequence[str] = ()) -> Any:
-    """A scheduler of another class (or of the same) from the config of the model's own, with entries "key=value" on top.
+    """A scheduler of class `name` (default: that of `base`) from the config of `base`, changed by entries "key=value".
 
     `name` is a class of diffusers or `package.module:Class`. Raises SettingsError for an unknown class or
     one that the config does not fit.

@@ -1,4 +1,4 @@
-"""Names of models and schedulers: what each looks like, and what can be seen of it before anything is loaded."""
+"""Names of models and schedulers: how each is recognised, and what is checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def _check_file(flag: str, value: str) -> None:
 
 
 def _is_folder_name(value: str) -> bool:
-    """A folder that is there, or a path that can be nothing else."""
+    """Whether it is an existing folder, or a path that no other source accepts."""
     path = Path(value)
     return path.is_dir() or (":" not in value and (path.is_absolute() or value.startswith((".", "~")) or len(path.parts) > 2))
 
 
 def _check_folder(flag: str, value: str) -> None:
-    """A diffusers folder whose configurations are JSON objects."""
+    """Raises SettingsError unless it is a diffusers folder whose configurations are JSON objects."""
     folder = Path(value)
     if not folder.is_dir():
         raise SettingsError(f"{flag}: the folder {value} does not exist.")

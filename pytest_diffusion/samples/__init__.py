@@ -1,1 +1,1 @@
-"""Samples: made once, in batches, kept on disk and found again."""
+"""Samples: generated once, in batches, stored on disk and reused."""

@@ -1,4 +1,4 @@
-"""Canaries: before anything is judged, the metrics must tell real images from black frames, noise and one tight cluster."""
+"""Canaries: before a model is judged, the metrics must separate real images from black frames, noise and one tight cluster."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def canary_figures(reference: Reference, features: Features, extractor: Extract,
     """KID, Fréchet distance, precision and recall of four small sets against the reference, by set and figure.
 
     The sets have 64 images each: "real" (held out of the reference), "black", "noise" and "cluster" (one real
-    image with a little noise). Features of the made-up ones are kept under `root`. Empty for fewer than 256
-    reference images, whose balls are so wide that noise may lie within them.
+    image with a little noise). Features of the synthetic sets are stored under `root`. Empty for fewer than 256
+    reference images: their nearest-neighbour balls are so wide that noise may lie inside.
     """
     if reference.images is None or len(reference.images) < 4 * _SIZE:
         return {}
@@ -56,7 +56,7 @@ def canary_figures(reference: Reference, features: Features, extractor: Extract,
 
 
 def require_telling(figures: dict[str, dict[str, float]], extractor: str) -> None:
-    """Raise SetupError unless each made-up set looks worse than real images do: no verdict would mean anything."""
+    """Raise SetupError unless each synthetic set scores worse than real images; otherwise no verdict would be meaningful."""
     if not figures:
         return
     real = figures["real"]
@@ -78,9 +78,9 @@ def require_telling(figures: dict[str, dict[str, float]], extractor: str) -> Non
 
 
 def require_aligned(reference: Reference, clip: Scorer, root: Path) -> None:
-    """Raise SetupError unless the reference's own prompts fit its images better than shuffled ones do, by three standard errors.
+    """Raise SetupError unless the reference's images score higher with their own prompts than with shuffled ones, by 3 standard errors.
 
-    Embeddings of the images are kept under `root`.
+    Embeddings of the images are stored under `root`.
     """
     if reference.images is None or reference.prompts is None:
         return

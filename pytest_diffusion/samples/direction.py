@@ -1,4 +1,4 @@
-"""Images along a semantic direction: from one prompt to another that differs in one attribute, seed by seed."""
+"""Images along a semantic direction: between two prompts that differ in one attribute, at the same seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONDITIONS = ("encoder_hidden_states", "pooled_projections", "encoder_attention
 
 @dataclass(frozen=True)
 class Direction:
-    """Images uint8 (N, 3, H, W) of two prompts at the same seeds, and of the way between them at the first of these seeds."""
+    """Images of two prompts at the same seeds, uint8 (N, 3, H, W), and of interpolated prompts at the first of these seeds."""
 
     pair: DirectionPair
     source_images: torch.Tensor
@@ -34,7 +34,7 @@ class Direction:
 
 
 def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Direction:
-    """Both prompts of a pair at 32 seeds, and the way between at 16. Raises NotApplicable for a model without prompts."""
+    """Images of both prompts at 32 seeds, and of interpolated prompts at 16. Raises NotApplicable for a model without prompts."""
     if not is_text_conditioned(pipeline):
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
 
@@ -53,7 +53,7 @@ def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Dir
 
 @contextmanager
 def _hearing(pipeline: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """What the denoiser is told of the prompt, in the first call inside the block: tensors by their argument's name."""
+    """Records the denoiser's text inputs in the first call inside the block: tensors by argument name."""
     heard: dict[str, torch.Tensor] = {}
 
     def hear(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,12 +66,12 @@ def _hearing(pipeline: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 @contextmanager
 def _leaning(pipeline: Any, target: dict[str, torch.Tensor], strength: float) -> Iterator[None]:
-    """Every prompt's embedding is moved towards `target`: (1 - strength)·own + strength·target."""
+    """Replaces every prompt's embedding inside the block by (1 - strength)·own + strength·target."""
 
     def lean(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         changed = dict(kwargs)
         for name, own in _conditions(kwargs).items():
-            # The negative prompt is the same on both sides and stays where it is.
+            # The negative prompt is the same on both sides, so interpolation does not change it.
             other = _rows(target[name], len(own))
             between = torch.lerp(own.float(), other.float(), strength).to(own.dtype) if own.is_floating_point() else own
             if name in _CONDITIONS:
@@ -91,7 +91,7 @@ def _conditions(kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _rows(states: torch.Tensor, count: int) -> torch.Tensor:
-    """States of one prompt, with its negative one before it where there is guidance, for a batch of `count` rows."""
+    """States of one prompt, with guidance preceded by its negative prompt, repeated for a batch of `count` rows."""
     return states.repeat_interleave(count // len(states), 0)
 
 

@@ -1,4 +1,4 @@
-"""Generation: batches into the store, one process at a time, smaller batches when memory runs out."""
+"""Generation of samples: batches are written to the store by one process at a time, and halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pytest_diffusion.samples.store import Samples, SampleStore
 from pytest_diffusion.verdicts.errors import ModelError
 
 SHARD_SIZE = 64
-"""Samples in a shard, or a whole batch where that is more: what a killed run loses at most."""
+"""Samples in a shard, or a whole batch where that is more. A killed run loses at most one shard."""
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
 
 
 def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
-    """The given batch size, else 64 images of 32², fewer of larger ones; memory that runs out halves it."""
+    """Images in a batch: the setting, else 64 of 32x32 pixels (on an accelerator 8 of 512x512), fewer for larger images."""
     if settings.batch_size is not None:
         return settings.batch_size
     height, width = image_size(pipeline, settings)
@@ -36,7 +36,7 @@ def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
 
 
 def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> dict[str, Any]:
-    """Everything that changes a sample, as plain JSON: the store's address. How many there are changes none of them."""
+    """Everything that changes a sample, as plain JSON; its hash is the store's address. The number of samples is not part of it."""
     return {
         "pipeline": type(pipeline).__name__,
         "weights": fingerprint(pipeline),
@@ -56,9 +56,9 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
 def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None) -> Samples:
     """`settings.num_samples` images from the store, generated first where they are missing.
 
-    Sample i has prompt i modulo their number and a seed of its own (`samples.seeds`), so that a larger number continues a
-    smaller one. Another process that wants the same samples waits and then reads them. Raises ModelError where
-    the store cannot be written; what is there stays.
+    Sample i has prompt i modulo the number of prompts, and its own seed (`samples.seeds`). A larger number of samples
+    therefore extends a smaller one. Another process that needs the same samples waits and then reads them. Raises
+    ModelError where the store cannot be written; existing samples are kept.
     """
     from filelock import FileLock
 
@@ -70,7 +70,7 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
     batch = BatchSize(automatic_batch_size(settings, pipeline))
     shard_size = max(SHARD_SIZE, batch.size)
     if not store.is_writable():
-        # A finished store may lie on a read-only disk, where no lock can be taken.
+        # A complete store may be on a read-only disk, where no lock can be taken.
         if missing := store.missing(count, shard_size):
             raise ModelError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
@@ -125,7 +125,7 @@ def generate_images(
 
 
 def _tensors_text(scheduler: Any) -> str:
-    """Hash of the schedule itself: it may have been changed without its config."""
+    """Hash of the schedule's values, which may differ from those that the config gives."""
     values = getattr(scheduler, "alphas_cumprod", None)
     if values is None:
         return ""

@@ -1,7 +1,7 @@
-"""Encoded reference images as the denoiser sees them, to find where near them it predicts best.
+"""The denoiser's error on encoded reference images, as they are and with another scale, shift or channel order.
 
-A denoiser is trained on the latents of one encoder, with one factor, one shift and one order of channels. Given
-others it still runs, and predicts worse. All comparisons are paired: the same images, noise and prompts.
+A denoiser is trained on the latents of one encoder, with one factor, one shift and one order of channels. With other
+latents it still runs, but its error is larger. All comparisons are paired: the same images, noise and prompts.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ IMAGES, SCOUTS = 32, 8
 
 @dataclass(frozen=True)
 class LatentFit:
-    """Calls of the denoiser in the middle of a run, with the latents (N, C, h, w) and the noise that belong to each batch."""
+    """Denoiser calls from the middle of a run, one per batch, with the batch's latents (N, C, h, w) and noise."""
 
     calls: list[DenoiserCall]
     latents: list[torch.Tensor]
     noise: list[torch.Tensor]
     scaling_factor: float
     is_distilled: bool = False
-    """Whether it draws from text without guidance: then it was taught to predict what guidance would, not the mean."""
+    """Whether it is a text model that runs without guidance. It then predicts a guided result, not the posterior mean."""
     first_few: LatentFit | None = None
-    """The first few images alone, for a search through many changes; the best is then measured on all images."""
+    """The fit of the first few images, for a search over many changes; the best change is then measured on all images."""
 
     def errors(self, *, factor: float = 1.0, offset: float = 0.0, order: list[int] | None = None) -> torch.Tensor:
-        """Mean squared error of the prediction for each image, (N,), float64, when all latents are changed so.
+        """Mean squared error of the prediction for each image, float64 (N,), on latents·factor + offset with channels in `order`.
 
-        In the model's own units: at one noise level every type of prediction errs in proportion to the noise's.
+        The error has the units of the model's output. At one noise level the errors of all prediction types are proportional.
         """
         return torch.cat([residual.square().flatten(1).mean(1) for residual, _, _ in self._predictions(factor, offset, order)])
 
     def agreement(self, factor: float) -> torch.Tensor:
-        """Of latents times a factor: (prediction · latents, |prediction|²) for each image, (N, 2), float64, means of channels apart.
+        """Inner product of clean prediction and latents, and squared norm of the prediction, for each image, float64 (N, 2).
 
-        The mean of all images that a noisy one may come from is as long as its projection on the true one: the two figures
-        are equal on average at the scale that the denoiser was trained on, the first is larger beyond it and smaller before.
+        Latents are multiplied by `factor`; each channel's mean is subtracted from both. The best clean prediction is the
+        posterior mean, for which the two values are equal on average. This holds at the scale that the denoiser was
+        trained on. At a larger scale the first value is larger, at a smaller scale it is smaller.
         """
         values = []
         for residual, slope, changed in self._predictions(factor, 0.0, None):
@@ -60,7 +61,7 @@ class LatentFit:
     def _predictions(
         self, factor: float, offset: float, order: list[int] | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """By batch: what the output lacks of the right one, how that grows with an error of the clean image, and the clean latents."""
+        """By batch: the output's error, the change of the correct output per unit of the clean latents, and the clean latents."""
         for call, latents, noise in zip(self.calls, self.latents, self.noise, strict=True):
             changed = (latents if order is None else latents[:, order]) * factor + offset
             noised = call.noised(changed, noise)
@@ -73,22 +74,22 @@ class LatentFit:
 
     @cached_property
     def own_errors(self) -> torch.Tensor:
-        """`errors` of the latents as they are encoded."""
+        """`errors` of the unchanged latents."""
         return self.errors()
 
     @property
     def scout(self) -> LatentFit:
-        """The first few images alone; all of them where no few were set apart."""
+        """The fit of the first few images, or of all images where there is no such fit."""
         return self.first_few or self
 
     @property
     def channels(self) -> int:
-        """How many channels the latents have."""
+        """Number of channels of the latents."""
         return self.latents[0].shape[1]
 
 
 def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, settings: Settings) -> LatentFit:
-    """Catch the denoiser's call for 32 reference images, with their prompts where they have some and empty ones otherwise.
+    """The fit of the first 32 reference images, with their prompts, or empty prompts where they have none.
 
     Raises NotApplicable for a reference without images, and for models whose noise level is not known.
     """

@@ -1,4 +1,4 @@
-"""Outlier scores of reference latents and of images that are certainly or probably outliers: made once, for all checks."""
+"""Outlier scores of reference latents and of synthetic outliers, computed once for all checks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Outliers:
     codec: LatentCodec
     detector: OutlierDetector
     held_out: torch.Tensor
-    """Images uint8 (N, 3, H, W) that had no part in the fit."""
+    """Images, uint8 (N, 3, H, W), that were not used in the fit."""
     num_fitted: int
 
     @classmethod
     def of(cls, codec: LatentCodec, reference: Reference) -> Outliers:
-        """Raises NotApplicable for fewer than 20 reference images."""
+        """A detector fitted to a reference. Raises NotApplicable for fewer than 20 reference images."""
         images = reference.require_images()
         half = min(len(images) // 2, REFERENCES)
         if half < 10:
@@ -44,7 +44,7 @@ class Outliers:
         return _flat(self.codec.encode(self.held_out))
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Outlier scores (N,) by kind: "held-out references" first, then each kind of outlier made of them."""
+        """Outlier scores (N,) by kind: "held-out references" first, then each kind of outlier made from them."""
         generator = torch.Generator().manual_seed(0)
         found = {"held-out references": self.detector.scores(self.held_out_latents)}
         for name, make in KINDS.items():
@@ -61,7 +61,7 @@ def _noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _shuffled_patches(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image cut into 4 by 4 patches in a random order; pixels beyond a multiple of 4 are repeated at the border."""
+    """Each image cut into 4 by 4 patches in a random order; border pixels fill a side that is no multiple of 4."""
     count, channels, height, width = images.shape
     rows, columns = height // 4, width // 4
     cut = images[..., : rows * 4, : columns * 4].reshape(count, channels, 4, rows, 4, columns).permute(0, 2, 4, 1, 3, 5)
@@ -76,12 +76,12 @@ def _inverted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _flat_colour(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image's mean colour everywhere."""
+    """Each image filled with its mean colour."""
     return images.float().mean((2, 3), keepdim=True).expand_as(images).round().to(torch.uint8)
 
 
 def _blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian blur of an eighth of the side: only the rough layout of the picture is left."""
+    """Gaussian blur with a standard deviation of an eighth of the shorter side: only the rough layout is left."""
     height, width = images.shape[-2:]
     sigma = min(height, width) / 8
     radius = min(int(3 * sigma), min(height, width) - 1)
@@ -105,7 +105,7 @@ KINDS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "blurred": _blurred,
     "handwritten digits": _digits,
 }
-"""How images of each kind are made of held-out references."""
+"""Functions that make images of each kind from held-out references."""
 
 
 def _flat(latents: torch.Tensor) -> torch.Tensor:

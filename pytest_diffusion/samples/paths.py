@@ -1,4 +1,4 @@
-"""Decoded paths between encoded references: what the checks of interpolation look at."""
+"""Decoded paths between encoded references: the input of the interpolation checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIRS, FRAMES = 8, 17
 
 @dataclass(frozen=True)
 class LatentPaths:
-    """Slerps between pairs of encoded references: decoded frames in [0, 1], float32, each (frames, 3, H, W), and their latents."""
+    """Spherical interpolations between pairs of encoded references: frames in [0, 1], float32, each (frames, 3, H, W), and latents."""
 
     frames: list[torch.Tensor]
     latents: list[torch.Tensor]
@@ -29,7 +29,7 @@ class LatentPaths:
 
 
 def latent_paths(latents: Any, reference: Reference, *, pairs: int = PAIRS, frames: int = FRAMES) -> LatentPaths:
-    """Paths between the references 0 and 1, 2 and 3, and so on. Raises NotApplicable for fewer than two images."""
+    """Paths between references 0 and 1, 2 and 3, and so on. Raises NotApplicable for fewer than two images."""
     images = reference.require_images()[: 2 * pairs]
     if len(images) < 2:
         raise NotApplicable(f"a path needs 2 reference images; there are {len(images)}.")

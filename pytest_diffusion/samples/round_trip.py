@@ -1,4 +1,4 @@
-"""Reference images after encoding and decoding: made once, for all checks of the VAE."""
+"""Reference images after encoding and decoding, computed once for all checks of the VAE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES = 200
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Images uint8 (N, 3, H, W), their scaled latents (N, C, h, w), and what the decoder makes of these."""
+    """Images, uint8 (N, 3, H, W), their scaled latents (N, C, h, w), and the decoded images."""
 
     codec: LatentCodec
     images: torch.Tensor
@@ -23,7 +23,7 @@ class RoundTrip:
 
     @classmethod
     def of(cls, codec: LatentCodec, reference: Reference) -> RoundTrip:
-        """The first 200 references. Raises NotApplicable for a reference of statistics alone."""
+        """The round trip of the first 200 references. Raises NotApplicable for a reference that holds only statistics."""
         images = reference.require_images()[:IMAGES]
         return cls(codec, images, codec.encode(images))
 

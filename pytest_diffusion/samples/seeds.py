@@ -1,4 +1,4 @@
-"""The seed of each sample, decided in one place: sample i is drawn from the settings' seed plus i."""
+"""The seed of each sample: sample i has the settings' seed plus i."""
 
 from __future__ import annotations
 

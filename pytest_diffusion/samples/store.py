@@ -1,12 +1,12 @@
-"""The sample store: a folder named by everything that changes a sample, filled shard by shard, checked when read.
+"""The sample store: a folder named by a hash of everything that changes a sample, written in shards, verified when read.
 
-    manifest.json                   what the samples are, for a person
-    images.npy                      uint8 (N, 3, H, W), ready to be mapped into memory
+    manifest.json                   description of the samples, for people
+    images.npy                      uint8 (N, 3, H, W), to be mapped into memory
     shards/0000000-0000064.json     seeds, prompts and the checksum of images 0 to 63, written after their pixels
     features-*.safetensors          features of the images, one file for each extractor
 
-A shard counts only when its record is there and its checksum holds, so that a process may be killed at any moment
-and a disk may lie. A larger number of samples continues the same folder.
+A shard is used only when its record exists and its checksum matches. A process may therefore be killed at any moment,
+and disk errors are detected. A larger number of samples extends the same folder.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, check
 from pytest_diffusion.verdicts.errors import ModelError
 
 FORMAT = 2
-"""Part of every address: stores of another layout are not read."""
+"""Layout version, part of every address: stores of another layout are not read."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """Generated images, uint8 (N, 3, H, W), memory-mapped, with the prompt and the seed of each.
 
-    `finite` (N,) is False where the model gave nan or infinity, which no uint8 image can show.
+    `finite` (N,) is False where the model gave nan or infinity, which uint8 cannot represent.
     """
 
     images: torch.Tensor
@@ -61,15 +61,15 @@ class SampleStore:
 
     @property
     def lock_path(self) -> Path:
-        """What a process holds while it writes."""
+        """Path of the lock that a process holds while it writes."""
         return self.folder / "store.lock"
 
     def missing(self, count: int, shard_size: int) -> list[range]:
-        """Index ranges below `count` that are not there, cut at multiples of `shard_size`. Damaged shards are dropped."""
+        """Index ranges below `count` that are not stored, cut at multiples of `shard_size`. Damaged shards are dropped."""
         shape = self._shape()
         if shape is not None and self.is_writable():
             with self._writing():
-                self._reserve(count, shape)  # header, length and manifest, should they be damaged
+                self._reserve(count, shape)  # repairs a damaged header, length or manifest
         present = sorted((indices for indices in self._records() if self._holds(indices)), key=lambda indices: indices.start)
         ranges, start = [], 0
         for stop, resume in [*((indices.start, indices.stop) for indices in present), (count, count)]:
@@ -81,7 +81,7 @@ class SampleStore:
         return ranges
 
     def write(self, indices: range, images: NDArray[np.uint8], record: dict[str, Any], *, count: int) -> None:
-        """Write the pixels, then the record that makes them count. `images` uint8 (n, 3, H, W)."""
+        """Write the pixels, then the record that marks them as complete. `images` uint8 (n, 3, H, W)."""
         pixels = np.ascontiguousarray(images)
         with self._writing():
             self._reserve(count, pixels.shape[1:])
@@ -95,7 +95,7 @@ class SampleStore:
             write_text(self._record(indices), json.dumps(kept, indent=1))
 
     def read(self, count: int, prompts: list[str] | None, seeds: list[int], generated: int) -> Samples:
-        """The first `count` samples, images mapped copy-on-write."""
+        """The first `count` samples; the images are memory-mapped copy-on-write."""
         images = torch.from_numpy(np.load(self.folder / "images.npy", mmap_mode="c"))[:count]
         finite = torch.ones(count, dtype=torch.bool)
         for indices in self._records():
@@ -109,15 +109,15 @@ class SampleStore:
         return os.access(self.folder, os.W_OK)
 
     def discard_leftovers(self) -> None:
-        """Remove what a killed process left half-written. Call it under the lock."""
+        """Remove incomplete files of a killed process. The caller must hold the lock."""
         for part in [*self.folder.glob("*.part"), *self.folder.glob("shards/*.part")]:
             part.unlink(missing_ok=True)
 
     def _reserve(self, count: int, shape: tuple[int, ...]) -> None:
-        """Make images.npy hold `count` images; the pages are taken from the disk when they are written."""
+        """Set the size of images.npy to `count` images; disk space is used only when pixels are written."""
         manifest = self.folder / "manifest.json"
         known = read_json(manifest)
-        # Never shorter than what any record speaks of.
+        # Never shorter than the last index in any record.
         count = max(count, int(known.get("count", 0)), *(indices.stop for indices in self._records()), 0)
         file = os.open(self.folder / "images.npy", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -132,7 +132,7 @@ class SampleStore:
             write_text(manifest, json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n")
 
     def _holds(self, indices: range) -> bool:
-        """Whether a shard's pixels are what its record says; if not, its record is dropped with a warning."""
+        """Whether a shard's pixels match its record; if not, its record is deleted with a warning."""
         try:
             record = self._load(indices)
             size = int(np.prod(self._shape() or ()))
@@ -194,7 +194,7 @@ class SampleStore:
 
 
 _HEADER = 128
-"""Bytes before the first pixel: numpy pads the header of an array of four axes to this."""
+"""Bytes before the first pixel: numpy pads the header of a four-axis array to this size."""
 
 
 def _header(shape: Sequence[int]) -> bytes:

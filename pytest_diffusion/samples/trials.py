@@ -32,7 +32,7 @@ COUNT = 4
 
 @dataclass(frozen=True)
 class Trials:
-    """Runs of four samples with one thing changed; the plain run is shared by all comparisons."""
+    """Runs of four samples with one setting changed; the plain run is shared by all comparisons."""
 
     pipeline: Any
     prompts: Sequence[str] | None
@@ -52,7 +52,7 @@ class Trials:
 
     @cached_property
     def plain(self) -> torch.Tensor:
-        """Four samples as the settings ask for them."""
+        """Four samples with unchanged settings."""
         return self.run()
 
     @cached_property
@@ -67,7 +67,7 @@ class Trials:
 
     @cached_property
     def of_one_prompt(self) -> tuple[list[int], torch.Tensor]:
-        """Four other seeds, and the first prompt's images uint8 (4, 3, H, W) at these."""
+        """Four other seeds, and images of the first prompt at these seeds, uint8 (4, 3, H, W)."""
         seeds = [self.seeds[0] + 1000 + index for index in range(COUNT)]
         return seeds, self._of(None if self.prompts is None else [self.prompts[0]]).run(seeds=seeds)
 
@@ -92,7 +92,7 @@ class Trials:
 
     @property
     def coarse_rounding(self) -> str:
-        """The denoiser's arithmetic where it keeps three or four digits ("float16", "TF32"), else empty."""
+        """Name of the denoiser's arithmetic where it has only three or four digits ("float16", "TF32"), else empty."""
         dtype = dtype_of(self.pipeline)
         if dtype not in ("", "float32", "float64"):
             return dtype
@@ -131,7 +131,7 @@ class Trials:
     def latents(self) -> torch.Tensor:
         """Final latents (N, C, h, w), float32, of the plain run's seeds, unpacked where the pipeline packs them.
 
-        Raises NotApplicable for a pipeline that hands out no latents.
+        Raises NotApplicable for a pipeline that returns no latents.
         """
         found = torch.from_numpy(np.concatenate(BatchSize(COUNT).run(lambda size: self._call(size, output_type="latent"))))
         if found.ndim == 3:
@@ -144,7 +144,7 @@ class Trials:
         return found
 
     def _call(self, size: int, **changes: Any) -> list[NDArray[np.floating[Any]]]:
-        """What the pipeline gives for the plain run's seeds, in batches of `size`."""
+        """The pipeline's output for the plain run's seeds, in batches of `size`."""
         return [
             call_pipeline(
                 self.pipeline,

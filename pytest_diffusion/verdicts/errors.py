@@ -39,12 +39,12 @@ class InconclusiveFailure(QualityFailure):
 
 
 class ConformanceFailure(AssertionError):  # noqa: N818 - named as pytest names its own
-    """A scheduler breaks laws of the conformance suite. Fields: `verdicts`, one for each."""
+    """A scheduler fails scheduler checks. Fields: `verdicts`, one for each."""
 
     def __init__(self, name: str, verdicts: Sequence[Verdict]) -> None:
         names = ", ".join(verdict.check for verdict in verdicts)
         texts = "\n\n".join(verdict.message for verdict in verdicts)
-        super().__init__(f"{name} breaks {len(verdicts)} of the scheduler checks: {names}.\n\n{texts}")
+        super().__init__(f"{name} fails {len(verdicts)} of the scheduler checks: {names}.\n\n{texts}")
         self.verdicts = list(verdicts)
 
 

@@ -22,6 +22,6 @@ def test_a_mistake_is_caught_by_its_check_and_no_other(broken):
     assert failed - inherited == broken.checks, broken.because
     for name in broken.checks:
         message = suite.verdict(name).message
-        assert message.startswith(f"{broken.scheduler_class.__name__} breaks `{name}`")
+        assert message.startswith(f"{broken.scheduler_class.__name__} fails `{name}`")
         for part in ("Expected: ", "Seen: ", "Why: ", "Smallest configuration: ", "See it again:"):
             assert part in message

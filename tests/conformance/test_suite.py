@@ -47,7 +47,7 @@ def test_it_is_quick():
 
 
 def test_all_failures_stand_in_one_message():
-    with pytest.raises(ConformanceFailure, match=r"^LastSigmaTwice breaks 1 of the scheduler checks: sigmas_fall\.") as failure:
+    with pytest.raises(ConformanceFailure, match=r"^LastSigmaTwice fails 1 of the scheduler checks: sigmas_fall\.") as failure:
         check_scheduler(LastSigmaTwice)
     (verdict,) = failure.value.verdicts
     assert "Seen: sigma 0.03 is followed by 0.03 (number 1 and 2 of 3)." in verdict.message
