@@ -66,7 +66,7 @@ def _require_given_betas(subject: Subject) -> None:
     rests_on=("runs", "timesteps_well_formed", "sigmas_fall"),
 )
 def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
-    """`linspace` and `trailing` start at the last training timestep. Steps of Karras sigmas are equal in σ^(1/7), exponential in log σ."""
+    """`linspace` and `trailing` start at the last training timestep. Karras sigmas are evenly spaced in σ^(1/7), exponential in log σ."""
     loops.require_levels(subject)
     shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
     spacing = config_value(subject.scheduler, "timestep_spacing")

@@ -1,4 +1,4 @@
-"""What a scheduler must obey: the register of laws, and the exception that says how one was broken."""
+"""The registry of laws for schedulers, and the exception for a broken law."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LawFunction = Callable[[Subject, Sequence[int]], Series | None]
 
 
 class Broken(Exception):  # noqa: N818 - a finding about the scheduler, not an error of ours
-    """A law fails. Fields: `expected`, `seen`, `count` (inference steps, 0 where they do not matter), `series` for a plot."""
+    """A law does not hold. Fields: `expected`, `seen`, `count` (inference steps, 0 if they do not matter), `series` for a plot."""
 
     def __init__(self, expected: str, seen: str, *, count: int = 0, series: Series | None = None) -> None:
         super().__init__(f"expected {expected}; seen: {seen}")
@@ -22,7 +22,7 @@ class Broken(Exception):  # noqa: N818 - a finding about the scheduler, not an e
 
 @dataclass(frozen=True)
 class Law:
-    """A law: its function's name, a title for people, its source, the numbers of steps it is tried at, and the laws it rests on."""
+    """A law: name of its function, title, source, numbers of steps at which it is tested, and the laws that it depends on."""
 
     name: str
     title: str
@@ -31,17 +31,17 @@ class Law:
     counts: tuple[int, ...]
     rests_on: tuple[str, ...]
     ground: LawFunction
-    """What laws that rest on this one need of it; the law itself may ask for more."""
+    """The part of this law that dependent laws need; the law itself may require more."""
     plot: Plot | None = None
 
     @property
     def reason(self) -> str:
-        """Why it holds: the function's docstring, on one line."""
+        """The explanation in the report: the function's docstring, on one line."""
         return " ".join((self.function.__doc__ or "").split())
 
 
 LAWS: Registry[Law] = Registry("law")
-"""Laws by name, in the order of their declaration; a law may rest on earlier ones only."""
+"""Laws by name, in the order of their declaration; a law may depend only on earlier ones."""
 
 
 def law(

@@ -1,4 +1,4 @@
-"""A sampling loop as pipelines write it: over an exact denoiser with the noise level of every state, or over any function."""
+"""A sampling loop as in pipelines: with an exact denoiser and known noise levels, or with any function as the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, l
 from pytest_diffusion.models.schedulers import as_values, config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
 
+LARGE_STEPS = 10
+"""Largest number of inference steps for the rounding test: noise levels are far apart, and differences of squares cancel."""
 Denoiser = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
 Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 
 class Visit(NamedTuple):
-    """One evaluation: the state before and after, what was drawn, and whether the next one starts where this one arrived."""
+    """One call of `step`: the state before and after, the random draws, and whether the next call starts from the state after."""
 
     timestep: Any
     before: torch.Tensor
@@ -28,11 +30,11 @@ class Visit(NamedTuple):
     draws: list[Draw]
     goes_on: bool = True
     clean: torch.Tensor | None = None
-    """The clean image that the step says it was told, its `pred_original_sample`."""
+    """The `pred_original_sample` of the step, if it has one."""
 
 
 class Step(NamedTuple):
-    """A visit with the level of the state before, of the sample itself and not of what the model is given."""
+    """A visit with the noise level of the state before: the level of the sample, not of the scaled model input."""
 
     timestep: float
     level: NoiseLevel
@@ -44,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A whole loop: its steps, and the level where it says that it ends."""
+    """A whole loop: its steps, and the declared last noise level."""
 
     steps: list[Step]
     end: NoiseLevel
@@ -67,14 +69,14 @@ def walk(
     variance: float = -1.0,
     **extras: Any,
 ) -> list[Visit]:
-    """Step a planned scheduler from timestep number `first` to before `last`, with outputs `predict(sample, scaled sample, timestep)`.
+    """Visits of a planned scheduler from timestep number `first` up to `last`, with outputs `predict(sample, scaled sample, timestep)`.
 
-    `replace` gives other values for what a step draws. Raises Crash for the scheduler's errors.
+    `replace` returns other values for the random draws of a step. Raises Crash for the scheduler's errors.
     """
     visits: list[Visit] = []
-    # As a pipeline's own loop gives them: of a list, Python's numbers.
+    # As in the loop of a pipeline: if timesteps are a list, these are Python numbers.
     timesteps = list(scheduler.timesteps)
-    # What only inpainting schedulers ask for: a known image, and where it is known.
+    # Only inpainting schedulers use these: a known image, and the mask of its known part.
     extras = {"original_image": torch.full_like(sample, 0.25), "mask": torch.ones_like(sample), **extras}
     known = {name: value for name, value in extras.items() if name in subject.step_parameters or name not in EXTRAS}
     earlier: Any = None
@@ -96,7 +98,7 @@ def walk(
         before = sample.clone()
         with Draws(replace) as seen:
             arrived, clean = step(scheduler, output, timestep, sample, **known)
-        # Clones, because a step may work in place: that is `inputs_untouched`, and no other law's business.
+        # Clones, because a step may work in place; only `inputs_untouched` reports that.
         visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))
         sample = arrived
     return visits
@@ -112,9 +114,9 @@ def run(
     first: int = 0,
     **rest: Any,
 ) -> Run:
-    """Sample from `start(first level)` with the exact `denoiser(state, level)`, which gives x̂₀ for a state as the scheduler holds it.
+    """A loop from `start(first level)` with the exact `denoiser(state, level)`, which returns x̂₀ for an unscaled state.
 
-    Raises Crash for the scheduler's errors, and NotApplicable where a level, or what `step` needs, is not known.
+    Raises Crash for the scheduler's errors, and NotApplicable if a noise level or an argument of `step` is unknown.
     """
     subject.require_kind()
     subject.require_plain_step()
@@ -139,9 +141,9 @@ def run(
 
 
 def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any = None, **rest: Any) -> list[torch.Tensor]:
-    """All samples of a loop from `sample`, times the first noise's size, over a smooth function of each element: no level is needed.
+    """All samples of a loop from `sample`·`init_noise_sigma`, with a smooth function as the model, so that no noise level is needed.
 
-    Raises Crash for the scheduler's errors, and NotApplicable for what `step` needs beside.
+    Raises Crash for the scheduler's errors, and NotApplicable if `step` needs other arguments.
     """
     require_drivable(subject)
     scheduler = subject.planned(count) if scheduler is None else scheduler
@@ -150,10 +152,10 @@ def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any
 
 
 def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) -> None:
-    """Raise Crash where a loop whose samples are finite here has others when its scalars are rounded up, or down.
+    """Raise Crash if the samples of a loop are not finite when its scalars are rounded up, or down.
 
-    The difference of two numbers that are equal but for rounding is positive on one processor and negative on the
-    next, and the root of a negative number is not a number. The verdict must be the same on all of them.
+    The difference of two numbers that are equal except for rounding is positive on one processor and negative on
+    another. The root of a negative number is NaN. The verdict must be the same on all processors.
     """
     for direction, name in ((1, "up"), (-1, "down")):
         scheduler = subject.planned(count)
@@ -162,7 +164,7 @@ def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) 
             with Rounded(direction):
                 visits = walk(subject, scheduler, first, smooth, generator=torch.Generator().manual_seed(0), **extras)
         except Crash:
-            continue  # what it raises in a plain loop is the business of `runs`
+            continue  # `runs` reports the errors of a plain loop
         for visit in visits:
             if not bool(torch.isfinite(visit.after).all()):
                 where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor"
@@ -170,14 +172,14 @@ def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) 
 
 
 def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """A model output that depends on each element alone, and not on what it is taken for."""
+    """A model output that depends only on each element, and not on the prediction type."""
     return 0.8 * torch.tanh(scaled)
 
 
 def require_drivable(subject: Subject) -> None:
-    """Raise NotApplicable for a scheduler whose `step` needs more than a loop has, or that draws something other than images.
+    """Raise NotApplicable if `step` needs more than a loop has, or if the samples are not images.
 
-    A scheduler of a known kind is held to the interface; of another one, nothing says that its samples are continuous.
+    A scheduler of a known kind must follow the interface. The samples of another kind need not be continuous.
     """
     subject.require_plain_step()
     try:
@@ -191,7 +193,7 @@ def require_drivable(subject: Subject) -> None:
 
 
 def require_levels(subject: Subject) -> None:
-    """Raise NotApplicable where the noise level of the samples is not known, or the model's output is no prediction of one."""
+    """Raise NotApplicable if the noise level of the samples is unknown, or if the model output must have another shape."""
     subject.require_kind()
     try:
         scheduler = subject.planned(subject.some_count)
@@ -200,13 +202,13 @@ def require_levels(subject: Subject) -> None:
     except Crash as crash:
         if isinstance(crash.error, ValueError) and "model output channels" in str(crash.error):
             raise NotApplicable(f"{subject.name} takes model outputs of another shape: {crash.error}") from crash
-        # Other errors are the business of `runs` and `timesteps_well_formed`.
+        # `runs` and `timesteps_well_formed` report other errors.
 
 
 def step(
     scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The previous sample of `step`, whichever way it is returned, and its `pred_original_sample` where it has one. Raises Crash."""
+    """The previous sample from `step` (returned as tuple or object), and its `pred_original_sample` if it has one. Raises Crash."""
     with calling(f"step(model_output, {float(timestep):g}, sample)"):
         returned = scheduler.step(output, timestep, sample, **known)
         arrived = returned[0] if isinstance(returned, tuple) else returned.prev_sample
@@ -217,7 +219,7 @@ def step(
 
 
 def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """`scale_model_input`, where there is one. Raises Crash."""
+    """Result of `scale_model_input`, or the sample if there is no such method. Raises Crash."""
     if not hasattr(scheduler, "scale_model_input"):
         return sample
     with calling(f"scale_model_input(sample, {float(timestep):g})"):
@@ -226,21 +228,21 @@ def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
 
 
 def level_before(scheduler: Any, timestep: Any) -> NoiseLevel:
-    """Level of a state before the step at a timestep, asked of a copy: some schedulers count how often they are asked."""
+    """Noise level before the step at a timestep. It is read from a copy, because some schedulers count their calls."""
     probe = copy.deepcopy(scheduler)
     sample = torch.ones(1, 1, 2, 2)
     return level_of_state(probe, level_in_loop(probe, sample, scale(probe, sample, timestep), timestep))
 
 
 def level_of_state(scheduler: Any, level: NoiseLevel) -> NoiseLevel:
-    """Level of the sample itself, where `level` is that of the model's input."""
+    """Noise level of the unscaled sample, where `level` is that of the model input."""
     if kind_of(scheduler) in ("sigma", "edm"):
         return NoiseLevel(torch.ones_like(level.alpha), level.sigma / level.alpha)
     return level
 
 
 def declared_end(scheduler: Any) -> NoiseLevel:
-    """Where the scheduler says that its last step ends: its last sigma, its `final_alpha_cumprod`, or the clean image."""
+    """Declared noise level after the last step: its last sigma, its `final_alpha_cumprod`, or the clean image."""
     kind = kind_of(scheduler)
     sigmas, timesteps = getattr(scheduler, "sigmas", None), scheduler.timesteps
     if sigmas is not None and len(sigmas) == len(timesteps) + 1:
@@ -256,17 +258,17 @@ def declared_end(scheduler: Any) -> NoiseLevel:
 
 
 def sample_of(shape: Sequence[int], *, seed: int = 0) -> Callable[[NoiseLevel], torch.Tensor]:
-    """A start for `run`: a state around the image 0.25 at the first level, float32."""
+    """A `start` for `run`: the constant image 0.25 with the noise of the first level, float32."""
     noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return lambda level: (level.alpha * 0.25 + level.sigma * noise).float()
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Standard normal noise of a shape, from a generator of its own."""
+    """Standard normal noise of a shape, from a new generator with `seed`."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def unfit(values: torch.Tensor) -> str:
-    """How many values are not finite, in words."""
+    """Text with the numbers of NaN and infinite values."""
     nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
     return f"{nans} values that are not a number and {infinite} infinite ones of {values.numel()}"

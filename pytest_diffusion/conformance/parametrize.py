@@ -14,14 +14,14 @@ from pytest_diffusion.verdicts.verdict import Verdict
 
 
 class SchedulerCheck:
-    """One check as a function of a scheduler; checks of the same scheduler know what the others found."""
+    """One check as a function of a scheduler; checks of the same scheduler share their results."""
 
     def __init__(self, name: str, suite: Suite, scheduler: Any) -> None:
         self.name = name
         self._suite, self._scheduler = suite, scheduler
 
     def __call__(self, scheduler: Any) -> Verdict:
-        """The verdict; raises QualityFailure where the law is broken, and skips where it has nothing to look at."""
+        """The verdict. Raises QualityFailure if the law is broken; skips the test if the law does not apply."""
         __tracebackhide__ = True
         suite = self._suite if scheduler is self._scheduler else Suite(scheduler)
         verdict = judged_with(suite.verdict(self.name), None, strict=False)
@@ -46,9 +46,9 @@ def parametrize_with_scheduler_checks(
 ) -> pytest.MarkDecorator:
     """Decorator for a test with the parameters `scheduler` and `check`, whose body is `check(scheduler)`.
 
-    `schedulers` are schedulers, classes or functions that make one. Checks named in `expected_failures` are marked xfail with
-    their reason; with `strict` one that passes fails the test. `only` and `profile` are those of `check_scheduler`.
-    Raises ValueError for unknown names, TypeError for what is no scheduler.
+    `schedulers` are schedulers, or classes or functions that create one. Checks named in `expected_failures` are marked xfail
+    with their reason; with `strict`, the test fails if such a check passes. `only` and `profile` are those of `check_scheduler`.
+    Raises ValueError for unknown names, TypeError for an object that is not a scheduler.
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
@@ -56,7 +56,7 @@ def parametrize_with_scheduler_checks(
     parameters = []
     labels: dict[str, int] = {}
     for scheduler in schedulers:
-        suite = Suite(scheduler, profile=profile)
+        suite = Suite(scheduler, profile=profile, expected=expected)
         label = label_of(suite)
         labels[label] = labels.get(label, 0) + 1
         if labels[label] > 1:
@@ -68,7 +68,7 @@ def parametrize_with_scheduler_checks(
 
 
 def label_of(suite: Suite) -> str:
-    """A scheduler's class and what differs from its defaults, for the id of a test."""
+    """Class name of a scheduler and its non-default configuration, for the id of a test."""
     own = ",".join(
         f"{key}={value}" for key, value in sorted(suite.subject.own_values.items()) if isinstance(value, str | int | float | bool)
     )

@@ -1,4 +1,4 @@
-"""Laws of partial runs: starting in the middle as image-to-image does, noising meanwhile as inpainting does, and inverting a run."""
+"""Laws of partial runs: a start in the middle (image-to-image), noising during a run (inpainting), and inversion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable
     rests_on=("runs", "point_mass_preserved", "terminal_step"),
 )
 def partial_start(subject: Subject, counts: Sequence[int]) -> None:
-    """From a noised image at a later timestep the remaining steps lead to the image, as they do in a full run."""
+    """A run that starts from a noised image at a later timestep must end at the image, like a full run."""
     for count in subject.counts(*counts):
         _require_lands(subject, count, None)
 
@@ -38,7 +38,7 @@ def partial_start(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "point_mass_preserved", "terminal_step", "partial_start"),
 )
 def begin_index(subject: Subject, counts: Sequence[int]) -> None:
-    """`set_begin_index(k)` before the first step makes step k the first one, without looking for it by its timestep."""
+    """`set_begin_index(k)` before the first step must make step k the first one. The scheduler does not search for its timestep."""
     if not hasattr(subject.scheduler, "set_begin_index"):
         raise NotApplicable(f"{subject.name} has no set_begin_index.")
     for count in subject.counts(*counts):
@@ -52,9 +52,9 @@ def begin_index(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "forward_process", "begin_index"),
 )
 def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
-    """Image-to-image noises its image after `set_begin_index`, inpainting its known pixels between two steps.
+    """Image-to-image noises its image after `set_begin_index`. Inpainting noises its known pixels between two steps.
 
-    In both the timestep is that of the next step, and the result has that step's level.
+    In both cases the timestep is that of the next step, and the result must have the noise level of that step.
     """
     method = noising_method(subject)
     if subject.is_inverse or revisits_timesteps(subject.scheduler):
@@ -83,7 +83,7 @@ def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("timesteps_well_formed",),
 )
 def inversion_round_trip(subject: Subject, counts: Sequence[int]) -> None:
-    """An inverse scheduler takes an image to the noise from which its forward partner makes the image again, the better the more steps."""
+    """An inverse scheduler maps an image to noise, and its forward scheduler must map this noise back. More steps reduce the error."""
     if not subject.is_inverse:
         raise NotApplicable(f"{subject.name} is no inverse scheduler.")
     partner = _partner(subject)
@@ -100,7 +100,7 @@ def inversion_round_trip(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _begun(subject: Subject, count: int, first: int | None, start: int) -> Any:
-    """A scheduler before step number `start` of a run that began at `first`, by set_begin_index unless that is None."""
+    """A scheduler before step number `start` of a run that began at `first` (by set_begin_index, unless `first` is None)."""
     scheduler = subject.planned(count)
     if first is not None:
         with calling(f"set_begin_index({first})"):
@@ -112,10 +112,10 @@ def _begun(subject: Subject, count: int, first: int | None, start: int) -> Any:
 
 
 def posterior_mean_image() -> torch.Tensor:
-    """Images (4, 2, 2, 3) of the normal data that `convergence.posterior_mean` knows the denoiser of."""
+    """Images (4, 2, 2, 3) from the normal distribution whose denoiser is `convergence.posterior_mean`."""
     from pytest_diffusion.conformance.convergence import MEAN, VARIANCES
 
-    # Within a deviation of the mean, where clipping does nothing.
+    # Within one standard deviation of the mean, where clipping has no effect.
     return (MEAN + VARIANCES.sqrt() * loops.normal(4, 2, 2, 3, dtype=torch.float64).clamp(-1, 1)).float()
 
 
@@ -125,7 +125,7 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
     loops.require_levels(subject)
     order = evaluations_per_step(subject.scheduler)
     planned = subject.planned(count)
-    # Single-step solvers have blocks of steps; a start inside of one has no first stage.
+    # Single-step solvers have blocks of steps; a start inside a block lacks the first stage.
     blocks = getattr(planned, "order_list", None)
     starts = [start for start in range(order, len(planned.timesteps), order) if blocks is None or blocks[min(start, len(blocks) - 1)] == 1]
     if not starts:
@@ -142,7 +142,7 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
         for one in parts[:-1]:
             require_arrival(subject, one, count, where=f" of a run that starts at step {start}")
         end = parts[-1]
-        # Some integrate their coefficients numerically, to a part in 1,000.
+        # Some solvers integrate their coefficients numerically, with an error of 1e-3.
         slack = 3 * end.tolerance + 5e-3
         if not (abs(end.clean - float(end.target.alpha)) <= slack and abs(end.total - float(end.target.sigma)) <= slack):
             seen = f"a run from step {start} ends at {end.clean:.4g}·image and {end.total:.4g}·noise"
@@ -167,7 +167,7 @@ def _partner(subject: Subject) -> Subject:
 
 
 def _follow(subject: Subject, count: int, sample: torch.Tensor) -> torch.Tensor:
-    """A run whose model knows the level of the timestep that it is told, as a network does."""
+    """Last sample of a run whose model takes the noise level from the timestep, as a network does."""
     scheduler = subject.planned(count)
 
     def predict(own: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:

@@ -26,7 +26,7 @@ def convergence(series: Series) -> Figure:
     figure, axes = axes_of(4.6, 3.0)
     steps, errors, order = series["steps"], series["errors"], series["declared"]
     axes.plot(steps, errors, marker="o", label=f"seen: order {series['seen']:.2f}")
-    # Through the last point: how the error falls with the declared order.
+    # A line through the last point with the declared order.
     axes.plot(steps, [errors[-1] * (steps[-1] / count) ** order for count in steps], linestyle="--", label=f"declared: order {order}")
     axes.set(xscale="log", yscale="log", xlabel="inference steps", ylabel=series["what"], title="Error against steps, Gaussian data")
     axes.set_xticks(steps, [str(count) for count in steps])

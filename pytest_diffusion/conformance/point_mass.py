@@ -1,4 +1,4 @@
-"""Laws of data that are one image, under which every sound step is exact (see `arrivals`)."""
+"""Laws for data that are a single image, for which every correct step is exact (see `arrivals`)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from pytest_diffusion.verdicts.errors import NotApplicable
     plot=plots.plan,
 )
 def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> Series:
-    """If the data are one image c, a state α·c + σ·noise must become α'·c + σ'·noise of the next step's level.
+    """If the data are a single image c, a state α·c + σ·noise must become α'·c + σ'·noise with the next step's noise level.
 
-    Every solver that keeps the marginals does so exactly, whatever its order and however many steps it takes.
+    Every solver that preserves the marginals does this exactly, for any order and any number of steps.
     """
     found: list[Arrival] = []
     for count in subject.counts(*counts):
@@ -54,29 +54,29 @@ def _plan(found: list[Arrival]) -> Series:
 
 
 def _is_exact_in_the_limit(subject: Subject) -> bool:
-    """Whether the ends of a Runge-Kutta scheme's steps approach their targets with its order, of at least 3.
+    """Whether the ends of the steps of a Runge-Kutta solver converge to their targets with its order, of at least 3.
 
-    Solvers in another variable than σ or log-SNR are not exact for one image. At lower orders a wrong target would look the same.
+    Solvers in another variable than σ or log-SNR are not exact for a single image. At lower orders, a wrong target looks the same.
     """
     order = evaluations_per_step(subject.scheduler)
     if order < 3:
         return False
     gaps = []
     for count in (20, 40):
-        # How much larger than they should be deviations from the image have become, at the ends of whole steps.
+        # Ratio of the actual to the expected deviation from the image, at the ends of whole steps.
         growth = torch.tensor([one.kept / float(one.target.sigma) for one in arrivals(subject, count)[:-1]]).cumprod(0)
         gaps.append(float((growth[order - 1 :: order] - 1).abs().max()))
     return gaps[1] < gaps[0] / 2 ** (order - 0.5)
 
 
 def require_arrival(subject: Subject, one: Arrival, count: int, *, where: str = "") -> None:
-    """Raise Broken where a step does not arrive at its target's level, NotApplicable where no solver of its kind would exactly."""
+    """Raise Broken if a step does not reach its target's noise level, NotApplicable if no solver of its kind is exact."""
     require_exact_kind(subject)
     if not one.step.goes_on:
         return
     target_sigma, seen_sigma, what = float(one.target.sigma), one.total, "noise"
     if str(config_value(subject.scheduler, "variance_type")).startswith(("fixed_large", "learned")):
-        # The variance is a choice there, which `noise_amount` looks at; the rest of the noise is not.
+        # `noise_amount` checks the variance of the new noise; here only the old noise is checked.
         small = posterior_deviation(one.step.level, one.target)
         target_sigma, seen_sigma, what = math.sqrt(max(target_sigma**2 - small**2, 0.0)), one.kept, "old noise"
     if has_unseen_memory(subject, one):
@@ -91,7 +91,7 @@ def require_arrival(subject: Subject, one: Arrival, count: int, *, where: str = 
 
 
 def _is_larger_choice(subject: Subject, one: Arrival) -> bool:
-    """Whether the noise is that of DDPM's other choice, β: right for data of unit variance, and too much for one image."""
+    """Whether the noise has DDPM's larger variance, β, which is exact for data of unit variance and too large for a single image."""
     small, large = (deviation(one.step.level, one.target) for deviation in (posterior_deviation, forward_deviation))
     kept = math.sqrt(max(float(one.target.sigma) ** 2 - small**2, 0.0))
     return subject.kind == "vp" and abs(one.kept - kept) <= one.tolerance and abs(one.fresh - large) <= one.tolerance
@@ -104,9 +104,9 @@ def _is_larger_choice(subject: Subject, one: Arrival) -> bool:
     rests_on=("runs", "sigmas_fall", "point_mass_preserved"),
 )
 def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
-    """The last step gives the clean prediction, or stops at the declared last level.
+    """The last step must give the clean prediction, or end at the declared last noise level.
 
-    That level is no noisier than the cleanest training timestep; noise that is added there stays in the image.
+    That level must be no noisier than the cleanest training timestep. Noise added in the last step stays in the image.
     """
     require_exact_kind(subject)
     for count in subject.counts(*counts):
@@ -133,7 +133,7 @@ def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("point_mass_preserved",),
 )
 def predicted_original(subject: Subject, counts: Sequence[int]) -> None:
-    """`pred_original_sample` is the denoiser's clean image at every timestep: previews and guidance by a loss are made of it."""
+    """`pred_original_sample` must be the denoiser's clean image at every timestep, because previews and loss guidance use it."""
     image, _ = image_and_noise()
     for count in subject.counts(*counts):
         told = [one for one in arrivals(subject, count) if one.step.clean is not None]
@@ -142,21 +142,21 @@ def predicted_original(subject: Subject, counts: Sequence[int]) -> None:
         for one in told:
             assert one.step.clean is not None
             gap = float((one.step.clean.double() - image).square().mean().sqrt())
-            # What is left of float32 where a step divides by α.
+            # Tolerance in float32 if a step divides by α.
             if not gap <= 3 * one.tolerance / max(float(one.target.alpha), 1e-6):
                 seen = f"step {one.number} (timestep {one.step.timestep:g}) gives one that is {gap:.4g} away"
                 raise Broken("a pred_original_sample that is the denoiser's image", seen, count=count)
 
 
 def _chance(one: Arrival) -> tuple[float, float]:
-    """Five standard errors of the image's weight and of the noise's deviation, where noise was not seen as it was drawn."""
+    """Five standard errors of the image's weight and of the noise's deviation, for noise that was not recorded as a draw."""
     error = 5 * one.spread / math.sqrt(math.prod(SHAPE))
     # The image is uniform on an interval of length 1; a deviation has an error of 1/√2 of the mean's.
     return error * math.sqrt(12), error / math.sqrt(2)
 
 
 def _cleanest(subject: Subject) -> float:
-    """σ/α of the cleanest training timestep, or of `sigma_min` where that is larger."""
+    """σ/α of the cleanest training timestep, or of `sigma_min` if that is larger."""
     alphas = getattr(subject.scheduler, "alphas_cumprod", None)
     own = config_value(subject.scheduler, "sigma_min") if has_own_sigma_range(subject.scheduler) else None
     trained = 0.0 if alphas is None else float(((1 - torch.as_tensor(alphas[0]).double()) / torch.as_tensor(alphas[0]).double()).sqrt())

@@ -1,4 +1,4 @@
-"""Laws of randomness: the generator that is given is the one that is used, and nothing is drawn that is not needed."""
+"""Laws of randomness: a scheduler uses the given generator, and draws no noise that it does not need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOISES = (torch.zeros_like, torch.ones_like)
 
 @law("noise comes from the generator that is given", source=_SOURCE, counts=(5,))
 def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
-    """The same seed gives the same samples and another seed others; torch's global state is neither read nor moved."""
+    """The same seed must give the same samples, and another seed other samples. torch's global generator must not be used."""
     for count in subject.counts(*counts):
         if not _draws(subject, count):
             raise NotApplicable(f"{subject.name} draws no noise.")
@@ -44,7 +44,7 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "generator_honoured", "batch_invariance"),
 )
 def generator_list(subject: Subject, counts: Sequence[int]) -> None:
-    """With one generator for each image, an image of a batch is the one that its generator gives alone."""
+    """With one generator for each image, each image of a batch must equal the one that its generator gives alone."""
     for count in subject.counts(*counts):
         if not _draws(subject, count) or "generator" not in subject.step_parameters:
             raise NotApplicable(f"{subject.name} takes no generator, or draws nothing from it.")
@@ -65,7 +65,7 @@ def generator_list(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("a deterministic step draws nothing", source=_SOURCE, counts=(5,))
 def deterministic_draws_nothing(subject: Subject, counts: Sequence[int]) -> None:
-    """A sampler whose result does not depend on noise leaves the generators where they were, so that it changes no other draw."""
+    """If the samples do not depend on noise, no noise must be drawn, because each draw changes all later draws of the generator."""
     loops.require_drivable(subject)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
@@ -89,7 +89,7 @@ def deterministic_draws_nothing(subject: Subject, counts: Sequence[int]) -> None
     rests_on=("runs", "generator_honoured", "noise_is_normal"),
 )
 def given_noise(subject: Subject, counts: Sequence[int]) -> None:
-    """`variance_noise` takes the place of what a stochastic step would draw: the same values give the same samples, and none are drawn."""
+    """`variance_noise` must replace the noise of a stochastic step: the same values give the same samples, and nothing is drawn."""
     if "variance_noise" not in subject.step_parameters:
         raise NotApplicable(f"{subject.name}.step takes no variance_noise.")
     sample, noise = loops.normal(*_SHAPE), loops.normal(*_SHAPE, seed=7)

@@ -1,4 +1,4 @@
-"""Every random draw of torch inside a block: seen, counted, and replaced where a law needs to know the noise."""
+"""Records every random draw of torch inside a block, and replaces its values if a law needs known noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Draw:
 
 
 class Draws(TorchDispatchMode):
-    """Records the draws inside the block in `draws`; `replace(values)` gives others in their place."""
+    """Records the draws inside the block in `draws`; `replace(values)` returns other values to use instead."""
 
     def __init__(self, replace: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ class Draws(TorchDispatchMode):
         normal = operator in ("randn", "randn_like") or (operator == "normal_" and _is_standard(args[1:], kwargs))
         if self._replace is not None:
             values = self._replace(out).to(out)
-            # An operator in place gives back its own input, which must be changed itself.
+            # An in-place operator returns its own input, so this tensor itself must be changed.
             out = out.copy_(values) if operator.endswith("_") else values
         self.draws.append(Draw(operator, out.detach().to(torch.float64, copy=True), normal))
         return out

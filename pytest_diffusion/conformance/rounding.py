@@ -1,4 +1,4 @@
-"""Directed rounding: the numbers that a scheduler computes by the way, rounded up or down as another processor might."""
+"""Directed rounding: the scalars that a scheduler computes are rounded up or down, as another processor might do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _INEXACT = frozenset(
 
 
 class Rounded(TorchDispatchMode):
-    """Inside the block every single float32 number is rounded away from its exact value in one `direction`, +1 up or -1 down.
+    """Inside the block, every float32 scalar is rounded in one `direction` from its exact value: +1 up or -1 down.
 
-    Processors and libraries differ in the last bit of a power or a root. What holds for both directions holds on all
-    of them. Results that are exact stay as they are, and so do samples: only scalars decide what goes under a root.
+    Processors and libraries differ in the last bit of a power or a root. A law that holds for both directions holds on
+    all of them. Exact results and samples do not change: only scalars decide whether the argument of a root is negative.
     """
 
     def __init__(self, direction: int) -> None:

@@ -1,4 +1,4 @@
-"""The law that everything rests on: a sampling loop runs to its end with finite samples, on any processor."""
+"""The law on which most others depend: a sampling loop runs to its end with finite samples, on any processor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from pytest_diffusion.conformance.loops import sample_of
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-_LARGE_STEPS = 10
-"""Up to so many inference steps the noise levels of two steps lie far apart, and differences of their squares cancel."""
-
 
 def _runs_here(subject: Subject, counts: Sequence[int]) -> None:
-    """Loops end without an error and with finite samples, as this processor rounds."""
+    """Raise Broken unless loops end without an error and with finite samples, with the rounding of this processor."""
     for count in subject.counts(*counts):
         try:
             found = _walked(subject, count)
@@ -39,9 +36,9 @@ def _runs_here(subject: Subject, counts: Sequence[int]) -> None:
     ground=_runs_here,
 )
 def runs(subject: Subject, counts: Sequence[int]) -> None:
-    """Whatever the number of inference steps, up to that of training, a loop ends without an error and with finite samples."""
+    """For any number of inference steps up to that of training, a loop must end without an error and with finite samples."""
     _runs_here(subject, counts)
-    for count in subject.counts(*(one for one in counts if one <= _LARGE_STEPS)):
+    for count in subject.counts(*(one for one in counts if one <= loops.LARGE_STEPS)):
         try:
             loops.require_finite_at_any_rounding(subject, count)
         except Crash as crash:
@@ -49,7 +46,7 @@ def runs(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _walked(subject: Subject, count: int) -> Sequence[loops.Visit | loops.Step]:
-    """A loop over the point mass at 0.25, or over any smooth function where levels are not known."""
+    """A loop on the constant image 0.25, or with a smooth function as the model if noise levels are unknown."""
     try:
         loops.require_levels(subject)
     except NotApplicable:

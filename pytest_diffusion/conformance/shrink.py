@@ -1,4 +1,4 @@
-"""The smallest case that still breaks a law, found by Hypothesis, and the lines that show it again."""
+"""The smallest case that still breaks a law, found by Hypothesis, and the code that reproduces it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXAMPLES = 30
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken law in its smallest case: texts for people, and figures for a plot."""
+    """A broken law in its smallest case: texts for the report, and data for a plot."""
 
     name: str
     expected: str
@@ -30,8 +30,13 @@ class Finding:
     series: Series = field(default_factory=dict)
 
 
+def as_it_was_seen(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
+    """The finding for the configuration and the number of steps of the first observation, without a search for a smaller case."""
+    return _described(one, subject, subject.own_values, error)
+
+
 def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
-    """The finding for the fewest inference steps and the fewest entries of configuration that still show it."""
+    """The finding for the fewest inference steps and the fewest entries of configuration that still break the law."""
     count = getattr(error, "count", 0)
     own = subject.own_values
     keys = sorted(own) if _can_be_rebuilt(subject) else []
@@ -48,7 +53,7 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
             found[kept, number] = seen
             return True
         except Exception:
-            return False  # another configuration is another scheduler, which may not exist
+            return False  # a scheduler with this configuration may not exist
         return False
 
     cases = st.tuples(st.tuples(*(st.booleans() for _ in keys)).map(list), st.sampled_from(counts))
@@ -59,14 +64,14 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
             chosen, number = find(cases, breaks, settings=quick)
             best = (frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it), number)
         except (NoSuchExample, Flaky):
-            pass  # what is not seen twice is told as it was seen first
+            pass  # if it is not reproducible, the first observation is reported
     final = found.get(best, error)
     config = {key: own[key] for key in sorted(best[0])} if keys else own
     return _described(one, subject, config, final)
 
 
 def thorough_cases(one: Law, subject: Subject) -> None:
-    """The law in drawn configurations of the same class and numbers of steps. Raises Broken in the smallest case that breaks it."""
+    """Test the law with random configurations of the same class and numbers of steps. Raises Broken for the smallest failing case."""
     if not _can_be_rebuilt(subject):
         return
     from pytest_diffusion.conformance.strategies import num_inference_steps, scheduler_configs
@@ -120,7 +125,7 @@ def _described(one: Law, subject: Subject, config: dict[str, Any], error: Broken
 
 
 def _public_module(subject: Subject) -> str:
-    """`diffusers` for its own classes, which it gives at the top."""
+    """Module from which users import the class: `diffusers` for its own classes."""
     module = subject.scheduler_class.__module__
     return "diffusers" if module.startswith("diffusers.") else module
 

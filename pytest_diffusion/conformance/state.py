@@ -21,7 +21,7 @@ _SHAPE = (2, 3, 4, 4)
 
 @law("two schedulers share nothing", source="an object's state is its own", counts=(6,), rests_on=("runs", "noise_is_normal"))
 def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
-    """Two schedulers that take turns give what each gives alone: no state lies in the class or in a default argument."""
+    """Two schedulers that run in turns must give the same samples as each one alone. No state may be in the class or in a default."""
     for count in subject.counts(*counts):
         alone = _states(subject, count)
         one, other = subject.planned(count), subject.planned(count)
@@ -36,7 +36,7 @@ def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("a second run equals the first", source=_SOURCE, counts=(4, 9), rests_on=("runs", "instances_share_nothing"))
 def second_run(subject: Subject, counts: Sequence[int]) -> None:
-    """After `set_timesteps` a scheduler is as good as new, whatever number of steps it ran before."""
+    """After `set_timesteps`, a used scheduler must give the same samples as a new one, after any earlier run."""
     for count in subject.counts(*counts):
         fresh = _states(subject, count)
         used = subject.planned(subject.some_count)
@@ -49,7 +49,7 @@ def second_run(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
-    """Schedulers as an image-to-image pipeline leaves them, and one that was given a plan."""
+    """A scheduler after an image-to-image run, and schedulers after a plan from the caller."""
     if hasattr(subject.scheduler, "set_begin_index"):
         begun = subject.planned(subject.some_count)
         with calling("set_begin_index(1)"):
@@ -62,13 +62,13 @@ def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
             with calling(f"set_timesteps({name}=[...])"):
                 given.set_timesteps(**{name: values})
         except Crash:
-            continue  # `argument_types` says so, or its configuration takes none
+            continue  # `argument_types` reports this, or the configuration allows no such plan
         yield f"a plan of given {name}", given
 
 
 @law("an aborted run leaves nothing behind", source=_SOURCE, counts=(7, 20), rests_on=("runs", "second_run"))
 def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
-    """A run that is stopped after any of its steps, in the middle of a Runge-Kutta block too, does not change the next one."""
+    """A run that is stopped after any step, also inside a Runge-Kutta step, must not change the next run."""
     for count in subject.counts(*counts):
         fresh = _states(subject, count)
         length = len(as_values(subject.planned(count).timesteps))
@@ -86,7 +86,7 @@ def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "instances_share_nothing"),
 )
 def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
-    """`set_timesteps` and `step` mutate no configuration: saved after a run, a scheduler is the one that was loaded."""
+    """`set_timesteps` and `step` must not change the configuration, so that a scheduler saved after a run equals the loaded one."""
     for count in subject.counts(*counts):
         scheduler = subject.fresh()
         config = getattr(scheduler, "config", None)
@@ -107,7 +107,7 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "instances_share_nothing"),
 )
 def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
-    """A scheduler that is copied or pickled in the middle of a run finishes it as the original does."""
+    """A copied or pickled scheduler in the middle of a run must finish the run with the samples of the original."""
     for count in subject.counts(*counts):
         whole = _states(subject, count)
         scheduler = subject.planned(count)
@@ -116,7 +116,7 @@ def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
         with calling("copy.deepcopy(scheduler)"):
             copied = copy.deepcopy(scheduler)
         copies = [("a deep copy", copied)]
-        # A class inside a function cannot be pickled, which is no fault of its scheduler.
+        # A class inside a function cannot be pickled; this is not an error of the scheduler.
         if "<locals>" not in subject.scheduler_class.__qualname__ and subject.scheduler_class.__module__ != "__main__":
             with calling("pickle.loads(pickle.dumps(scheduler))"):
                 copies.append(("a pickled copy", pickle.loads(pickle.dumps(scheduler))))  # noqa: S301 - our own bytes

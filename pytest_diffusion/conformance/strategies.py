@@ -36,11 +36,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "shift": (1.0, 3.0),
     "predict_x0": (True, False),
 }
-"""What released checkpoints choose from, the most usual first: Hypothesis shrinks towards the first."""
+"""Values that released checkpoints use. The most common is first, because Hypothesis shrinks towards the first."""
 
 
 def betas(*, num_train_timesteps: int = 1000, max_beta: float = 0.999) -> st.SearchStrategy[torch.Tensor]:
-    """Schedules as float32 tensors (T,): betas in (0, max_beta] that do not fall, linear, quadratic in √β, or cosine.
+    """Beta schedules as float32 tensors (T,), non-decreasing in (0, max_beta]: linear in β, linear in √β, or cosine.
 
     Raises ValueError for fewer than 2 timesteps and for `max_beta` outside (0, 1).
     """
@@ -66,14 +66,14 @@ def betas(*, num_train_timesteps: int = 1000, max_beta: float = 0.999) -> st.Sea
 
 
 def prediction_types(*, flow: bool = False) -> st.SearchStrategy[str]:
-    """Names of prediction types; with `flow` those of flow matching too."""
+    """Names of prediction types; with `flow`, also that of flow matching."""
     return st.sampled_from(PREDICTION_TYPES if flow else PREDICTION_TYPES[:3])
 
 
 def scheduler_configs(scheduler_class: Any, *, exclude: Sequence[str] = ()) -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments of a scheduler class: its parameters with named choices, in combinations that it does not refuse.
+    """Keyword arguments of a scheduler class: its parameters with named choices, in combinations that it accepts.
 
-    Only what differs from the class's defaults is in the dictionary, so that the smallest example is the shortest.
+    Only values that differ from the class's defaults are in the dictionary, so that the smallest example is the shortest.
     Raises ValueError for names in `exclude` that the class does not have.
     """
     parameters = inspect.signature(scheduler_class).parameters
@@ -99,7 +99,7 @@ def num_inference_steps(*, min_value: int = 1, max_value: int = 50) -> st.Search
 
 
 def timesteps(scheduler: Any) -> st.SearchStrategy[torch.Tensor]:
-    """Timesteps, 0-dimensional tensors: of the scheduler's plan where it has one, else of its training schedule."""
+    """Timesteps, 0-dimensional tensors: from the scheduler's plan if it has one, otherwise from its training schedule."""
     planned = getattr(scheduler, "timesteps", None)
     values = torch.as_tensor(planned) if planned is not None and len(planned) else torch.arange(num_train_timesteps(scheduler))
     return st.integers(0, len(values) - 1).map(lambda index: values[index])
@@ -131,11 +131,11 @@ def _tensors(shape: Sequence[int], build: Callable[[torch.Generator], torch.Tens
 
 
 def _is_taken(scheduler_class: Any, config: dict[str, Any]) -> bool:
-    # One shape of sigmas at a time; all classes that have several refuse two.
+    # At most one choice of sigmas, because all classes with several choices refuse two of them.
     if sum(bool(config.get(name)) for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas")) > 1:
         return False
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
-        return False  # noise says nothing about the image at zero SNR
+        return False  # at zero SNR the noise does not determine the image
     try:
         scheduler = scheduler_class(**config)
         scheduler.set_timesteps(max(4, fewest_steps(scheduler)))

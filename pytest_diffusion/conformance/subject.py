@@ -1,4 +1,4 @@
-"""The scheduler under test: fresh copies, what its interface offers, and its errors told apart from ours."""
+"""The scheduler under test: fresh copies, its interface, and its errors, which are kept apart from those of this package."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pytest_diffusion.models.schedulers import as_values, config_value, fewest_s
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 EXTRAS = ("generator", "prev_timestep", "original_image", "mask")
-"""What a loop can give to `step` beside model output, timestep and sample."""
+"""Arguments that a loop can pass to `step` besides model output, timestep and sample."""
 
 
 class Crash(Exception):  # noqa: N818 - the scheduler's error, not ours
-    """The scheduler raised. Fields: `call`, what was called; `error`, what it raised."""
+    """The scheduler raised an error. Fields: `call`, the call as text; `error`, the exception."""
 
     def __init__(self, call: str, error: BaseException) -> None:
         super().__init__(
@@ -32,9 +32,9 @@ class Crash(Exception):  # noqa: N818 - the scheduler's error, not ours
 
 
 class Subject:
-    """A scheduler, or a class or function that makes one, with the questions that the laws ask of it.
+    """A scheduler, or a class or function that creates one, with the properties that the laws use.
 
-    Raises TypeError for an object without `set_timesteps`, and `step` or `add_noise`.
+    Raises TypeError for an object that does not have `set_timesteps`, and `step` or `add_noise`.
     """
 
     def __init__(self, scheduler_or_factory: Any) -> None:
@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def kind(self) -> Kind:
-        """How it holds its samples once it is planned, see `models.levels.kind_of`."""
+        """How the scheduler represents samples after `set_timesteps`, see `models.levels.kind_of`."""
         try:
             return kind_of(self.planned(self.some_count))
         except (Crash, NotApplicable):
@@ -63,13 +63,13 @@ class Subject:
 
     @property
     def noisy(self) -> dict[str, Any]:
-        """What `step` must be given to add noise: an `eta` of 1 where its default is 0."""
+        """Arguments with which `step` adds noise: an `eta` of 1 if its default is 0."""
         parameter = self.step_parameters.get("eta")
         return {"eta": 1.0} if parameter is not None and parameter.default == 0 else {}
 
     @property
     def prediction_type(self) -> str:
-        """What it takes the model's output for."""
+        """Prediction type that the scheduler expects of the model."""
         return prediction_type_of(self.scheduler)
 
     @property
@@ -79,7 +79,7 @@ class Subject:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its configuration without private entries; empty where it has none."""
+        """Its configuration without private entries; empty if it has none."""
         config = getattr(self.scheduler, "config", None)
         return {key: value for key, value in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
 
@@ -91,7 +91,7 @@ class Subject:
 
     @property
     def step_parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Parameters of `step`. Raises NotApplicable for a class that noises images and steps by other methods (score SDEs)."""
+        """Parameters of `step`. Raises NotApplicable for a class without `step` (score SDEs)."""
         if not callable(getattr(self.scheduler, "step", None)):
             raise NotApplicable(f"{self.name} has no step.")
         return inspect.signature(self.scheduler.step).parameters
@@ -104,7 +104,7 @@ class Subject:
 
     @cached_property
     def some_count(self) -> int:
-        """A small number of inference steps that it takes. Raises NotApplicable where it takes none."""
+        """A small number of inference steps that it accepts. Raises NotApplicable if it accepts none."""
         counts = self.counts(5, 4, 3, 2, 10, 1)
         if not counts:
             raise NotApplicable(f"{self.name} takes none of 1 to 5 inference steps.")
@@ -112,12 +112,12 @@ class Subject:
 
     @cached_property
     def is_inverse(self) -> bool:
-        """Whether its timesteps rise, from clean to noisy."""
+        """Whether its timesteps increase, from clean to noisy."""
         timesteps = as_values(self.planned(self.some_count).timesteps)
         return len(timesteps) > 1 and float(timesteps[0]) < float(timesteps[-1]) and not hasattr(self.scheduler, "undo_step")
 
     def counts(self, *wanted: int) -> list[int]:
-        """Those numbers of inference steps that it is made for: not more than it was trained at, and none that it refuses by name."""
+        """Those of the `wanted` numbers of inference steps that it supports: at most the training steps, and not refused by an error."""
         most = int(config_value(self.scheduler, "original_inference_steps") or self.num_train_timesteps)
         return [count for count in dict.fromkeys(wanted) if fewest_steps(self.scheduler) <= count <= most and not self._refuses(count)]
 
@@ -125,12 +125,12 @@ class Subject:
         try:
             self.planned(count)
         except Crash as crash:
-            # PNDM's and other crashes are ValueErrors as well: a refusal speaks of steps, or of what divides them.
+            # Other errors (of PNDM, for example) are ValueErrors too; the message of a refusal is about steps or divisors.
             return isinstance(crash.error, ValueError) and re.search(r"step|divi|multiple", str(crash.error)) is not None
         return False
 
     def require_kind(self) -> None:
-        """Raise NotApplicable where nothing tells how it holds its samples."""
+        """Raise NotApplicable if it is unknown how the scheduler represents its samples."""
         if self.kind == "vp" and getattr(self.scheduler, "alphas_cumprod", None) is None:
             raise NotApplicable(f"{self.name} has no alphas_cumprod, and nothing tells how it holds its samples.")
         if hasattr(self.scheduler, "get_scalings_for_boundary_condition"):
@@ -139,7 +139,7 @@ class Subject:
             )
 
     def fresh(self) -> Any:
-        """A scheduler that nobody has used."""
+        """A new, unused scheduler."""
         return self._source() if self._is_factory else _copied(self._source)
 
     def planned(self, num_inference_steps: int, **arguments: Any) -> Any:
@@ -149,7 +149,7 @@ class Subject:
         return scheduler
 
     def plan(self, scheduler: Any, num_inference_steps: int, **arguments: Any) -> None:
-        """`set_timesteps` with what the configuration asks for beside the number of steps. Raises Crash."""
+        """Call `set_timesteps` with the number of steps and the arguments that the configuration needs. Raises Crash."""
         if config_value(scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(scheduler.set_timesteps).parameters:
             # The shift that diffusers uses for the longest image of the training resolution.
             arguments.setdefault("mu", float(config_value(scheduler, "max_shift") or 1.15))
@@ -157,7 +157,7 @@ class Subject:
             scheduler.set_timesteps(num_inference_steps, **arguments)
 
     def with_config(self, **changes: Any) -> Subject:
-        """The same class in another configuration. Raises NotApplicable where it has none of these entries, or refuses them."""
+        """The same class in another configuration. Raises NotApplicable if an entry does not exist or is refused."""
         known = inspect.signature(self.scheduler_class).parameters
         if not hasattr(self.scheduler_class, "from_config") or not set(changes) <= set(known):
             lacking = [key for key in changes if key not in known] or ["from_config"]
@@ -170,7 +170,7 @@ class Subject:
             raise NotApplicable(f"{self.name} does not take {shown}: {error}") from error
 
     def require_plain_step(self) -> None:
-        """Raise NotApplicable where `step` needs what a loop over a denoiser does not have."""
+        """Raise NotApplicable if `step` needs an argument that a loop with a denoiser does not have."""
         if any(one.kind is one.VAR_POSITIONAL for one in self.step_parameters.values()):
             return
         first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
@@ -181,7 +181,7 @@ class Subject:
 
 @contextmanager
 def calling(what: str) -> Iterator[None]:
-    """Whatever the scheduler raises inside the block becomes a Crash; its warnings are its own affair."""
+    """Turn each error of the scheduler inside the block into a Crash; its warnings are ignored."""
     try:
         with quiet(), torch.no_grad():
             yield
@@ -191,7 +191,7 @@ def calling(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings: deprecations of a scheduler's own making say nothing about its law."""
+    """Ignore warnings inside the block: a deprecation does not break a law."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

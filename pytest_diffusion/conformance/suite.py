@@ -1,4 +1,4 @@
-"""`check_scheduler`: every law on one scheduler, each a verdict with what was expected, what was seen and how to see it again."""
+"""`check_scheduler`: every law on one scheduler. Each verdict has the expected and the observed result, and code to reproduce it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance.laws import LAWS, Broken, Law
-from pytest_diffusion.conformance.shrink import Finding, smallest, thorough_cases
+from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, smallest, thorough_cases
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, skipped
 
-# Each registers its laws, in the order in which they run.
+# Each module registers its laws, in the order in which they run.
 for _module in (
     "running",
     "grids",
@@ -57,17 +57,17 @@ def check_scheduler(
     strict: bool = False,
     profile: str = "standard",
 ) -> list[Verdict]:
-    """Hold a scheduler against exact answers: one verdict for each check, in their order.
+    """Compare a scheduler with exact solutions: one verdict for each check, in the order of the checks.
 
-    `scheduler_or_factory` is a scheduler of diffusers or of your own, or a class or function that makes one; it is copied,
-    never used. `expected_failures` maps names of checks to the reason why they fail; they do not raise, unless `strict` and
-    they pass. `only` chooses checks by name. The profile "thorough" tries other configurations of the class and more numbers
-    of steps as well, which takes minutes. Raises ConformanceFailure with all failures in one message (unless
-    `raise_on_failure` is false), ValueError for unknown names, and TypeError for what is no scheduler.
+    `scheduler_or_factory` is a scheduler of diffusers or your own one, or a class or function that creates one; it is copied
+    and does not change. `expected_failures` maps names of checks to the reason why they fail. Their failures do not raise; with
+    `strict`, they raise if they pass. `only` chooses checks by name. The profile "thorough" also tries other configurations of
+    the class and more numbers of steps, which takes minutes. Raises ConformanceFailure with all failures in one message (unless
+    `raise_on_failure` is false), ValueError for unknown names, and TypeError for an object that is not a scheduler.
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
-    suite = Suite(scheduler_or_factory, profile=profile)
+    suite = Suite(scheduler_or_factory, profile=profile, expected=expected)
     names = LAWS.names if only is None else [name for name in LAWS.names if name in require_known("only", only)]
     verdicts = [judged_with(suite.verdict(name), expected.get(name), strict=strict) for name in names]
     for verdict in verdicts:
@@ -79,7 +79,7 @@ def check_scheduler(
 
 
 def require_known(what: str, names: Collection[str]) -> Collection[str]:
-    """The names themselves. Raises ValueError for one that is no check."""
+    """The unchanged names. Raises ValueError for an unknown check."""
     if isinstance(names, str):
         raise ValueError(f"{what} is the text {names!r}; expected a collection of names of checks.")
     for name in names:
@@ -89,7 +89,7 @@ def require_known(what: str, names: Collection[str]) -> Collection[str]:
 
 
 def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdict:
-    """The verdict on a check whose failure is expected for a reason; with `strict` it must fail."""
+    """The verdict on a check whose failure is expected for `reason`; with `strict`, a pass becomes a failure."""
     if reason is None:
         return verdict
     if verdict.outcome == "fail":
@@ -101,21 +101,22 @@ def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdic
 
 
 class Suite:
-    """All laws on one scheduler; what one law found is known to those that rest on it. Raises ValueError for an unknown profile."""
+    """All laws on one scheduler. A law uses the results of the laws that it depends on. Raises ValueError for an unknown profile."""
 
-    def __init__(self, scheduler_or_factory: Any, *, profile: str = "standard") -> None:
+    def __init__(self, scheduler_or_factory: Any, *, profile: str = "standard", expected: Collection[str] = ()) -> None:
         if profile not in PROFILES:
             raise ValueError(unknown_name("profile", profile, PROFILES))
         self.subject = Subject(scheduler_or_factory)
         self.profile = profile
+        self._expected = frozenset(expected)
         self._verdicts: dict[str, Verdict] = {}
         self._holds: dict[tuple[str, int], bool] = {}
         self._groundless: set[str] = set()
 
     def verdict(self, name: str) -> Verdict:
-        """The verdict on one check, found once."""
+        """The verdict on one check, computed once."""
         if name not in self._verdicts:
-            # What a scheduler draws without a generator must neither depend on the caller's state nor move it.
+            # Draws without a generator must not depend on the caller's random state, and must not change it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self._verdicts[name] = self._judge(LAWS[name])
@@ -128,7 +129,7 @@ class Suite:
             self._groundless.add(one.name)
             return _skipped(one, f"{one.name} rests on `{base}`, which does not hold.")
         if not self.subject.counts(*counts):
-            # A law that looked at nothing must not look like one that holds.
+            # A law that tested nothing must not pass.
             return _skipped(one, f"{self.subject.name} takes none of {', '.join(map(str, counts))} inference steps.")
         try:
             series = one.function(self.subject, counts) or {}
@@ -139,16 +140,18 @@ class Suite:
         except (Broken, Crash) as error:
             if isinstance(error, Crash) and one.name != "runs" and self.verdict("runs").outcome != "pass":
                 return _skipped(one, f"{one.name} could not be measured: {error} (see `runs`).")
-            return _failed(one, smallest(one, self.subject, error))
+            # The search for the smallest case may take longer than all laws; an expected failure is known already.
+            describe = as_it_was_seen if one.name in self._expected else smallest
+            return _failed(one, describe(one, self.subject, error))
         except Exception as error:
-            # What the suite itself could not read says nothing about the scheduler, and must not look like a pass.
+            # An error of the suite itself says nothing about the scheduler, so the check must not pass.
             text = f"{one.name} could not be measured: {type(error).__name__}: {error}"
             return Verdict(one.name, "inconclusive", text, lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
         return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
 
     def _rests(self, base: str, count: int) -> bool:
-        """Whether a law that another rests on holds at a number of inference steps."""
+        """Whether the law `base`, on which another one depends, holds at a number of inference steps."""
         if self.verdict(base).outcome != "fail":
             return base not in self._groundless
         if (base, count) not in self._holds:

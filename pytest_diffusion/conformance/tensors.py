@@ -1,4 +1,4 @@
-"""Laws of tensors: any rank, each image by itself, the sample's dtype, and inputs that are left as they were."""
+"""Laws of tensors: any rank, independent images, the sample's dtype, device and layout, and unchanged inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, bat
 
 @law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def ranks(subject: Subject, counts: Sequence[int]) -> None:
-    """Vectors, audio, images and videos are the same numbers in another shape, and come out as the same numbers."""
+    """The same numbers in the shape of vectors, audio, images or videos must give the same samples."""
     for count in subject.counts(*counts):
         image = loops.normal(2, 4, 2, 6)
         expected = _states(subject, count, image)[-1]
@@ -32,7 +32,7 @@ def ranks(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("an image does not depend on its batch", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
-    """Each image of a batch comes out as if it were alone: no statistic is taken over the batch."""
+    """Each image of a batch must equal the image that is sampled alone. No statistic may be computed over the batch."""
     for count in subject.counts(*counts):
         batch = loops.normal(3, 4, 4, 4) * torch.tensor([0.2, 1.0, 4.0]).view(3, 1, 1, 1)
         together = _states(subject, count, batch)[-1]
@@ -43,11 +43,11 @@ def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("samples keep the model's dtype", source="diffusers casts the previous sample to the model output's dtype", counts=(4,))
 def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
-    """float16, bfloat16, float32 and float64 go in and come out, finite, from step, scale_model_input and noising alike."""
+    """step, scale_model_input and noising must keep the dtype (float16, bfloat16, float32 or float64) and return finite values."""
     for count in subject.counts(*counts):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             if dtype == torch.float16 and float(getattr(subject.planned(count), "init_noise_sigma", 1.0)) > 1e4:
-                continue  # the first noise itself does not fit into float16
+                continue  # the first noise is too large for float16
             sample = loops.normal(2, 4, 4, 4).to(dtype)
             states = _require_runs(subject, count, sample, f"{dtype} samples")
             if subject.noisy:
@@ -71,7 +71,7 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("samples stay on their device", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def devices(subject: Subject, counts: Sequence[int]) -> None:
-    """On an accelerator a loop runs, its samples stay there, and they are those of the processor up to rounding."""
+    """On an accelerator, a loop must run, keep its samples there, and give the samples of the CPU up to rounding."""
     device = accelerator()
     if device is None:
         raise NotApplicable("there is no accelerator on this machine.")
@@ -91,7 +91,7 @@ def devices(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _require_noised_in(subject: Subject, scheduler: Any, sample: torch.Tensor, dtype: torch.dtype, count: int) -> None:
-    """Noising keeps the dtype of its image, which diffusers' training scripts rest on; a class of one's own may be for float32."""
+    """Raise Broken if noising changes the dtype of its image, on which diffusers' training scripts depend. Only for diffusers' classes."""
     if not hasattr(scheduler, "save_config"):
         return
     timesteps = as_values(scheduler.timesteps)[-1:]
@@ -102,7 +102,7 @@ def _require_noised_in(subject: Subject, scheduler: Any, sample: torch.Tensor, d
 
 
 def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, ...], count: int) -> None:
-    """Noising takes any rank."""
+    """Raise Broken unless noising accepts this shape."""
     clean = image.reshape(shape)
     for method in _noising_of(subject):
         scheduler = subject.planned(count)
@@ -116,7 +116,7 @@ def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, 
 
 
 def _noising_of(subject: Subject) -> list[str]:
-    """The method that adds noise, if there is one for these samples."""
+    """A list with the name of the method that adds noise; empty if there is none."""
     try:
         return [] if subject.is_inverse else [noising_method(subject)]
     except NotApplicable:
@@ -132,7 +132,7 @@ def accelerator() -> torch.device | None:
 
 @law("the layout in memory does not matter", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def layout(subject: Subject, counts: Sequence[int]) -> None:
-    """Views that are not contiguous (channels last, transposed, strided) give the numbers that their contiguous copies give."""
+    """Views that are not contiguous (channels last, strided) must give the same samples as contiguous copies."""
     for count in subject.counts(*counts):
         image = loops.normal(2, 4, 6, 4)
         expected = _states(subject, count, image)[-1]
@@ -144,7 +144,7 @@ def layout(subject: Subject, counts: Sequence[int]) -> None:
 
 @law("inputs are left as they were", source="torch's convention: only names that end in _ change their argument", counts=(4,))
 def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
-    """`step`, `scale_model_input` and noising do not change the sample, the model output or the timesteps that they are given."""
+    """`step`, `scale_model_input` and noising must not change the sample, the model output or the timesteps that they get."""
     loops.require_drivable(subject)
     for count in subject.counts(*counts):
         kept: list[tuple[str, torch.Tensor, torch.Tensor]] = []
@@ -181,7 +181,7 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "noise_is_normal"),
 )
 def return_types(subject: Subject, counts: Sequence[int]) -> None:
-    """`step(..., return_dict=False)`, as pipelines call it, gives the samples of `return_dict=True`, and moves on as it does."""
+    """`step(..., return_dict=False)`, as pipelines call it, must give the same samples as `return_dict=True` in every step."""
     if "return_dict" not in subject.step_parameters:
         raise NotApplicable(f"{subject.name}.step has no return_dict.")
     loops.require_drivable(subject)
@@ -203,7 +203,7 @@ def return_types(subject: Subject, counts: Sequence[int]) -> None:
     rests_on=("runs", "noise_is_normal"),
 )
 def scaling_is_pure(subject: Subject, counts: Sequence[int]) -> None:
-    """`scale_model_input` gives the same for the same sample and timestep, and does not move the run on."""
+    """`scale_model_input` must give the same result for the same sample and timestep, and a second call must not change the run."""
     if not callable(getattr(subject.scheduler, "scale_model_input", None)):
         raise NotApplicable(f"{subject.name} has no scale_model_input.")
     loops.require_drivable(subject)
@@ -232,7 +232,7 @@ def _noise_once(subject: Subject, count: int, image: torch.Tensor, noise: torch.
     try:
         noised(scheduler, str(subject.noising), image, noise, as_values(scheduler.timesteps)[:1].repeat(len(image)))
     except Crash:
-        return  # `forward_process` and `forward_is_pure` say so
+        return  # `forward_process` and `forward_is_pure` report this
 
 
 def _states(subject: Subject, count: int, sample: torch.Tensor) -> list[torch.Tensor]:
