@@ -41,18 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pytest-diffusion", description="What pytest-diffusion keeps between runs.")
+    parser = argparse.ArgumentParser(prog="pytest-diffusion", description="List and prune the cache of pytest-diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
     cache = commands.add_parser("cache", help="samples and features that are kept between runs")
     actions = cache.add_subparsers(dest="action", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--cache-dir", metavar="DIR", help="the folder of --diffusion-cache-dir (default: the user cache folder)")
-    actions.add_parser("list", parents=[common], help="what is kept, oldest use first")
-    prune = actions.add_parser("prune", parents=[common], help="remove what has not been used for a while")
+    actions.add_parser("list", parents=[common], help="list cached entries, least recently used first")
+    prune = actions.add_parser("prune", parents=[common], help="remove entries that were not used recently")
     which = prune.add_mutually_exclusive_group(required=True)
-    which.add_argument("--older-than", type=float, metavar="DAYS", help="remove what was last used more than DAYS days ago")
+    which.add_argument("--older-than", type=float, metavar="DAYS", help="remove entries last used more than DAYS days ago")
     which.add_argument("--all", action="store_true", help="remove everything")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
     return parser
 
 
@@ -108,7 +108,7 @@ def _prune(entries: Sequence[Entry], *, keep_days: float | None, everything: boo
                 removed += entry.size
         except Timeout:
             busy += 1
-            _say(f"in use, left: {entry.folder}")
+            _say(f"skipped, in use: {entry.folder}")
         except OSError as error:
             print(f"pytest-diffusion: {entry.folder} cannot be removed: {error}", file=sys.stderr)  # noqa: T201
             return 1

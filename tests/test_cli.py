@@ -60,7 +60,7 @@ def test_prune_leaves_what_is_in_use(cache, capsys):
     root, old = cache
     with FileLock(old / "store.lock"):
         _, out = run(capsys, "cache", "prune", "--all", "--cache-dir", str(root))
-    assert f"in use, left: {old}" in out
+    assert f"skipped, in use: {old}" in out
     assert old.is_dir()
     assert len(list(root.glob("samples/*"))) == 1
     assert not list(root.glob("references/*"))

@@ -166,7 +166,7 @@ class AnalyticModel(nn.Module, ABC):
 
     def _require_fit(self) -> None:
         if not self.image_shape:
-            raise ValueError(f"{type(self).__name__} has seen no data yet: call fit(images), or give create_model a dataset.")
+            raise ValueError(f"{type(self).__name__} is not fitted: call fit(images), or give create_model a dataset.")
 
 
 def default_scheduler() -> Any:
@@ -184,7 +184,7 @@ def batches(dataset: Dataset) -> Iterable[torch.Tensor]:
             seen = f"{tuple(batch.shape)}, {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__
             raise ValueError(f"the dataset gave {seen}; expected float images (N, C, H, W) in [-1, 1].")
         if shape is not None and batch.shape[1:] != shape:
-            raise ValueError(f"the dataset gave images of {tuple(batch.shape[1:])} after some of {tuple(shape)}.")
+            raise ValueError(f"the dataset contains images of shape {tuple(batch.shape[1:])} after images of shape {tuple(shape)}.")
         shape = batch.shape[1:]
         low, high = (float(value) for value in batch.aminmax())
         # NaN fails every comparison.
@@ -205,8 +205,8 @@ def _step_parameters(scheduler: Any) -> set[str]:
     """Names of the parameters of the scheduler's `step`. Raises NotApplicable if a denoiser alone cannot provide them."""
     name, parameters = type(scheduler).__name__, inspect.signature(scheduler.step).parameters
     if str(config_value(scheduler, "variance_type")).startswith("learned"):
-        raise NotApplicable(f"{name} expects a learned variance, which a closed form does not predict.")
+        raise NotApplicable(f"{name} needs a learned variance, which a closed-form model does not predict.")
     required = [key for key, one in parameters.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     if beyond := [key for key in required if key not in ("model_output", "timestep", "sample")]:
-        raise NotApplicable(f"{name}.step needs {', '.join(beyond)} as well, which a denoiser does not have.")
+        raise NotApplicable(f"{name}.step also needs {', '.join(beyond)}, which a denoiser does not provide.")
     return set(parameters)

@@ -34,7 +34,7 @@ def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
     """
     name = type(pipeline).__name__
     if has_vae(pipeline) or is_text_conditioned(pipeline):
-        raise NotApplicable(f"Needs an unconditional pixel-space model; {name} is none.")
+        raise NotApplicable(f"needs an unconditional pixel-space model; {name} is not one.")
     part: Any = denoiser(pipeline)
     try:
         if isinstance(part, AnalyticModel):
@@ -43,7 +43,7 @@ def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
         elif _is_unconditional(part):
             model = create_model("baseline_unet", unet=part, scheduler=pipeline.scheduler)
         else:
-            raise NotApplicable(f"{name} has no UNet that takes a sample and a timestep alone.")
+            raise NotApplicable(f"{name} has no UNet whose only inputs are sample and timestep.")
     except ValueError as error:
         raise NotApplicable(str(error)) from error
     known = kind_of(model.scheduler) in ("vp", "sigma") and not has_own_sigma_range(model.scheduler)
@@ -55,7 +55,9 @@ def denoisers_of(pipeline: Any, images: torch.Tensor) -> Denoisers:
     pixels = images[:, :channels].float() / 127.5 - 1
     seen, held_out = pixels[::2], pixels[1::2]
     if len(seen) < (needed := seen[0].numel()):
-        raise NotApplicable(f"a linear filter of {needed} dimensions needs as many images; half of the reference are {len(seen)}.")
+        raise NotApplicable(
+            f"a linear filter of {needed} dimensions needs at least {needed} images; half of the reference has {len(seen)}."
+        )
     return Denoisers(model, create_model("wiener", seen, scheduler=pipeline.scheduler).to(model.device), held_out)
 
 

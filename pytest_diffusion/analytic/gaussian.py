@@ -89,7 +89,9 @@ class Wiener(AnalyticModel):
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be read as safetensors: {error}") from error
         if metadata.get("model") != "wiener" or set(tensors) != {"mean", "eigenvalues", "eigenvectors"}:
-            raise ModelError(f"{path} is no Wiener model: it holds {sorted(tensors)} and says {metadata}. Write one with Wiener.save.")
+            raise ModelError(
+                f"{path} is not a Wiener model file: it contains {sorted(tensors)} with metadata {metadata}. Write one with Wiener.save."
+            )
         self.mean, self.eigenvalues, self.eigenvectors = tensors["mean"], tensors["eigenvalues"], tensors["eigenvectors"]
         self.image_shape = tuple(json.loads(metadata["image_shape"]))
         return self

@@ -66,7 +66,7 @@ def load_analytic(value: str, *, settings: Settings) -> AnalyticPipeline:
     height, width = (8, 8) if reference == "digits" else (settings.height or _SIZE, settings.width or _SIZE)
     images = load_reference(reference, height=height, width=width, limit=_IMAGES).images
     if images is None:
-        raise ModelError(f"--diffusion-model={value} is fitted to images; --diffusion-reference={reference} holds statistics alone.")
+        raise ModelError(f"--diffusion-model={value} needs images, but --diffusion-reference={reference} has only statistics.")
     grey = bool((images == images[:, :1]).all())
     pixels = (images[:, :1] if grey else images).float() / 127.5 - 1
     try:

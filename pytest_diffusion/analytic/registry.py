@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_diffusion.analytic.base import AnalyticModel
 
 M = TypeVar("M", bound="type[AnalyticModel]")
-MODELS: Registry[Any] = Registry("analytic model")
+MODELS: Registry[Any] = Registry("closed-form model")
 _OWN = ("finite", "gaussian", "locality", "unet")
 
 
@@ -26,11 +26,8 @@ def register_model(name: str) -> Callable[[M], M]:
     """
 
     def add(model_class: M) -> M:
-        known = MODELS.get(name)
         # A module that is imported again registers the same class again.
-        if known is not None and (known.__module__, known.__qualname__) != (model_class.__module__, model_class.__qualname__):
-            raise ValueError(f"an analytic model named {name!r} is registered already: {known.__module__}.{known.__qualname__}.")
-        MODELS.add(name, model_class, replace=True)
+        MODELS.add(name, model_class, declared=model_class)
         return model_class
 
     return add

@@ -30,7 +30,7 @@ class BaselineUNet(AnalyticModel):
             rest.setdefault("scheduler", own)
         super().__init__(**rest)
         if kind_of(self.scheduler) not in ("vp", "sigma"):
-            raise ValueError(f"{type(self.scheduler).__name__} gives no timestep that a DDPM UNet was trained with.")
+            raise ValueError(f"{type(self.scheduler).__name__} has no timesteps of a DDPM training.")
         self.unet = unet.eval()
         self.image_shape = (unet.config.in_channels, *_sides(unet.config.sample_size))
         self.last_features: dict[str, torch.Tensor] = {}

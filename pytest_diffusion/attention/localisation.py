@@ -52,7 +52,7 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
     Raises NotApplicable for references without masks, and for models without text, a VAE or a known noise level.
     """
     if reference.images is None or reference.masks is None or reference.prompts is None:
-        raise NotApplicable("the reference says of no word where it is: give a .jsonl or .csv with columns mask and words.")
+        raise NotApplicable("the reference has no object masks: give a .jsonl or .csv with the columns mask and words.")
     layers = judged_layers(attention_layers(pipeline), settings)
     codec = LatentCodec.of(pipeline)
     # Cropping the image to the model's size can remove the whole object.
@@ -77,8 +77,8 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
             kept.append(row)
     if not kept:
         raise NotApplicable(
-            f"of {len(reference.images)} references with masks, {len(rows)} show anything within the model's size, "
-            "and the tokenizer keeps the words of none."
+            f"{len(rows)} of {len(reference.images)} references with masks show the object after cropping to the model's size, "
+            "but the tokenizer keeps none of their words whole."
         )
     width = min(len(named) for named in places)
     words = [reference.words[row][:width] for row in kept]

@@ -63,7 +63,7 @@ class Run:
         elif isinstance(grid, torch.Tensor):
             self.latent_shape = tuple(int(side) + 1 for side in grid.reshape(-1, 3)[:, 1:].amax(0))
         else:
-            raise NotApplicable(f"the grid of {type(network).__name__}'s latents is not known here, so its attention has no maps.")
+            raise NotApplicable(f"the latent grid of {type(network).__name__} is unknown, so its attention has no maps.")
         self._note_timestep(given.get("timestep"))
 
     def _note_timestep(self, timestep: Any) -> None:
@@ -85,7 +85,8 @@ class Run:
         prompts = len(next(iter(self.tokens.ids.values())))
         if count % (groups * prompts):
             raise ModelError(
-                f"the denoiser is given {count} rows for {prompts} prompts and {groups} predictions each: they cannot be told apart."
+                f"the denoiser received {count} rows for {prompts} prompts with {groups} predictions each; "
+                "the rows cannot be assigned to prompts."
             )
         size = count // groups
         return slice(place * size, (place + 1) * size)
@@ -264,5 +265,7 @@ def _grid(latent_shape: tuple[int, ...], pixels: int) -> tuple[int, int]:
     while height * width > pixels:
         height, width = -(-height // 2), -(-width // 2)
     if height * width != pixels:
-        raise NotApplicable(f"{pixels} positions do not fit latents of {latent_shape[0]}x{latent_shape[1]}: the layer's grid is not known.")
+        raise NotApplicable(
+            f"{pixels} positions match no grid of latents of {latent_shape[0]}x{latent_shape[1]}, so the layer has no maps."
+        )
     return height, width

@@ -34,7 +34,7 @@ def attention_layers(pipeline: Any) -> list[str]:
     if not is_text_conditioned(pipeline):
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text, so it has no cross-attention.")
     if "image_guidance_scale" in inspect.signature(type(pipeline).__call__).parameters:
-        raise NotApplicable(f"{type(pipeline).__name__} predicts three times a step, and its text attention is not told apart here.")
+        raise NotApplicable(f"{type(pipeline).__name__} makes three predictions per step; recording its text attention is not supported.")
     names = [name for name, module in network.named_modules() if _attends_to_text(module)]
     if not names:
         raise NotApplicable(f"{type(network).__name__} has no layer in which the image attends to text.")

@@ -137,7 +137,7 @@ def _readable(pipeline: Any, phrases: Sequence[Phrase]) -> list[Phrase]:
     kept = [phrase for phrase in phrases if all(_spells(tokenizer, phrase) for tokenizer in tokenizers)]
     if not kept:
         names = ", ".join(type(tokenizer).__name__ for tokenizer in tokenizers)
-        raise NotApplicable(f"the tokenizer ({names}) keeps no noun of the attention prompts as a word.")
+        raise NotApplicable(f"the tokenizer ({names}) keeps none of the nouns of the attention prompts as a whole word.")
     return kept
 
 

@@ -79,11 +79,11 @@ class TokenListener:
     def aligned(self, length: int) -> TextTokens:
         """The tokens of a key sequence of `length` positions. Raises ModelError where they cannot be determined."""
         if not self.ids:
-            raise ModelError("record_attention saw no tokens: call the pipeline with prompts, not with prompt_embeds.")
+            raise ModelError("record_attention recorded no token ids: call the pipeline with prompts, not with prompt_embeds.")
         layout = self._layout(length)
         if layout is None:
             seen = ", ".join(f"{name} {ids.shape[1]}" for name, ids in self.ids.items())
-            raise ModelError(f"the {length} text positions of the denoiser cannot be told from the encoders' tokens ({seen}).")
+            raise ModelError(f"the denoiser's {length} text positions do not match the encoders' token counts ({seen}).")
         parts = [self._part(names, size) for names, size in layout]
         rows = range(len(next(iter(self.ids.values()))))
         return TextTokens(

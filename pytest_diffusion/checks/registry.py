@@ -79,7 +79,11 @@ def check(
 
     def register(function: F) -> F:
         name = function.__name__
-        CHECKS.add(name, Check(name, lens, title, function, figure, sees, blind_to, plot, pictures, limits, dict(fixtures or {})))
+        CHECKS.add(
+            name,
+            Check(name, lens, title, function, figure, sees, blind_to, plot, pictures, limits, dict(fixtures or {})),
+            declared=function,
+        )
         return function
 
     return register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -14,12 +14,19 @@ class Registry(Generic[Item]):
     def __init__(self, what: str) -> None:
         self.what = what
         self._items: dict[str, Item] = {}
+        self._places: dict[str, str] = {}
 
-    def add(self, name: str, item: Item, *, replace: bool = False) -> Item:
-        """The item itself, now known by its name. Raises ValueError for a name that is taken, unless `replace`."""
-        if name in self._items and not replace:
-            raise ValueError(f"There is already a {self.what} named {name!r}.")
-        self._items[name] = item
+    def add(self, name: str, item: Item, *, declared: Any = None) -> Item:
+        """The item itself, now known by its name. Raises ValueError for a name that is taken.
+
+        `declared` is the function or class that stands for the item. When its module is imported anew, it declares the
+        same item again, which takes the earlier one's place.
+        """
+        place = f"{declared.__module__}.{declared.__qualname__}" if declared is not None else ""
+        if name in self._items and (not place or place != self._places.get(name)):
+            known = f": {self._places[name]}" if self._places.get(name) else ""
+            raise ValueError(f"There is already a {self.what} named {name!r}{known}.")
+        self._items[name], self._places[name] = item, place
         return item
 
     def remove(self, name: str) -> None:

@@ -53,7 +53,7 @@ class Arrival(NamedTuple):
 def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
     """Decomposition of every step of a loop on a single image; from step `start` on, as in image-to-image."""
     if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+        raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
     image, noise = image_and_noise()
     known = {"generator": torch.Generator().manual_seed(1), "original_image": image.float(), "mask": torch.ones(SHAPE)}
     found = loops.run(
@@ -133,9 +133,7 @@ def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: 
 
 def require_exact_kind(subject: Subject) -> None:
     if config_value(subject.scheduler, "algorithm_type") in ("sde-dpmsolver", "noise_prediction"):
-        raise NotApplicable(
-            f"{subject.name} extrapolates the noise that it renews: its marginals are exact only in the limit of many steps."
-        )
+        raise NotApplicable(f"{subject.name} reuses old noise in later steps, so its marginals are exact only with infinitely many steps.")
 
 
 def posterior_deviation(level: NoiseLevel, target: NoiseLevel) -> float:

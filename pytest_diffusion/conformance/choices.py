@@ -30,7 +30,9 @@ def named_betas(subject: Subject, counts: Sequence[int]) -> None:
     alphas = getattr(subject.planned(subject.some_count), "alphas_cumprod", None)
     others = [key for key in ("trained_betas", "rescale_betas_zero_snr", "snr_shift_scale") if config_value(subject.scheduler, key)]
     if alphas is None or name not in ("linear", "scaled_linear", "squaredcos_cap_v2") or others:
-        raise NotApplicable(f"{subject.name} names no beta schedule of a closed form{', but ' + others[0] if others else ''}.")
+        raise NotApplicable(
+            f"{subject.name} has no beta schedule with a known formula{' (because of ' + others[0] + ')' if others else ''}."
+        )
     total = subject.num_train_timesteps
     if "trained_betas" in config:
         _require_given_betas(subject)
@@ -39,7 +41,7 @@ def named_betas(subject: Subject, counts: Sequence[int]) -> None:
         products = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
         betas = (1 - products[1:] / products[:-1]).clamp(max=0.999)
     elif "beta_start" not in config or "beta_end" not in config:
-        raise NotApplicable(f"{subject.name} names no ends of its betas.")
+        raise NotApplicable(f"{subject.name} has no beta_start or beta_end.")
     else:
         power = 0.5 if name == "scaled_linear" else 1.0
         first, last = (float(config[key]) ** power for key in ("beta_start", "beta_end"))
@@ -72,11 +74,11 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
     spacing = config_value(subject.scheduler, "timestep_spacing")
     known = (not shaped and spacing in ("linspace", "trailing")) or shaped in (["use_karras_sigmas"], ["use_exponential_sigmas"])
     if not known or subject.kind in ("edm", "flow") or subject.is_inverse or "original_inference_steps" in subject.config:
-        raise NotApplicable(f"{subject.name} names no spacing of a closed form.")
+        raise NotApplicable(f"{subject.name} uses no spacing with a known formula.")
     if math.isfinite(float(config_value(subject.scheduler, "lambda_min_clipped") or -math.inf)):
-        raise NotApplicable(f"{subject.name} leaves the noisiest timesteps out: lambda_min_clipped.")
+        raise NotApplicable(f"{subject.name} skips the noisiest timesteps (lambda_min_clipped).")
     if config_value(subject.scheduler, "timestep_type") == "continuous" and not shaped:
-        raise NotApplicable(f"{subject.name} tells the model its sigmas, not timesteps.")
+        raise NotApplicable(f"{subject.name} conditions the model on sigmas, not on timesteps.")
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         if not shaped:
@@ -111,7 +113,7 @@ def named_shift(subject: Subject, counts: Sequence[int]) -> None:
     takes_mu = "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters
     others = [name for name in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, name)]
     if not config_value(subject.scheduler, "use_dynamic_shifting") or not takes_mu or subject.kind != "flow" or others:
-        raise NotApplicable(f"{subject.name} shifts its plan by no `mu`{', or not by it alone (' + others[0] + ')' if others else ''}.")
+        raise NotApplicable(f"{subject.name} does not shift its plan by `mu`{' (or uses ' + others[0] + ' as well)' if others else ''}.")
     is_linear = config_value(subject.scheduler, "time_shift_type") == "linear"
     for count in subject.counts(*counts):
         plain = as_values(subject.planned(count, mu=1.0 if is_linear else 0.0).sigmas).double()
@@ -124,10 +126,10 @@ def _require_static_shift(subject: Subject, counts: Sequence[int]) -> None:
     name = next((name for name in ("flow_shift", "shift") if name in subject.config), None)
     others = [one for one in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, one)]
     if name is None or others:
-        raise NotApplicable(f"{subject.name} has no shift{', or not it alone (' + others[0] + ')' if others else ''}.")
+        raise NotApplicable(f"{subject.name} has no shift{' (or combines it with ' + others[0] + ')' if others else ''}.")
     if name == "shift":
         # The shift also changes the training schedule, which `timesteps_cover` checks.
-        raise NotApplicable(f"{subject.name} keeps its shift in its training schedule: see `timesteps_cover`.")
+        raise NotApplicable(f"{subject.name} applies its shift to the training schedule: see `timesteps_cover`.")
     plain, shifted = subject.with_config(**{name: 1.0}), subject.with_config(**{name: 3.0})
     for count in subject.counts(*counts):
         _require_shifted(as_values(plain.planned(count).sigmas).double(), shifted.planned(count), 3.0, f"{name}=3", count)

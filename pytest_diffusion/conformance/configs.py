@@ -87,11 +87,11 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
             except Crash as crash:
                 if changes and isinstance(crash.error, ValueError | NotImplementedError):
                     continue  # the error names the choice that is not supported
-                raise Broken("the default configuration of a compatible scheduler to be taken", str(crash)) from crash
+                raise Broken("the default configuration of a compatible scheduler to be accepted", str(crash)) from crash
             for count in taken.counts(*counts):
                 _require_finite(taken, count, what)
     if not tried:
-        raise NotApplicable(f"none of the schedulers that {subject.name} is compatible with can be made here.")
+        raise NotApplicable(f"no scheduler compatible with {subject.name} can be created here.")
 
 
 @law("unknown choices are refused by name", source="diffusers raises for choices that it does not know", counts=(4,))
@@ -110,7 +110,7 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
                 if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
                     for count in subject.counts(*counts):
                         loops.states(other, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
-                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs as if nothing were wrong", count=counts[0])
+                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs without an error", count=counts[0])
         except Broken:
             raise
         except Exception as error:
@@ -136,7 +136,7 @@ def argument_types(subject: Subject, counts: Sequence[int]) -> None:
             if name in parameters and not (name == "timesteps" and subject.kind in ("edm", "flow")):
                 _require_list(subject, count, name)
         if not {"device", "sigmas", "timesteps"} & set(parameters):
-            raise NotApplicable(f"{subject.name}.set_timesteps takes a number of steps alone.")
+            raise NotApplicable(f"{subject.name}.set_timesteps accepts only a number of steps.")
 
 
 _FOREIGN = (
@@ -182,7 +182,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
         text = str(crash.error)
         if isinstance(crash.error, ValueError) and name in text:
             return  # the error says which configuration does not allow them
-        raise Broken(f"a list of {name} to be taken", str(crash), count=count) from crash
+        raise Broken(f"a list of {name} to be accepted", str(crash), count=count) from crash
     # Some schedulers expect the final sigma as the last entry of the list.
     seen = len(as_values(scheduler.timesteps))
     if seen not in (len(given), len(given) - (name == "sigmas")):

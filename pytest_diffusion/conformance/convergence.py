@@ -71,9 +71,13 @@ def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
     if not draws:
         raise NotApplicable(f"{subject.name} draws no noise: see `convergence_order`.")
     if draws > 4:
-        raise NotApplicable(f"{subject.name} draws a Brownian path of {draws} values a step; its marginals are checked by chance alone.")
+        raise NotApplicable(
+            f"{subject.name} draws {draws} values per step for a Brownian path, so its marginals cannot be computed exactly."
+        )
     if _is_consistency_sampler(subject):
-        raise NotApplicable(f"{subject.name} renews its noise at every step, as consistency models need: it approaches no ODE or SDE.")
+        raise NotApplicable(
+            f"{subject.name} replaces its noise at every step, as for consistency models, so it does not converge to an ODE or SDE."
+        )
     return _require_order(subject, counts, "error of mean and deviation", subject.noisy)
 
 
@@ -108,7 +112,7 @@ def errors(subject: Subject, count: int, extras: Mapping[str, Any], *, uneven: b
 def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: Mapping[str, Any]) -> Series:
     order, source = declared_order(subject)
     if len(subject.counts(*counts)) < 2:
-        raise NotApplicable(f"{subject.name} takes too few inference steps to see an order.")
+        raise NotApplicable(f"{subject.name} supports too few inference steps to measure an order.")
     grid, shown = _smooth_grid(subject)
     if shown and config_value(subject.scheduler, "disable_corrector") == []:
         # A corrector raises the order by one (UniPC, arXiv:2302.04867, theorem 3.1); this shows only on a smooth grid.

@@ -38,9 +38,9 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
     The samples must therefore be the same up to rounding for all of them.
     """
     if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+        raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
     if config_value(subject.scheduler, "timestep_type") == "continuous":
-        raise NotApplicable(f"{subject.name} tells the model ln(σ)/4, which it does for one prediction type only.")
+        raise NotApplicable(f"{subject.name} gives the model ln(σ)/4 as its timestep, which works for one prediction type only.")
     _trajectory(subject, subject.some_count)
     others = [(subject.prediction_type, subject)] if subject.prediction_type in _TYPES[subject.kind] else []
     for name in _TYPES[subject.kind]:
@@ -59,14 +59,14 @@ def prediction_types_agree(subject: Subject, counts: Sequence[int]) -> None:
             if isinstance(crash.error, FloatingPointError) and name == "epsilon":
                 continue  # at zero SNR the noise does not determine the image
             raise Broken(
-                f"prediction_type={name!r} to be taken, or refused by a ValueError", str(crash), count=subject.some_count
+                f"prediction_type={name!r} to be accepted, or refused by a ValueError", str(crash), count=subject.some_count
             ) from crash
     if len(others) < 2:
         raise NotApplicable(f"{subject.name} takes one prediction type only.")
     for count in subject.counts(*counts):
         runs = [(name, _trajectory(other, count)) for name, other in others]
         if evaluations_per_step(subject.scheduler) > 1 and float(runs[0][1].steps[0].level.sigma) > 1e3:
-            raise NotApplicable("float32 leaves nothing of a second evaluation after a σ above 1,000.")
+            raise NotApplicable("in float32, a second evaluation after σ > 1,000 is only rounding error.")
         if float(runs[0][1].steps[0].level.alpha) < 1e-6:
             # The noise does not determine the image there.
             runs = [(name, found) for name, found in runs if name != "epsilon"]
@@ -94,7 +94,7 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     """
     del counts
     if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, and bounds no image.")
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, and does not clip the image.")
     tried = []
     choices: tuple[dict[str, Any], ...] = (
         {"thresholding": True, "sample_max_value": 3.0},
@@ -129,11 +129,11 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
     if "rescale_betas_zero_snr" not in subject.config:
         raise NotApplicable(f"{subject.name} has no rescale_betas_zero_snr.")
     if subject.kind == "flow":
-        raise NotApplicable(f"{subject.name} steps by shares of noise, which start at zero SNR in any case.")
+        raise NotApplicable(f"{subject.name} uses σ from 0 to 1, so it always starts at zero SNR.")
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     predictions = [name for name in ("v_prediction", "sample") if _takes(subject, name)]
     if not predictions:
-        raise NotApplicable(f"{subject.name} predicts noise only, which says nothing about the image at zero SNR.")
+        raise NotApplicable(f"{subject.name} predicts only noise, which does not determine the image at zero SNR.")
     known = {key: value for key, value in changes.items() if key in subject.config}
     other = subject.with_config(**known, prediction_type=predictions[0])
     last = getattr(other.planned(other.some_count), "alphas_cumprod", None)
@@ -145,7 +145,7 @@ def zero_terminal_snr(subject: Subject, counts: Sequence[int]) -> None:
         try:
             parts = arrivals(other, count)
         except Crash as crash:
-            raise Broken("a loop from zero SNR that runs", str(crash), count=count) from crash
+            raise Broken("a loop from zero SNR without an error", str(crash), count=count) from crash
         end = parts[-1]
         if not bool(torch.isfinite(end.step.after).all()) or not abs(end.clean - float(end.target.alpha)) < 0.01:
             seen = f"{end.clean:.4g}·image after the last step"

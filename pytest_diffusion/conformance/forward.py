@@ -38,9 +38,7 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
             with Draws() as seen:
                 got = noised(copy.deepcopy(scheduler), method, image, noise, timestep.reshape(1))
             if seen.draws:
-                raise Broken(
-                    f"{method} to use the noise that it is given", f"it draws its own by torch's {seen.draws[0].operator}", count=count
-                )
+                raise Broken(f"{method} to use the given noise", f"it draws noise itself (torch's {seen.draws[0].operator})", count=count)
             require_noised(
                 got, image, noise, [level, *named_levels(subject, scheduler, timestep)], f"{method} at timestep {float(timestep):g}", count
             )
@@ -60,11 +58,11 @@ def noising_alone(subject: Subject, counts: Sequence[int]) -> None:
     with Draws() as seen:
         got = noised(subject.planned(subject.some_count), "add_noise", image, noise, torch.ones(len(image), dtype=torch.long))
     if seen.draws:
-        raise Broken("add_noise to use the noise that it is given", f"it draws its own by torch's {seen.draws[0].operator}")
+        raise Broken("add_noise to use the given noise", f"it draws noise itself (torch's {seen.draws[0].operator})")
     matrix, column = torch.stack([image.flatten(), noise.flatten()], dim=1).double(), got.double().flatten()[:, None]
     rest = float((matrix @ torch.linalg.lstsq(matrix, column).solution - column).abs().max())
     if not rest <= 1e-3 * max(1.0, float(got.abs().max())):
-        raise Broken("a sum of image and noise", f"add_noise leaves a rest of {rest:.3g}")
+        raise Broken("a sum of image and noise", f"add_noise leaves a remainder of {rest:.3g}")
 
 
 @law(
@@ -91,12 +89,12 @@ def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
         after = noised(scheduler, method, image, noise, early.repeat(len(image)))
         for one, other in ((once, again), (fresh, after)):
             if not torch.equal(one, other):
-                seen = f"{method} gives results that differ by {float((one - other).abs().max()):.4g} after another timestep was asked"
+                seen = f"{method} gives results that differ by {float((one - other).abs().max()):.4g} after a call with another timestep"
                 raise Broken("the same result for the same arguments", seen, count=count)
         mixed = noised(scheduler, method, image, noise, torch.stack([early, late]))
         apart = torch.cat([fresh[:1], once[1:]])
         if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
-            seen = f"{method} with timesteps [{float(early):g}, {float(late):g}] differs from one call for each"
+            seen = f"{method} with timesteps [{float(early):g}, {float(late):g}] differs from separate calls"
             raise Broken("each image of a batch to be noised by its own timestep", seen, count=count)
         _require_no_trace_of_halves(subject, method, count)
     _require_before_planning(subject, method, image, noise)
@@ -150,7 +148,7 @@ def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.
         mixed = scheduler.get_velocity(image, noise, pair)
         apart = torch.cat([scheduler.get_velocity(image[[row]], noise[[row]], pair[[row]]) for row in range(2)])
     if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
-        seen = f"get_velocity with timesteps {[round(float(one), 3) for one in pair]} differs from one call for each"
+        seen = f"get_velocity with timesteps {[round(float(one), 3) for one in pair]} differs from separate calls"
         raise Broken("the velocity of each image of a batch at its own timestep", seen, count=count)
 
 
@@ -162,7 +160,7 @@ def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor
         else:
             got = scheduler.add_noise(image, noise, timesteps)
         if not isinstance(got, torch.Tensor):
-            raise TypeError(f"it gave {type(got).__name__}, expected a tensor")
+            raise TypeError(f"it returned {type(got).__name__}, expected a tensor")
     return got
 
 
@@ -176,7 +174,7 @@ def noising_method(subject: Subject) -> str:
         noised(scheduler, subject.noising, some_image(), some_image(), as_values(scheduler.timesteps)[:1])
     except Crash as crash:
         if isinstance(crash.error, NotImplementedError):
-            raise NotApplicable(f"{subject.name} leaves {subject.noising} to others: {crash.error}") from crash
+            raise NotApplicable(f"{subject.name} does not implement {subject.noising}: {crash.error}") from crash
     return subject.noising
 
 
@@ -188,7 +186,7 @@ def some_image() -> torch.Tensor:
 def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
     """Up to eight timesteps of the loop, each with its noise level. Timesteps with more than one level are left out."""
     if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+        raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
     count = len(scheduler.timesteps)
     found = loops.run(
         subject, count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), scheduler=copy.deepcopy(scheduler)
@@ -204,7 +202,7 @@ def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseL
         if levels and all(abs(float(level.sigma) - float(levels[0].sigma)) < 1e-6 for level in levels):
             kept.append((timestep, levels[0]))
     if not kept:
-        raise NotApplicable(f"{subject.name} has no timestep that stands for one noise level.")
+        raise NotApplicable(f"{subject.name} has no timestep with a single noise level.")
     return [kept[int(place)] for place in torch.linspace(0, len(kept) - 1, min(8, len(kept)))]
 
 
@@ -241,7 +239,7 @@ def require_noised(
     ):
         return
     wanted = levels[0]
-    seen = f"{what} gives {kept:.5g}·image + {added:.5g}·noise" + (f" and a rest of {rest:.3g}" if rest > 1e-3 else "")
+    seen = f"{what} gives {kept:.5g}·image + {added:.5g}·noise" + (f" and a remainder of {rest:.3g}" if rest > 1e-3 else "")
     raise Broken(f"{float(wanted.alpha):.5g}·image + {float(wanted.sigma):.5g}·noise", seen, count=count)
 
 

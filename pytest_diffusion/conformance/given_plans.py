@@ -31,7 +31,7 @@ def given_timesteps(subject: Subject, counts: Sequence[int]) -> None:
     """Uneven timesteps from the caller must be the plan: the model gets these timesteps, and each step ends at the next one."""
     _require_argument(subject, "timesteps")
     if subject.kind in ("edm", "flow"):
-        raise NotApplicable(f"{subject.name} has no whole timesteps that could be named.")
+        raise NotApplicable(f"{subject.name} does not accept whole timesteps as a plan.")
     for count in subject.counts(*counts):
         last = subject.num_train_timesteps - 1
         given = [round(last * (1 - index / count) ** 1.5) for index in range(count)]
@@ -41,7 +41,7 @@ def given_timesteps(subject: Subject, counts: Sequence[int]) -> None:
         told = as_values(scheduler.timesteps).double()
         told = told if evaluations_per_step(scheduler) == 1 else told.unique_consecutive()
         if told.tolist() != [float(one) for one in given]:
-            raise Broken(f"the timesteps {given} as they were given", f"{[round(one, 3) for one in told.tolist()]}", count=count)
+            raise Broken(f"the given timesteps {given}", f"{[round(one, 3) for one in told.tolist()]}", count=count)
         _require_followed(subject, scheduler, count, f" of the given timesteps {given}")
 
 
@@ -80,7 +80,7 @@ def _require_argument(subject: Subject, name: str) -> None:
     if name not in inspect.signature(subject.scheduler.set_timesteps).parameters:
         raise NotApplicable(f"{subject.name}.set_timesteps takes no {name}.")
     if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, and its samples lag behind the timestep.")
+        raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
 
 
 def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
@@ -90,8 +90,8 @@ def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
             scheduler.set_timesteps(**{name: given}, **plan_arguments(subject))
     except Crash as crash:
         if isinstance(crash.error, ValueError) and name in str(crash.error):
-            raise NotApplicable(f"{subject.name} says that its configuration takes no {name}: {crash.error}") from crash
-        raise Broken(f"{name} {given} to be taken", str(crash), count=count) from crash
+            raise NotApplicable(f"{subject.name} refuses {name} in this configuration: {crash.error}") from crash
+        raise Broken(f"{name} {given} to be accepted", str(crash), count=count) from crash
     return scheduler
 
 

@@ -76,10 +76,10 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
         return
     shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
     if shaped or has_own_sigma_range(subject.scheduler) or subject.kind == "flow":
-        raise NotApplicable(f"{subject.name} spaces its sigmas{' by ' + shaped[0] if shaped else ''}, not its timesteps.")
+        raise NotApplicable(f"{subject.name} spaces its sigmas {'by ' + shaped[0] if shaped else 'evenly'}, not its timesteps.")
     has_sigmas = getattr(subject.planned(subject.some_count), "sigmas", None) is not None
     if subject.is_inverse or (has_sigmas and not config_value(subject.scheduler, "timestep_spacing")):
-        raise NotApplicable(f"{subject.name} does not say that its timesteps are spaced evenly, from noisy to clean.")
+        raise NotApplicable(f"{subject.name} does not declare evenly spaced timesteps from noisy to clean.")
     total = subject.num_train_timesteps
     for count in subject.counts(*counts):
         grid = as_values(subject.planned(count).timesteps).to("cpu", torch.float64).unique().flip(0).tolist()
@@ -88,7 +88,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
         for above, below in pairwise([float(total), *grid, 0.0]):
             # Rounding and an offset may add one timestep each.
             if above - below > 2 * total / count + 2:
-                seen = f"nothing between timesteps {above:g} and {below:g}"
+                seen = f"no timestep between {above:g} and {below:g}"
                 raise Broken(f"gaps of about {total / count:.4g} between {count} timesteps of {total}", seen, count=count)
 
 
@@ -107,7 +107,7 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
         scheduler = _planned(subject, count)
         sigmas = as_values(scheduler.sigmas).to("cpu", torch.float64)
         if len(sigmas) == subject.num_train_timesteps != len(scheduler.timesteps):
-            raise NotApplicable(f"{subject.name} keeps sigmas of its training, not of its plan.")
+            raise NotApplicable(f"{subject.name} has the sigmas of training, not of the inference plan.")
         if not bool(torch.isfinite(sigmas).all()):
             raise Broken("finite sigmas", loops.unfit(sigmas), count=count)
         if subject.is_inverse:
@@ -141,9 +141,9 @@ def timesteps_match_sigmas(subject: Subject, counts: Sequence[int]) -> None:
             _require_own_conditioning(scheduler, count)
             continue
         if getattr(scheduler, "sigmas", None) is None:
-            raise NotApplicable(f"{subject.name} steps in timesteps alone.")
+            raise NotApplicable(f"{subject.name} uses timesteps only, no sigmas.")
         if subject.is_inverse:
-            raise NotApplicable(f"{subject.name} goes from clean to noisy, where the sample lags behind the timestep.")
+            raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
         found = loops.run(subject, count, lambda sample, level: torch.zeros_like(sample), sample_of((1, 1, 2, 2)), scheduler=scheduler)
         for index, step in enumerate(found.steps):
             require_named_level(subject, scheduler, step, index, count)
@@ -159,7 +159,7 @@ def model_input(subject: Subject, counts: Sequence[int]) -> None:
     subject.require_kind()
     trained = subject.kind == "edm" or (subject.kind == "sigma" and getattr(subject.scheduler, "alphas_cumprod", None) is not None)
     if not trained or not hasattr(subject.scheduler, "scale_model_input") or subject.is_inverse:
-        raise NotApplicable(f"{subject.name} scales no samples, or for a network that is not known.")
+        raise NotApplicable(f"{subject.name} does not scale its samples, or the scale of its network is unknown.")
     data = float(config_value(subject.scheduler, "sigma_data") or 1.0) if subject.kind == "edm" else 1.0
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
@@ -175,8 +175,8 @@ def model_input(subject: Subject, counts: Sequence[int]) -> None:
         for index, (seen, sigma) in enumerate(zip(shares, as_values(scheduler.sigmas).tolist(), strict=False)):
             wanted = float((sigma**2 + data**2) ** -0.5)
             if not (abs(seen - wanted) <= 1e-3 * wanted or seen == 1):
-                told = f"the sample of step {index} times {seen:.5g}"
-                raise Broken(f"the sample of σ = {sigma:.5g} times {wanted:.5g}, or as it is", told, count=count)
+                told = f"the sample of step {index} multiplied by {seen:.5g}"
+                raise Broken(f"the sample of σ = {sigma:.5g} multiplied by {wanted:.5g}, or unchanged", told, count=count)
 
 
 @law(
@@ -209,7 +209,7 @@ def require_named_level(subject: Subject, scheduler: Any, step: loops.Step, inde
     ratios = [float(level.sigma / level.alpha) if float(level.alpha) > 0 else float("inf") for level in named]
     own = float(step.level.sigma / step.level.alpha) if float(step.level.alpha) > 0 else float("inf")
     if not min(ratios) * 0.998 - 1e-4 <= own <= max(ratios) * 1.002 + 1e-4:
-        told = f"step {index} tells the model timestep {step.timestep:.6g} (σ/α = {ratios[len(ratios) // 2]:.4g})"
+        told = f"step {index} gives the model timestep {step.timestep:.6g} (σ/α = {ratios[len(ratios) // 2]:.4g})"
         seen = f"{told}, and the sample has σ/α = {own:.4g}"
         raise Broken("the sample's noise level to be that of the timestep", seen, count=count)
 
@@ -219,7 +219,7 @@ def _require_own_conditioning(scheduler: Any, count: int) -> None:
     for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):
         wanted = float(scheduler.precondition_noise(torch.as_tensor(sigma)))
         if abs(float(timestep) - wanted) > 1e-3 * max(1.0, abs(wanted)):
-            seen = f"step {index} tells the model {float(timestep):.6g}"
+            seen = f"step {index} gives the model timestep {float(timestep):.6g}"
             raise Broken(f"precondition_noise of its sigma {float(sigma):.4g}, which is {wanted:.6g}", seen, count=count)
 
 
@@ -249,14 +249,14 @@ def _require_training_grid(subject: Subject) -> None:
     others = (*_SHAPES, "use_dynamic_shifting", "shift_terminal", "invert_sigmas")
     shaped = [name for name in others if config_value(subject.scheduler, name)]
     if shaped or trained is None or len(trained) not in (total, total + 1):
-        raise NotApplicable(f"{subject.name} plans by {shaped[0] if shaped else 'shares of noise'}, not by its training schedule.")
+        raise NotApplicable(f"{subject.name} uses {shaped[0] if shaped else 'shares of noise'} for its plan, not its training schedule.")
     if subject.counts(total):
         own = as_values(trained)[:total].double()
         planned = _without_repeats(as_values(subject.planned(total).sigmas).double())[:total]
         gap = (planned - own).abs() if len(planned) == total else torch.full((1,), torch.inf)
         place = int(gap.argmax())
         if float(gap[place]) > 1e-3:
-            seen = f"sigma {float(own[place]):.5g} of training is planned {float(gap[place]):.3g} away (number {place})"
+            seen = f"sigma {float(own[place]):.5g} of training differs by {float(gap[place]):.3g} in the plan (number {place})"
             raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
 
 
@@ -264,7 +264,7 @@ def _planned(subject: Subject, count: int) -> Any:
     try:
         return subject.planned(count)
     except Crash as crash:
-        raise Broken("set_timesteps to take any number of steps", str(crash), count=count) from crash
+        raise Broken("set_timesteps to accept any number of steps", str(crash), count=count) from crash
 
 
 def _require_order(timesteps: torch.Tensor, order: int, count: int, *, rising: bool, rounded: bool) -> None:

@@ -57,7 +57,7 @@ def law(
 
     def register(function: LawFunction) -> LawFunction:
         name = function.__name__
-        LAWS.add(name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot))
+        LAWS.add(name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot), declared=function)
         return function
 
     return register

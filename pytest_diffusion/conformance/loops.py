@@ -125,7 +125,7 @@ def run(
 
     def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
         if not bool(torch.isfinite(scaled).all()):
-            raise Crash(f"a loop at timestep {float(timestep):g}", FloatingPointError(f"its sample holds {unfit(scaled)}"))
+            raise Crash(f"a loop at timestep {float(timestep):g}", FloatingPointError(f"its sample has {unfit(scaled)}"))
         level = level_in_loop(scheduler, sample, scaled, timestep)
         levels.append(level_of_state(scheduler, level))
         clean = denoiser(sample, levels[-1]).to(sample)
@@ -168,7 +168,7 @@ def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) 
         for visit in visits:
             if not bool(torch.isfinite(visit.after).all()):
                 where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor"
-                raise Crash(where, FloatingPointError(f"its sample after timestep {float(visit.timestep):g} holds {unfit(visit.after)}"))
+                raise Crash(where, FloatingPointError(f"its sample after timestep {float(visit.timestep):g} has {unfit(visit.after)}"))
 
 
 def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
@@ -213,7 +213,7 @@ def step(
         returned = scheduler.step(output, timestep, sample, **known)
         arrived = returned[0] if isinstance(returned, tuple) else returned.prev_sample
         if not isinstance(arrived, torch.Tensor):
-            raise TypeError(f"step gave {type(arrived).__name__}, expected the previous sample")
+            raise TypeError(f"step returned {type(arrived).__name__}, expected the previous sample")
         clean = getattr(returned, "pred_original_sample", None)
     return arrived, clean.clone() if isinstance(clean, torch.Tensor) else None
 
@@ -271,4 +271,4 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 def unfit(values: torch.Tensor) -> str:
     """Text with the numbers of NaN and infinite values."""
     nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    return f"{nans} values that are not a number and {infinite} infinite ones of {values.numel()}"
+    return f"{nans} NaN and {infinite} infinite values (of {values.numel()})"

@@ -58,7 +58,7 @@ def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
     """
     method = noising_method(subject)
     if subject.is_inverse or revisits_timesteps(subject.scheduler):
-        raise NotApplicable(f"{subject.name} goes from clean to noisy, or back in time.")
+        raise NotApplicable(f"{subject.name} goes from clean to noisy, or revisits timesteps.")
     image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
     can_begin = hasattr(subject.scheduler, "set_begin_index")
     for count in subject.counts(*counts):
@@ -95,8 +95,10 @@ def inversion_round_trip(subject: Subject, counts: Sequence[int]) -> None:
         gaps.append((count, float((back - image).double().square().mean().sqrt())))
     (few, worse), (many, better) = gaps[0], gaps[-1]
     if not (better < 0.05 and (few == many or better < 0.6 * worse)):
-        seen = f"the image comes back with an error of {worse:.3g} in {few} steps and of {better:.3g} in {many}"
-        raise Broken(f"an image that comes back, the nearer the more steps (by {type(partner.scheduler).__name__})", seen, count=many)
+        seen = f"the restored image has an error of {worse:.3g} in {few} steps and of {better:.3g} in {many}"
+        raise Broken(
+            f"an image that is restored, with a smaller error for more steps (by {type(partner.scheduler).__name__})", seen, count=many
+        )
 
 
 def _begun(subject: Subject, count: int, first: int | None, start: int) -> Any:
@@ -121,7 +123,7 @@ def posterior_mean_image() -> torch.Tensor:
 
 def _require_lands(subject: Subject, count: int, method: str | None) -> None:
     if revisits_timesteps(subject.scheduler):
-        raise NotApplicable(f"{subject.name} warms up or goes back in time, and starts from the beginning only.")
+        raise NotApplicable(f"{subject.name} has warm-up steps or revisits timesteps, so a run cannot start in the middle.")
     loops.require_levels(subject)
     order = evaluations_per_step(subject.scheduler)
     planned = subject.planned(count)
@@ -157,7 +159,7 @@ def _partner(subject: Subject) -> Subject:
     names = [one.__name__.replace("Inverse", "") for one in subject.scheduler_class.__mro__ if "Inverse" in one.__name__]
     partner: Any = next((getattr(diffusers, name) for name in names if hasattr(diffusers, name)), None)
     if partner is None:
-        raise NotApplicable(f"{subject.name} has no forward partner in diffusers, a class of its name without Inverse.")
+        raise NotApplicable(f"{subject.name} has no forward scheduler in diffusers (a class with the same name without Inverse).")
     with calling(f"{partner.__name__}.from_config"):
         return Subject(
             partner.from_config(subject.scheduler.config, clip_sample=False)

@@ -80,12 +80,14 @@ def require_arrival(subject: Subject, one: Arrival, count: int, *, where: str = 
         small = posterior_deviation(one.step.level, one.target)
         target_sigma, seen_sigma, what = math.sqrt(max(target_sigma**2 - small**2, 0.0)), one.kept, "old noise"
     if has_unseen_memory(subject, one):
-        raise NotApplicable(f"{subject.name} carries the noise of earlier steps on: its marginals are exact only in the limit.")
+        raise NotApplicable(
+            f"{subject.name} mixes noise of earlier steps into later ones, so its marginals are exact only with infinitely many steps."
+        )
     of_image, of_noise = _chance(one) if one.rest > one.tolerance else (0.0, 0.0)
     right_image = abs(one.clean - float(one.target.alpha)) <= one.tolerance + of_image
     if not (right_image and (abs(seen_sigma - target_sigma) <= one.tolerance + of_noise or _is_larger_choice(subject, one))):
         if _is_exact_in_the_limit(subject):
-            raise NotApplicable(f"{subject.name} is exact for one image in the limit only: see `convergence_order`.")
+            raise NotApplicable(f"{subject.name} is exact for a single image only with infinitely many steps: see `convergence_order`.")
         seen = f"step {one.number} (timestep {one.step.timestep:g}){where} gives {one.clean:.5g}·image and {seen_sigma:.5g}·{what}"
         raise Broken(f"{float(one.target.alpha):.5g}·image and {target_sigma:.5g}·{what}", seen, count=count)
 
@@ -119,7 +121,7 @@ def terminal_step(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken(f"{float(end.alpha):.5g}·image and {float(end.sigma):.5g}·noise after the last step", seen, count=count)
         named = config_value(subject.scheduler, "final_sigmas_type")
         if named in ("zero", "sigma_min") and (float(end.sigma) == 0) != (named == "zero"):
-            raise Broken(f"an end as final_sigmas_type={named!r} says", f"it ends at σ = {float(end.sigma):.4g}", count=count)
+            raise Broken(f"the end that final_sigmas_type={named!r} declares", f"it ends at σ = {float(end.sigma):.4g}", count=count)
         cleanest = _cleanest(subject)
         if float(end.sigma / end.alpha) > 1.01 * cleanest:
             seen = f"it ends at σ/α = {float(end.sigma / end.alpha):.4g}"
@@ -144,7 +146,7 @@ def predicted_original(subject: Subject, counts: Sequence[int]) -> None:
             gap = float((one.step.clean.double() - image).square().mean().sqrt())
             # Tolerance in float32 if a step divides by α.
             if not gap <= 3 * one.tolerance / max(float(one.target.alpha), 1e-6):
-                seen = f"step {one.number} (timestep {one.step.timestep:g}) gives one that is {gap:.4g} away"
+                seen = f"step {one.number} (timestep {one.step.timestep:g}) gives a pred_original_sample with an error of {gap:.4g}"
                 raise Broken("a pred_original_sample that is the denoiser's image", seen, count=count)
 
 

@@ -25,12 +25,12 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
         if "generator" not in subject.step_parameters:
             if any("seed" in name for name in subject.config):
                 raise NotApplicable(f"{subject.name} is seeded by its configuration.")
-            raise Broken("a parameter `generator` of step", "noise is drawn, and nothing can seed it", count=count)
+            raise Broken("a parameter `generator` of step", "noise is drawn, and no seed can be given", count=count)
         states = torch.get_rng_state()
         runs = [_run(subject, count, seed) for seed in (1, 1, 2)]
         if not torch.equal(states, torch.get_rng_state()):
             torch.set_rng_state(states)
-            raise Broken("torch's global generator to be left alone", "it moves although a generator is given", count=count)
+            raise Broken("torch's global generator to stay unchanged", "it changes although a generator is given", count=count)
         if not torch.equal(runs[0], runs[1]):
             raise Broken("the same samples from the same seed", f"they differ by {float((runs[0] - runs[1]).abs().max()):.4g}", count=count)
         if torch.equal(runs[0], runs[2]):
@@ -53,14 +53,14 @@ def generator_list(subject: Subject, counts: Sequence[int]) -> None:
         try:
             together = loops.states(subject, count, sample, generator=generators, **subject.noisy)[-1]
         except Crash as crash:
-            raise Broken("a list of generators to be taken", str(crash), count=count) from crash
+            raise Broken("a list of generators to be accepted", str(crash), count=count) from crash
         for index, seed in enumerate((1, 2)):
             own = [torch.Generator().manual_seed(seed)]
             alone = loops.states(subject, count, sample[index : index + 1], generator=own, **subject.noisy)[-1]
             gap = float((together[index : index + 1] - alone).abs().max())
             if not gap <= 1e-5 * max(1.0, float(alone.abs().max())):
                 seen = f"image {index} of the batch differs by {gap:.4g} from the one that its generator gives alone"
-                raise Broken("each image to follow from its own generator", seen, count=count)
+                raise Broken("each image to depend only on its own generator", seen, count=count)
 
 
 @law("a deterministic step draws nothing", source=_SOURCE, counts=(5,))
@@ -101,10 +101,10 @@ def given_noise(subject: Subject, counts: Sequence[int]) -> None:
         first = sample * float(getattr(scheduler, "init_noise_sigma", 1.0))
         visits = loops.walk(subject, scheduler, first, loops.smooth, variance_noise=noise, **subject.noisy)
         if any(visit.draws for visit in visits):
-            raise Broken("no draw where noise is given", f"a draw by torch's {visits[0].draws[0].operator}", count=count)
+            raise Broken("no draw if noise is given", f"a draw by torch's {visits[0].draws[0].operator}", count=count)
         gap = float((visits[-1].after - drawn).abs().max())
         if not gap <= 1e-5 * max(1.0, float(drawn.abs().max())):
-            raise Broken("the samples that follow from drawing that noise", f"samples that differ by {gap:.4g}", count=count)
+            raise Broken("the samples that result from drawing this noise", f"samples that differ by {gap:.4g}", count=count)
 
 
 def _run(subject: Subject, count: int, seed: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
     """
     claims = _claims(subject)
     if not claims:
-        raise NotApplicable(f"{subject.name} claims no amount of noise: no eta, no variance_type, no SDE solver.")
+        raise NotApplicable(f"{subject.name} declares no amount of noise (no eta, no variance_type, no SDE solver).")
     for count in subject.counts(*counts):
         for claim, extras, wanted in claims:
             if count <= loops.LARGE_STEPS and claim == claims[-1][0]:  # the most noise leaves the least of the rest
@@ -94,7 +94,7 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
             loops.require_finite_at_any_rounding(subject, count, **subject.noisy)
         except Crash as crash:
             if isinstance(crash.error, FloatingPointError):
-                raise NotApplicable(f"{subject.name} gives samples that are not numbers: see `noise_amount` and `dtype_kept`.") from crash
+                raise NotApplicable(f"{subject.name} gives NaN or infinite samples: see `noise_amount` and `dtype_kept`.") from crash
             raise
         follows_a_path = max(len(one.step.draws) for one in found) > 4
         for one in found:
@@ -102,8 +102,8 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
                 if abs(weight) > 10 * one.tolerance:
                     _require_white(draw, one, count)
             if one.rest > 10 * one.tolerance and not follows_a_path and not has_unseen_memory(subject, one):
-                seen = f"step {one.number} changes its samples by {one.rest:.4g} beyond image, noise and what torch drew"
-                raise Broken("a step that is made of image, noise and what it draws from torch", seen, count=count)
+                seen = f"step {one.number} changes its samples by {one.rest:.4g} that none of these explains"
+                raise Broken("a step that only combines image, noise and torch's draws", seen, count=count)
 
 
 def _require_white(draw: Draw, one: Arrival, count: int) -> None:
@@ -112,5 +112,5 @@ def _require_white(draw: Draw, one: Arrival, count: int) -> None:
     if draw.values.numel() < math.prod(SHAPE) and draw.values.shape[:1] != (1,):
         raise Broken(f"noise of the sample's shape {SHAPE}", f"step {one.number} draws {tuple(draw.values.shape)}", count=count)
     if draw.values.numel() < math.prod(SHAPE):
-        seen = f"step {one.number} draws {tuple(draw.values.shape)} and adds it to all"
-        raise Broken(f"noise of its own for every image of a batch of {SHAPE[0]}", seen, count=count)
+        seen = f"step {one.number} draws {tuple(draw.values.shape)} and adds the same noise to all images"
+        raise Broken(f"separate noise for each image of a batch of {SHAPE[0]}", seen, count=count)

@@ -126,7 +126,7 @@ def _tensors(shape: Sequence[int], build: Callable[[torch.Generator], torch.Tens
     if not shape or any(int(side) < 1 for side in shape):
         raise ValueError(f"shape is {tuple(shape)}; expected at least one side, each at least 1.")
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}; expected a floating one.")
+        raise ValueError(f"dtype is {dtype}; expected a floating-point dtype.")
     return st.integers(0, 2**32 - 1).map(lambda seed: build(torch.Generator().manual_seed(seed)).to(dtype))
 
 

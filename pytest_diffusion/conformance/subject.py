@@ -41,13 +41,15 @@ class Subject:
         is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
         self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
         if self._is_factory and not callable(scheduler_or_factory):
-            raise TypeError(f"{type(scheduler_or_factory).__name__} is no scheduler: it has no step, and cannot be called to make one.")
+            raise TypeError(
+                f"{type(scheduler_or_factory).__name__} is not a scheduler: it has no step, and cannot be called to create one."
+            )
         self._source = scheduler_or_factory
         first = scheduler_or_factory() if self._is_factory else scheduler_or_factory
         self.name = type(first).__name__
         wanted = ("set_timesteps",) if callable(getattr(first, "add_noise", None)) else ("set_timesteps", "step")
         if missing := [method for method in wanted if not callable(getattr(first, method, None))]:
-            raise TypeError(f"{self.name} is no scheduler: it has no {' and no '.join(missing)}.")
+            raise TypeError(f"{self.name} is not a scheduler: it has no {' and no '.join(missing)}.")
         if not self._is_factory:
             self._source = _copied(first)
         self.scheduler = first
@@ -107,7 +109,7 @@ class Subject:
         """A small number of inference steps that it accepts. Raises NotApplicable if it accepts none."""
         counts = self.counts(5, 4, 3, 2, 10, 1)
         if not counts:
-            raise NotApplicable(f"{self.name} takes none of 1 to 5 inference steps.")
+            raise NotApplicable(f"{self.name} accepts none of the tested numbers of inference steps (1 to 5, 10).")
         return counts[0]
 
     @cached_property
@@ -132,7 +134,7 @@ class Subject:
     def require_kind(self) -> None:
         """Raise NotApplicable if it is unknown how the scheduler represents its samples."""
         if self.kind == "vp" and getattr(self.scheduler, "alphas_cumprod", None) is None:
-            raise NotApplicable(f"{self.name} has no alphas_cumprod, and nothing tells how it holds its samples.")
+            raise NotApplicable(f"{self.name} has no alphas_cumprod, and it is unknown how it represents its samples.")
         if hasattr(self.scheduler, "get_scalings_for_boundary_condition"):
             raise NotApplicable(
                 f"{self.name} wraps the model in the boundary condition of consistency models, for which there is no exact denoiser here."
@@ -176,7 +178,9 @@ class Subject:
         first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
         beyond = [name for name, one in rest if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in EXTRAS]
         if beyond or len(first) < 3:
-            raise NotApplicable(f"{self.name}.step takes {', '.join([*first, *beyond])}; expected a model output, a timestep and a sample.")
+            raise NotApplicable(
+                f"{self.name}.step needs {', '.join([*first, *beyond])}; a sampling loop has only a model output, a timestep and a sample."
+            )
 
 
 @contextmanager

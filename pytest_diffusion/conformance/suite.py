@@ -93,9 +93,9 @@ def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdic
     if reason is None:
         return verdict
     if verdict.outcome == "fail":
-        return replace(verdict, gates=False, message=f"{verdict.message}\nIt is expected: {reason}")
+        return replace(verdict, gates=False, message=f"{verdict.message}\nThis failure is expected: {reason}")
     if strict and verdict.outcome == "pass":
-        message = f"{verdict.check} passes, though its failure is expected: {reason} Take it off the list."
+        message = f"{verdict.check} passes, though its failure is expected: {reason} Remove it from expected_failures."
         return replace(verdict, outcome="fail", gates=True, message=message)
     return verdict
 
@@ -127,10 +127,10 @@ class Suite:
         if not counts:
             base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
             self._groundless.add(one.name)
-            return _skipped(one, f"{one.name} rests on `{base}`, which does not hold.")
+            return _skipped(one, f"{one.name} depends on `{base}`, which does not hold.")
         if not self.subject.counts(*counts):
             # A law that tested nothing must not pass.
-            return _skipped(one, f"{self.subject.name} takes none of {', '.join(map(str, counts))} inference steps.")
+            return _skipped(one, f"{self.subject.name} supports none of {', '.join(map(str, counts))} inference steps.")
         try:
             series = one.function(self.subject, counts) or {}
             if self.profile == "thorough":
@@ -170,7 +170,7 @@ def _failed(one: Law, finding: Finding) -> Verdict:
         f"{finding.name} fails `{one.name}`: {one.title}.\n"
         f"Expected: {finding.expected}.\nSeen: {finding.seen}.\n"
         f"Why: {one.reason} Source: {one.source}.\n"
-        f"Smallest configuration: {finding.configuration}\nSee it again:\n{finding.snippet}"
+        f"Smallest configuration: {finding.configuration}\nReproduce it:\n{finding.snippet}"
     )
     protocol = {"scheduler": finding.name, "configuration": finding.configuration, "snippet": finding.snippet}
     measurement = Measurement(1, "violations", series=finding.series, protocol=protocol, hint=finding.seen)

@@ -87,7 +87,7 @@ def devices(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken(f"samples on {device}", f"samples on {there.device}", count=count)
         gap = float((there.cpu() - _states(subject, count, sample)[-1]).abs().max())
         if not gap <= 1e-2:
-            raise Broken("the samples of the processor", f"samples on {device} that differ by {gap:.4g}", count=count)
+            raise Broken("the samples of the CPU", f"samples on {device} that differ by {gap:.4g}", count=count)
 
 
 def _require_noised_in(subject: Subject, scheduler: Any, sample: torch.Tensor, dtype: torch.dtype, count: int) -> None:
@@ -110,7 +110,7 @@ def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, 
         try:
             other = noised(scheduler, method, clean, clean, timesteps)
         except Crash as crash:
-            raise Broken(f"images of shape {shape} to be taken by {method}", str(crash), count=count) from crash
+            raise Broken(f"images of shape {shape} to be accepted by {method}", str(crash), count=count) from crash
         if other.shape != shape:
             raise Broken(f"noised images of shape {shape}", f"{method} gives {tuple(other.shape)}", count=count)
 
@@ -171,7 +171,7 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
         for what, now, before in kept:
             if not torch.equal(now, before):
                 gap = float((now - before).abs().max())
-                raise Broken("inputs that are left as they were", f"{what} has changed by up to {gap:.4g}", count=count)
+                raise Broken("unchanged inputs", f"{what} has changed by up to {gap:.4g}", count=count)
 
 
 @law(
@@ -243,7 +243,7 @@ def _require_runs(subject: Subject, count: int, sample: torch.Tensor, what: str,
     try:
         return loops.states(subject, count, sample, replace=torch.zeros_like, **extras)
     except Crash as crash:
-        raise Broken(f"{what} to be taken", str(crash), count=count) from crash
+        raise Broken(f"{what} to be accepted", str(crash), count=count) from crash
 
 
 def _require_rounded_runs(subject: Subject, count: int) -> None:

@@ -34,7 +34,7 @@ def as_uint8(images: Any, name: str) -> torch.Tensor:
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
         shape = f"{name} have shape {tuple(tensor.shape)}; expected (N, 3, H, W)."
         if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4):
-            shape += " The channels are last: permute(0, 3, 1, 2) puts them where they belong."
+            shape += " The channels are last: use permute(0, 3, 1, 2)."
         if tensor.ndim == 4 and 4 in (tensor.shape[1], tensor.shape[-1]):
             shape += " A fourth channel is alpha: composite the images on a background first."
         raise ValueError(shape)

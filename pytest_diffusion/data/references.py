@@ -95,7 +95,7 @@ def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
     """
     upright = ImageOps.exif_transpose(image) or image
     if upright.mode == "F":
-        raise ValueError("its pixels are floats, whose range no file records: save it with 8 or 16 bits")
+        raise ValueError("its pixels are floats with an unknown range: save it with 8 or 16 bits")
     if upright.mode.startswith("I"):
         grey = (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2), False
@@ -169,7 +169,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         raise ModelError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     known = [prompt for prompt in prompts if prompt]
     if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
-        raise ModelError(f"{_OPTION}: {name} has masks for some rows only; each row with a 'mask' needs 'words' and a prompt.")
+        raise ModelError(f"{_OPTION}: {name}: with masks, every row needs 'mask', 'words' and a prompt.")
     captions = known if len(known) == len(images) else None
     return Reference(
         name,
@@ -201,7 +201,7 @@ def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, widt
         raise ModelError(f"{_OPTION}: the mask of {row.label} is {shown[0]}, its image {shown[1]}: they need the same shape.")
     said = (row.prompt or "").casefold()
     if unsaid := [word for word in row.words if word.casefold() not in said]:
-        raise ModelError(f"{_OPTION}: {row.label} names the word {unsaid[0]!r}, which its prompt {row.prompt!r} does not have.")
+        raise ModelError(f"{_OPTION}: {row.label}: the word {unsaid[0]!r} is not in its prompt {row.prompt!r}.")
     return resize_images(torch.from_numpy(pixels)[None, None], height, width)[0, 0] > 127
 
 

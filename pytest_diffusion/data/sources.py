@@ -45,9 +45,9 @@ def _check_prompts(flag: str, value: str) -> None:
 _LOADERS = "pytest_diffusion.data.references"
 SOURCES = (
     ReferenceSource(
-        "reference", "demo", f"{_LOADERS}:load_demo", lambda value: value == "demo", cost="is rendered, as many as samples", images=1000
+        "reference", "demo", f"{_LOADERS}:load_demo", lambda value: value == "demo", cost="rendered, as many images as samples", images=1000
     ),
-    ReferenceSource("reference", "digits", f"{_LOADERS}:load_digits", lambda value: value == "digits", cost="comes with scikit-learn"),
+    ReferenceSource("reference", "digits", f"{_LOADERS}:load_digits", lambda value: value == "digits", cost="included in scikit-learn"),
     ReferenceSource("reference", "hf:name[split]", f"{_LOADERS}:load_hub", lambda value: value.startswith("hf:"), _check_hub, "hub"),
     ReferenceSource("reference", "a folder of images", f"{_LOADERS}:load_folder", lambda value: Path(value).is_dir(), protocol="folder"),
     ReferenceSource(

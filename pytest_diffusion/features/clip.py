@@ -119,7 +119,7 @@ def _load(name: str, source: str, device: str) -> Clip:
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"--diffusion-clip-model: {name} cannot be loaded: {str(error).splitlines()[0]} "
-            "Give a local folder, or 'demo' for a copy of the demo."
+            "Give a local folder, or 'demo' for the demo and its copies."
         ) from error
     mean, std = _pixel_statistics(source)
     return Clip(name, model, tokenizer, torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])

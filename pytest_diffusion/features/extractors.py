@@ -63,7 +63,7 @@ def load_demo(name: str, *, device: str) -> Extractor:
 
         if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ModelError(
-                f"--diffusion-features=demo sees 32x32 images; the samples are {images.shape[-1]}x{images.shape[-2]}. "
+                f"--diffusion-features=demo needs 32x32 images; the samples are {images.shape[-1]}x{images.shape[-2]}. "
                 "Choose --diffusion-features for this model: inception, clip:PATH_OR_ID or dinov2:PATH_OR_ID."
             )
         pixels = images.to(device).float() / 255

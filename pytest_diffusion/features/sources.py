@@ -42,10 +42,12 @@ SOURCES = (
         "extractor", "inception:WEIGHTS_FILE", f"{_LOADERS}:load_inception", lambda value: value.startswith("inception:"), _check_weights
     ),
     Source("extractor", "pixels", f"{_LOADERS}:load_pixels", lambda value: value == "pixels", cost="nothing is loaded"),
-    Source("extractor", "demo", f"{_LOADERS}:load_demo", lambda value: value == "demo", cost="comes with the package"),
+    Source("extractor", "demo", f"{_LOADERS}:load_demo", lambda value: value == "demo", cost="included in the package"),
     Source("extractor", "clip:PATH_OR_ID", f"{_LOADERS}:load_clip_features", lambda value: value.startswith("clip:"), _check_named),
     Source("extractor", "dinov2:PATH_OR_ID", f"{_LOADERS}:load_dinov2", lambda value: value.startswith("dinov2:"), _check_named),
     Source("extractor", "package.module:callable", f"{_LOADERS}:load_own_function", lambda value: ":" in value, check_callable, "callable"),
-    Source("scorer", "demo", "pytest_diffusion.features.clip:load_demo_clip", lambda value: value == "demo", cost="comes with the package"),
+    Source(
+        "scorer", "demo", "pytest_diffusion.features.clip:load_demo_clip", lambda value: value == "demo", cost="included in the package"
+    ),
     Source("scorer", "a folder or a hub id", "pytest_diffusion.features.clip:load_clip_at", lambda value: True, _check_clip),
 )

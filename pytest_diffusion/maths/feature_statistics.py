@@ -61,7 +61,7 @@ class FeatureStatistics:
         """These statistics with one more batch (N, D). Raises ValueError if they come from a file without a count."""
         matrix = as_rows(features, "features")
         if self._count is None:
-            raise ValueError("these statistics come without a count, so nothing can be added to them.")
+            raise ValueError("these statistics have no count, so no features can be added.")
         if self._known is not None and not len(self._shift):
             self._reopen(*self._known)
         width = len(self._shift) or (self._waiting[0].shape[1] if self._waiting else matrix.shape[1])

@@ -87,7 +87,7 @@ def _perpendicular(units: torch.Tensor) -> torch.Tensor:
     """Unit vectors (N, D), each perpendicular to its row of `units`; equal rows give equal results."""
     count, size = units.shape
     if size < 2:
-        raise ValueError("start and end are antiparallel numbers: there is no half circle between them.")
+        raise ValueError("start and end are antiparallel vectors with one coordinate: no half circle connects them.")
     turned = torch.zeros_like(units)
     even = size - size % 2
     turned[:, 0:even:2], turned[:, 1:even:2] = -units[:, 1:even:2], units[:, 0:even:2]

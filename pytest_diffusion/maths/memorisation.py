@@ -45,7 +45,7 @@ def memorisation(features: ArrayLike, training: ArrayLike, held_out: ArrayLike, 
     # Held-out images that are also in the training set are copies, so they cannot be in the control group.
     near_control = near_control[near_control[:, 0] > 0]
     if len(near_control) < _FEWEST:
-        raise ValueError(f"all but {len(near_control)} held-out rows are in the training set; at least {_FEWEST} must not be.")
+        raise ValueError(f"only {len(near_control)} held-out rows are not in the training set; at least {_FEWEST} are needed.")
     scores, control_scores = near[:, 0] / near.mean(1).clamp(min=1e-300), near_control[:, 0] / near_control.mean(1).clamp(min=1e-300)
     threshold = control_scores.quantile(LEVEL)
     hits = int((scores < threshold).sum())

@@ -92,10 +92,10 @@ def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tenso
         scales = (known.square() + data**2).rsqrt()
         sigma = known[(scales - scale).abs().argmin()]
         if not abs(float((sigma.square() + data**2).rsqrt() / scale) - 1) < 1e-3:
-            raise NotApplicable(f"{name} scales its samples by {float(scale):.4g}, which belongs to none of its sigmas.")
+            raise NotApplicable(f"{name} scales its samples by {float(scale):.4g}, which matches none of its sigmas.")
         return _preconditioned(sigma, data)
     if kind == "vp" and getattr(scheduler, "alphas_cumprod", None) is None:
-        raise NotApplicable(f"{name} has no alphas_cumprod, and nothing tells how it holds its samples.")
+        raise NotApplicable(f"{name} has no alphas_cumprod, so its noise levels are unknown.")
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
         return level_of_timestep(scheduler, timestep)
@@ -103,7 +103,7 @@ def level_in_loop(scheduler: Any, sample: torch.Tensor, model_input: torch.Tenso
     if kind == "vp":
         return NoiseLevel.of_ratio(sigma)
     if abs(float(timestep) / num_train_timesteps(scheduler) - float(sigma)) > 0.02:
-        raise NotApplicable(f"{name} has sigma {float(sigma):.3g} at timestep {float(timestep):.4g}: it is no flow of this kind.")
+        raise NotApplicable(f"{name} has sigma {float(sigma):.3g} at timestep {float(timestep):.4g}, which does not match a flow schedule.")
     return NoiseLevel(1 - sigma, sigma)
 
 

@@ -30,7 +30,7 @@ class BatchSize:
                 if not should_reduce_batch_size(error):
                     raise
                 if self.size == 1:
-                    raise ModelError(f"Memory runs out even for a batch of one sample: {str(error).splitlines()[0]}") from error
+                    raise ModelError(f"Out of memory even with a batch size of 1: {str(error).splitlines()[0]}") from error
             # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
             clear_device_cache(garbage_collection=True)
             self.size //= 2

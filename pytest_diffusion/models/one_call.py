@@ -68,7 +68,9 @@ class DenoiserCall:
         batch = self.pipeline._pack_latents(noised, *noised.shape) if own.ndim == 3 else noised
         count = len(batch)
         if len(own) % count or own.shape[1:] != batch.shape[1:]:
-            raise NotApplicable(f"the denoiser is given {tuple(own.shape)}, and latents are {tuple(batch.shape)}.")
+            raise NotApplicable(
+                f"the denoiser's input has shape {tuple(own.shape)}, which does not match latents of shape {tuple(batch.shape)}."
+            )
         batch = batch.repeat(len(own) // count, *[1] * (batch.ndim - 1)).to(own)
         given = (args, {**kwargs, name: batch}) if name else ((batch, *args[1:]), kwargs)
         with torch.no_grad():

@@ -102,7 +102,7 @@ def alphas_cumprod(scheduler: Any) -> torch.Tensor:
     if values is None:
         raise NotApplicable(f"{type(scheduler).__name__} has no alphas_cumprod: its schedule is given by sigmas.")
     if has_own_sigma_range(scheduler) or is_flow(scheduler):
-        raise NotApplicable(f"{type(scheduler).__name__} steps by sigmas of its own; its alphas_cumprod is not in use.")
+        raise NotApplicable(f"{type(scheduler).__name__} uses its own sigmas, so its alphas_cumprod has no effect.")
     return torch.as_tensor(values).to("cpu", torch.float64)
 
 

@@ -100,7 +100,7 @@ SOURCES = (
         folder=lambda value: weights_folder(),
         is_checkpoint=True,
         preset="demo",
-        cost="comes with the package",
+        cost="included in the package",
     ),
     ModelSource(
         "model",

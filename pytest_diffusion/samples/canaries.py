@@ -62,7 +62,8 @@ def require_telling(figures: dict[str, dict[str, float]], extractor: str) -> Non
     real = figures["real"]
     # By KID, which has no bias: the Fréchet distance of 64 real images is mostly bias, which black frames do not have.
     blind = [
-        f"real images have a KID of {real['KID']:.3g} ± {real['its error']:.2g} with the others, {name} {figures[name]['KID']:.3g}"
+        f"KID against the other reference images is {real['KID']:.3g} ± {real['its error']:.2g} for real images "
+        f"and {figures[name]['KID']:.3g} for {name}"
         for name in ("black", "noise", "cluster")
         if not figures[name]["KID"] - real["KID"] > 3 * math.hypot(real["its error"], figures[name]["its error"])
     ]
@@ -72,8 +73,8 @@ def require_telling(figures: dict[str, dict[str, float]], extractor: str) -> Non
         blind.append(f"recall of one repeated image is {figures['cluster']['recall']:.2f}, of real images {real['recall']:.2f}")
     if blind:
         raise SetupError(
-            f"The metrics cannot judge with this set-up (extractor {extractor}, {_SIZE} images against the reference): {'; '.join(blind)}. "
-            "Nothing is said about the model. Look at the extractor and at the reference images."
+            f"The metrics do not separate real images from faulty ones (extractor {extractor}, {_SIZE} images against the reference): "
+            f"{'; '.join(blind)}. The model was not judged. Check the extractor and the reference images."
         )
 
 
@@ -92,7 +93,7 @@ def require_aligned(reference: Reference, clip: Scorer, root: Path) -> None:
     gain, error = float((own - other).mean()), mean_error(own - other)
     if not gain > 3 * error:
         raise SetupError(
-            f"The CLIP score cannot judge with this set-up (CLIP {clip.name}, {len(prompts)} pairs): real images fit their own prompts "
-            f"by {float(own.mean()):.1f} and shuffled ones by {float(other.mean()):.1f}. Nothing is said about the model. "
-            "Look at the pairs of the reference and at --diffusion-clip-model."
+            f"The CLIP score does not separate matching from shuffled prompts (CLIP {clip.name}, {len(prompts)} pairs): "
+            f"real images score {float(own.mean()):.1f} with their own prompts and {float(other.mean()):.1f} with shuffled ones. "
+            "The model was not judged. Check the pairs of the reference and --diffusion-clip-model."
         )

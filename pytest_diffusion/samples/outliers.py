@@ -34,7 +34,7 @@ class Outliers:
         images = reference.require_images()
         half = min(len(images) // 2, REFERENCES)
         if half < 10:
-            raise NotApplicable(f"{len(images)} reference images are too few to fit and to hold out; at least 20 are needed.")
+            raise NotApplicable(f"the outlier detector needs at least 20 reference images; there are {len(images)}.")
         detector = OutlierDetector.fit(_flat(codec.encode(images[:half])))
         return cls(codec, detector, images[half : half + HELD_OUT], half)
 

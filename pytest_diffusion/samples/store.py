@@ -189,7 +189,8 @@ class SampleStore:
         except OSError as error:
             raise ModelError(
                 f"The cache folder {self.root} cannot be written: {error}. "
-                "What is there stays; make room or choose another folder with --diffusion-cache-dir, and the run goes on from there."
+                "Existing samples are kept. Free disk space, or choose another folder with --diffusion-cache-dir; "
+                "the next run continues from them."
             ) from error
 
 

@@ -110,9 +110,9 @@ class Trials:
         """
         name = type(self.pipeline).__name__
         if not uses_guidance(self.pipeline):
-            raise NotApplicable(f"{name} takes no guidance_scale, or is distilled and does not weigh two predictions by it.")
+            raise NotApplicable(f"{name} has no guidance_scale, or is distilled and does not use classifier-free guidance.")
         if not takes_step_callback(self.pipeline):
-            raise NotApplicable(f"{name} has no callback_on_step_end, so its first step cannot be seen.")
+            raise NotApplicable(f"{name} has no callback_on_step_end, so the latents after its first step cannot be read.")
         kept: list[torch.Tensor] = []
 
         def keep(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Trials:
         config = self.pipeline.vae.config
         channels = config.get("latent_channels") or config.get("z_dim")
         if found.ndim != 4 or (channels is not None and found.shape[1] != channels):
-            raise NotApplicable(f"{type(self.pipeline).__name__} hands out no latents (it returned {tuple(found.shape)}).")
+            raise NotApplicable(f"{type(self.pipeline).__name__} returned shape {tuple(found.shape)} instead of latents.")
         return found
 
     def _call(self, size: int, **changes: Any) -> list[NDArray[np.floating[Any]]]:

@@ -82,11 +82,11 @@ def test_an_untrained_unet_is_worse_than_a_linear_filter():
 
 def test_models_without_a_closed_form_are_named(demo_pipeline, pixel_pipeline):
     images = torch.zeros(900, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(NotApplicable, match="Needs an unconditional pixel-space model; StableDiffusionPipeline is none"):
+    with pytest.raises(NotApplicable, match="needs an unconditional pixel-space model; StableDiffusionPipeline is not one"):
         denoisers_of(demo_pipeline, images)
     with pytest.raises(NotApplicable, match="the reference is 8x8 and the model draws 16x16"):
         denoisers_of(pixel_pipeline, images)
-    with pytest.raises(NotApplicable, match="a linear filter of 768 dimensions needs as many images; half of the reference are 450"):
+    with pytest.raises(NotApplicable, match="a linear filter of 768 dimensions needs at least 768 images; half of the reference has 450"):
         denoisers_of(pixel_pipeline, torch.zeros(900, 3, 16, 16, dtype=torch.uint8))
 
 

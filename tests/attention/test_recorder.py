@@ -83,7 +83,7 @@ def test_nested_use_and_unknown_layers_are_refused(demo_copy):
 
 def test_prompt_embeds_alone_are_refused(demo_copy):
     embeds, negative = demo_copy.encode_prompt(PROMPTS, "cpu", 1, True)
-    with pytest.raises(ModelError, match="saw no tokens"), record_attention(demo_copy):
+    with pytest.raises(ModelError, match="recorded no token ids"), record_attention(demo_copy):
         demo_copy(prompt_embeds=embeds, negative_prompt_embeds=negative, num_inference_steps=1)
 
 

@@ -191,7 +191,7 @@ def test_words_that_look_elsewhere_have_no_cause_to_name(localisation):
 def test_a_reference_without_masks_is_skipped(demo_pipeline, judged):
     reference = replace(load_reference("demo", height=32, width=32, limit=8), masks=None)
     assert isinstance(reference, Reference)
-    with pytest.raises(NotApplicable, match="columns mask and words"):
+    with pytest.raises(NotApplicable, match="the columns mask and words"):
         run_localisation(demo_pipeline, reference, judged)
 
 

@@ -33,7 +33,7 @@ def test_the_pixel_model_passes_what_applies(pixel_pipeline):
     trials = Trials(pixel_pipeline, None, SETTINGS)
     for assertion in (pd.assert_same_seed, pd.assert_batch_invariance, pd.assert_seeds_differ):
         assert assertion(trials).outcome == "pass"
-    with pytest.raises(pd.QualityFailure, match="takes no guidance_scale"):
+    with pytest.raises(pd.QualityFailure, match="has no guidance_scale"):
         pd.assert_guidance_effect(trials)
 
 

@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.config import extensions, sources
 from pytest_diffusion.config.imports import import_past_torchvision
 from pytest_diffusion.config.registry import Registry
@@ -54,7 +55,18 @@ def package(pytester, monkeypatch):
         "[pytest_diffusion.checks]\nlong_schedule = stripes_plugin:long_schedule\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    return folder
+    monkeypatch.syspath_prepend(folder)
+    forget()
+    yield folder
+    forget()
+
+
+def forget():
+    """What other packages add, as if this process had not looked yet."""
+    extensions.extensions.cache_clear()
+    sources._added.cache_clear()
+    if "long_schedule" in CHECKS:
+        CHECKS.remove("long_schedule")
 
 
 GATE = ("--diffusion-model=demo", "--diffusion-lenses=schedule", "-p", "no:cacheprovider")
@@ -64,20 +76,24 @@ def verdicts(pytester):
     return {one["check"]: one for one in json.loads((pytester.path / "diffusion-report.json").read_text())["verdicts"]}
 
 
-@pytest.mark.parametrize("extra", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("extra", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_a_packages_check_is_judged_and_reported(pytester, package, extra):
-    result = pytester.runpytest_subprocess(*GATE, *extra)
+    run = pytester.runpytest_subprocess if extra else pytester.runpytest
+    result = run(*GATE, *extra, "-k", "long or betas")
     result.stdout.fnmatch_lines(["*number of training timesteps is 1000; allowed at least 2000*"])
     assert verdicts(pytester)["long_schedule"]["outcome"] == "fail"
     assert "long_schedule" in (pytester.path / "diffusion-report.html").read_text()
+
+
+def test_a_packages_check_has_a_table_in_thresholds_files(pytester, package):
     (pytester.path / "mine.toml").write_text('[long_schedule]\nat_least = 1000\nsource = "this test"\n')
-    pytester.runpytest_subprocess(*GATE, *extra, "--diffusion-thresholds=demo", "--diffusion-thresholds=mine.toml")
+    pytester.runpytest(*GATE, "--diffusion-thresholds=demo", "--diffusion-thresholds=mine.toml", "-k", "long")
     assert verdicts(pytester)["long_schedule"]["outcome"] == "pass"
 
 
 def test_a_packages_source_is_loaded_by_name(pytester, package):
     select = ("--diffusion-lenses=metrics", "-k", "reference_images", "--diffusion-num-samples=64", "--diffusion-cache-dir=cache")
-    result = pytester.runpytest_subprocess("--diffusion-model=demo", "--diffusion-reference=stripes", "-p", "no:cacheprovider", *select)
+    result = pytester.runpytest("--diffusion-model=demo", "--diffusion-reference=stripes", "-p", "no:cacheprovider", *select)
     result.stdout.fnmatch_lines(["*share of unfit reference images is *"])
     measured = verdicts(pytester)["reference_images"]["measurement"]
     assert measured["num_reference"] == 64
@@ -88,17 +104,17 @@ def test_a_packages_source_is_loaded_by_name(pytester, package):
 
 
 def test_a_packages_source_checks_its_own_values_before_anything_loads(pytester, package):
-    result = pytester.runpytest_subprocess("--diffusion-model=demo", "--diffusion-reference=stripes:tall")
+    result = pytester.runpytest("--diffusion-model=demo", "--diffusion-reference=stripes:tall")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --diffusion-reference is 'stripes:tall'; expected stripes or stripes:wide."])
 
 
 def test_a_broken_entry_point_is_one_line_and_breaks_nothing_else(pytester, package):
-    result = pytester.runpytest_subprocess(*GATE, "-k", "betas_in_range")
+    result = pytester.runpytest(*GATE, "-k", "betas_in_range")
     result.assert_outcomes(passed=1, deselected=8)
     line = "entry point dots = no_such_module:dots (pytest_diffusion.sources) cannot be loaded: ModuleNotFoundError: *"
     result.stdout.fnmatch_lines([f"diffusion: {line}"])
-    result = pytester.runpytest_subprocess(*GATE, "--diffusion-reference=dots:large")
+    result = pytester.runpytest(*GATE, "--diffusion-reference=dots:large")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: --diffusion-reference is 'dots:large': the {line}"])
 
@@ -106,7 +122,7 @@ def test_a_broken_entry_point_is_one_line_and_breaks_nothing_else(pytester, pack
 def test_a_broken_check_that_a_thresholds_file_names_is_a_usage_error(pytester, package):
     (package / "stripes-1.0.dist-info" / "entry_points.txt").write_text("[pytest_diffusion.checks]\nlost = no_such_module:lost\n")
     (pytester.path / "mine.toml").write_text('[lost]\nat_least = 1\nsource = "this test"\n')
-    result = pytester.runpytest_subprocess(*GATE, "--diffusion-thresholds=mine.toml")
+    result = pytester.runpytest(*GATE, "--diffusion-thresholds=mine.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: mine.toml [[]lost]: the entry point lost = no_such_module:lost *cannot be loaded*"])
 
@@ -158,10 +174,18 @@ def test_the_register_refuses_a_name_twice_and_keeps_the_order():
     register.add("a", 2)
     with pytest.raises(ValueError, match="There is already a thing named 'b'"):
         register.add("b", 3)
-    register.add("b", 4, replace=True)
-    assert (register.names, list(register), register["b"], register.get("c"), "a" in register) == (["b", "a"], [4, 2], 4, None, True)
+    assert (register.names, list(register), register["b"], register.get("c"), "a" in register) == (["b", "a"], [1, 2], 1, None, True)
     register.remove("a")
     assert register.names == ["b"]
+
+
+def test_a_module_that_is_imported_anew_declares_its_items_again():
+    register = Registry("thing")
+    register.add("pad", 1, declared=textwrap.indent)
+    register.add("pad", 2, declared=textwrap.indent)
+    assert register["pad"] == 2
+    with pytest.raises(ValueError, match=r"There is already a thing named 'pad': textwrap\.indent"):
+        register.add("pad", 3, declared=textwrap.dedent)
 
 
 def test_a_default_source_is_its_name_and_what_follows_a_colon():

@@ -23,5 +23,5 @@ def test_a_mistake_is_caught_by_its_check_and_no_other(broken):
     for name in broken.checks:
         message = suite.verdict(name).message
         assert message.startswith(f"{broken.scheduler_class.__name__} fails `{name}`")
-        for part in ("Expected: ", "Seen: ", "Why: ", "Smallest configuration: ", "See it again:"):
+        for part in ("Expected: ", "Seen: ", "Why: ", "Smallest configuration: ", "Reproduce it:"):
             assert part in message

@@ -117,7 +117,7 @@ def test_ones_own_scheduler_selected_by_name(pytester):
             ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-config=beta_schedule=round"],
             "*DDIMScheduler(beta_schedule=round) cannot be made: NotImplementedError: round*",
         ),
-        (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is no scheduler: it has no set_timesteps and no step*"),
+        (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is not a scheduler: it has no set_timesteps and no step*"),
     ],
 )
 def test_wrong_options_are_named(pytester, arguments, message):

@@ -74,7 +74,7 @@ def test_unplanned_schedulers_give_their_training_timesteps():
         (lambda: strategies.betas(max_beta=1.0), r"max_beta is 1\.0; expected a number between 0 and 1"),
         (lambda: strategies.num_inference_steps(min_value=5, max_value=2), "min_value and max_value are 5 and 2"),
         (lambda: strategies.samples(shape=()), r"shape is \(\); expected at least one side"),
-        (lambda: strategies.latents(dtype=torch.int64), "dtype is torch.int64; expected a floating one"),
+        (lambda: strategies.latents(dtype=torch.int64), "dtype is torch.int64; expected a floating-point dtype"),
         (lambda: strategies.scheduler_configs(diffusers.DDIMScheduler, exclude=["eta"]), "DDIMScheduler has no parameter eta to exclude"),
     ],
 )

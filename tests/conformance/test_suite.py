@@ -67,7 +67,7 @@ def test_the_smallest_configuration_is_found():
 
 def test_the_snippet_shows_it_again():
     (verdict,) = check_scheduler(EulerDiscreteScheduler(use_karras_sigmas=True), only=["velocity"], raise_on_failure=False)
-    snippet = "\n".join(line.strip() for line in verdict.message.partition("See it again:\n")[2].splitlines())
+    snippet = "\n".join(line.strip() for line in verdict.message.partition("Reproduce it:\n")[2].splitlines())
     assert "from diffusers import EulerDiscreteScheduler" in snippet
     with pytest.raises(ConformanceFailure, match="velocity"):
         exec(compile(snippet, "snippet", "exec"), {})
@@ -78,9 +78,12 @@ def test_expected_failures():
     verdicts = {verdict.check: verdict for verdict in check_scheduler(LastSigmaTwice, expected_failures=reason)}
     assert verdicts["sigmas_fall"].outcome == "fail"
     assert not verdicts["sigmas_fall"].gates
-    assert verdicts["sigmas_fall"].message.endswith("It is expected: The vendor is told.")
+    assert verdicts["sigmas_fall"].message.endswith("This failure is expected: The vendor is told.")
     assert {verdict.outcome for verdict in check_scheduler(Euler, expected_failures=reason)} == {"pass", "skipped"}
-    with pytest.raises(ConformanceFailure, match=r"sigmas_fall passes, though its failure is expected: The vendor is told\. Take it off"):
+    with pytest.raises(
+        ConformanceFailure,
+        match=r"sigmas_fall passes, though its failure is expected: The vendor is told\. Remove it from expected_failures",
+    ):
         check_scheduler(Euler, expected_failures=reason, strict=True)
 
 
@@ -93,9 +96,9 @@ def test_wrong_names_and_what_is_no_scheduler():
         check_scheduler(Euler, only="runs")
     with pytest.raises(ValueError, match="profile is 'quick'; expected one of: standard, thorough"):
         check_scheduler(Euler, profile="quick")
-    with pytest.raises(TypeError, match="int is no scheduler: it has no step, and cannot be called"):
+    with pytest.raises(TypeError, match="int is not a scheduler: it has no step, and cannot be called"):
         check_scheduler(3)
-    with pytest.raises(TypeError, match="dict is no scheduler: it has no set_timesteps and no step"):
+    with pytest.raises(TypeError, match="dict is not a scheduler: it has no set_timesteps and no step"):
         check_scheduler(dict)
 
 
@@ -123,7 +126,7 @@ def test_schedulers_of_unknown_kind_are_skipped_not_passed():
     assert verdicts["second_run"].outcome == "pass"
     for check in ("point_mass_preserved", "convergence_order", "forward_process", "timesteps_well_formed"):
         assert verdicts[check].outcome == "skipped"
-        assert "nothing tells how it holds its samples" in verdicts[check].message
+        assert "it is unknown how it represents its samples" in verdicts[check].message
 
 
 def test_a_thorough_run_finds_what_only_another_configuration_shows():

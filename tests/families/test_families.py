@@ -73,7 +73,7 @@ def test_a_family(pytester, shared_cache, references, tmp_path, name):
         assert {outcome[check] for check in ("attention_not_uniform", "attention_compact")} <= JUDGED
         for check in ("attention_noun_specific", "attention_sharpens"):
             assert "name the layers that show it in your model" in message[check]
-        assert "columns mask and words" in message["attention_localises"]
+        assert "the columns mask and words" in message["attention_localises"]
         assert ("joint attention" in message["attention_is_cross"]) == (name in {"sd3", "flux"})
     if name == "ddpm":
         assert {outcome[check] for check in LATENT} == {"skipped"}

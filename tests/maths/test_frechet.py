@@ -146,7 +146,7 @@ def test_statistics_say_what_they_lack(tmp_path):
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(3), sigma=np.eye(3))
     foreign = FeatureStatistics.load(tmp_path / "foreign.npz")
     assert foreign.protocol == {"statistics": "protocol unverified"}
-    with pytest.raises(ValueError, match="come without a count"):
+    with pytest.raises(ValueError, match="have no count"):
         foreign.update(torch.rand(5, 3))
     with pytest.raises(ValueError, match="features have 4 columns; the batches before had 3"):
         FeatureStatistics.from_features(torch.rand(5, 3)).update(torch.rand(5, 4))

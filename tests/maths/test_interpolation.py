@@ -46,7 +46,7 @@ def test_degenerate_cases_are_defined():
     assert torch.equal(slerp(zero, zero, 0.5), zero)
     with pytest.raises(ValueError, match="expected the same"):
         slerp(start, start[:2], 0.5)
-    with pytest.raises(ValueError, match="antiparallel numbers"):
+    with pytest.raises(ValueError, match="antiparallel vectors with one coordinate"):
         slerp(torch.tensor([1.0]), torch.tensor([-1.0]), 0.5)
 
 

@@ -125,7 +125,9 @@ def test_a_blind_extractor_is_a_broken_set_up_and_no_verdict_on_the_model(pytest
     (pytester.path / "blind.py").write_text("def extract(images):\n    return images.float().mean((1, 2, 3))[:, None].repeat(1, 4) * 0\n")
     pytester.syspathinsert()
     result = gate(pytester, shared_cache, extra=["--diffusion-features=blind:extract"], select="fid or precision")
-    result.stdout.fnmatch_lines(["inconclusive *fid * The metrics cannot judge with this set-up *Nothing is said about the model.*"])
+    result.stdout.fnmatch_lines(
+        ["inconclusive *fid * The metrics do not separate real images from faulty ones *The model was not judged.*"]
+    )
     assert result.ret == 1
 
 

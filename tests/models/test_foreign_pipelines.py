@@ -109,7 +109,7 @@ def test_flow_sigmas_of_a_vp_class():
     curve = schedulers.log_snr(scheduler)
     assert torch.isfinite(curve[:-1]).all()
     assert 10 < float(curve[0]) < 14.5
-    with pytest.raises(NotApplicable, match="not in use"):
+    with pytest.raises(NotApplicable, match="has no effect"):
         schedulers.alphas_cumprod(scheduler)
 
 

@@ -97,10 +97,10 @@ def test_timesteps_that_tell_nothing():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("CMStochasticIterativeScheduler", {}, "belongs to none of its sigmas"),
-        ("IPNDMScheduler", {}, "has no alphas_cumprod, and nothing tells"),
-        ("DDPMScheduler", {"variance_type": "learned_range"}, "expects a learned variance"),
-        ("RePaintScheduler", {}, "step needs original_image, mask as well"),
+        ("CMStochasticIterativeScheduler", {}, "matches none of its sigmas"),
+        ("IPNDMScheduler", {}, "has no alphas_cumprod, and it is unknown how"),
+        ("DDPMScheduler", {"variance_type": "learned_range"}, "needs a learned variance"),
+        ("RePaintScheduler", {}, "step also needs original_image, mask"),
     ],
 )
 def test_schedulers_of_unknown_kind_are_refused(name, config, message):

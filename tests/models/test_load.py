@@ -134,7 +134,7 @@ def test_extractors(tmp_path, monkeypatch):
     assert load_extractor("my_features:means")(images).values.shape == (70, 3)
     with pytest.raises(ModelError, match=r"returned shape \(\) for 64 images"):
         load_extractor("my_features:wrong")(images)
-    with pytest.raises(ModelError, match="sees 32x32 images; the samples are 64x64"):
+    with pytest.raises(ModelError, match="needs 32x32 images; the samples are 64x64"):
         demo(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 

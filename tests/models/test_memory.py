@@ -62,7 +62,7 @@ def test_the_vae_takes_fewer_images_where_memory_runs_out(demo_copy, fits):
         assert torch.allclose(codec.decode(latents), expected, atol=1e-5)
         assert sizes[-3:] == [2, 2, 1]
     else:
-        with pytest.raises(ModelError, match="Memory runs out even for a batch of one sample"):
+        with pytest.raises(ModelError, match="Out of memory even with a batch size of 1"):
             codec.decode(latents)
 
 

@@ -184,7 +184,9 @@ def test_a_full_disk_says_so_and_keeps_what_is_there(demo_pipeline, small, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", pwrite)
-        with pytest.raises(ModelError, match=r"No space left on device\. What is there stays; make room .*--diffusion-cache-dir"):
+        with pytest.raises(
+            ModelError, match=r"No space left on device\. Existing samples are kept\. Free disk space.*--diffusion-cache-dir"
+        ):
             generate.generate_samples(demo_pipeline, PROMPTS, small)
     resumed = generate.generate_samples(demo_pipeline, PROMPTS, small)
     assert 0 < resumed.generated < 10
@@ -197,7 +199,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path):
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limited += KILLED.replace('print("ready", flush=True)', "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
     found = subprocess.run([sys.executable, "-c", limited, str(tmp_path)], capture_output=True, text=True)
-    assert "File too large. What is there stays" in found.stderr
+    assert "File too large. Existing samples are kept" in found.stderr
 
 
 def test_a_finished_store_may_be_read_only(demo_pipeline, small, monkeypatch):
@@ -275,7 +277,7 @@ def test_memory_for_not_even_one_sample(demo_pipeline, small, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(generate, "call_pipeline", hopeless)
-    with pytest.raises(ModelError, match="Memory runs out even for a batch of one sample"):
+    with pytest.raises(ModelError, match="Out of memory even with a batch size of 1"):
         generate.generate_samples(demo_pipeline, PROMPTS, small)
 
 
