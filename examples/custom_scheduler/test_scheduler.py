@@ -19,7 +19,7 @@ def test_the_first_try_breaks_what_it_gets_wrong():
     }
     # The schedule leaps past its own timesteps, and float32 rounding repeats one in a thousand steps.
     assert "step 0 (timestep 999) gives" in failed["point_mass_preserved"]
-    assert "it moves although a generator is given" in failed["generator_honoured"]
+    assert "it changes although a generator is given" in failed["generator_honoured"]
     assert "differs from separate calls" in failed["forward_is_pure"]
 
 

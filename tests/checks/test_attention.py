@@ -206,7 +206,7 @@ def test_references_whose_words_are_cut_or_whose_masks_are_empty_are_left_out(de
     assert torch.equal(kept.masks, reference.masks[[0, 1, 3, 4, 6, 7]])
     assert len(kept.words) == len(kept.places) == len(kept.maps) == 6
     assert torch.allclose(kept.maps[0], run_localisation(demo_pipeline, reference, judged).maps[0], atol=1e-5)
-    with pytest.raises(NotApplicable, match="of 8 references with masks, 0 show anything"):
+    with pytest.raises(NotApplicable, match="0 of 8 references with masks show the object"):
         run_localisation(demo_pipeline, replace(reference, masks=torch.zeros_like(masks)), judged)
 
 

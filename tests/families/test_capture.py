@@ -182,5 +182,5 @@ def test_a_batch_that_does_not_fit_its_prompts_is_refused(families):
     embeds, negative = pipeline.encode_prompt(["a red car"] * 3, "cpu", 1, True)
     with record_attention(pipeline):
         pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
-        with pytest.raises(ModelError, match="6 rows for 2 prompts and 2 predictions each"):
+        with pytest.raises(ModelError, match="6 rows for 2 prompts with 2 predictions each"):
             pipeline(prompt_embeds=embeds, negative_prompt_embeds=negative, num_inference_steps=1, output_type="latent")

@@ -1,4 +1,4 @@
-"""The demo is good enough to be a sound subject: measured by its judge on 500 prompts drawn with a seed of their own."""
+"""The demo is good enough to be a sound subject: measured by its classifier on 250 prompts drawn with a seed of their own."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ def test_the_demo_reaches_its_targets(demo_settings, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     from evaluate_demo import evaluate
 
-    figures = evaluate(demo_settings, num_prompts=500)
+    figures = evaluate(demo_settings, num_prompts=250)
     sys.modules.pop("evaluate_demo")
     assert figures["one_object_right"] >= 0.98
     assert figures["two_objects_right"] >= 0.90

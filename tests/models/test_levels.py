@@ -98,7 +98,7 @@ def test_timesteps_that_tell_nothing():
     ("name", "config", "message"),
     [
         ("CMStochasticIterativeScheduler", {}, "matches none of its sigmas"),
-        ("IPNDMScheduler", {}, "has no alphas_cumprod, and it is unknown how"),
+        ("IPNDMScheduler", {}, "has no alphas_cumprod, so its noise levels are unknown"),
         ("DDPMScheduler", {"variance_type": "learned_range"}, "needs a learned variance"),
         ("RePaintScheduler", {}, "step also needs original_image, mask"),
     ],
