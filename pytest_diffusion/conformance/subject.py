@@ -177,7 +177,11 @@ class Subject:
             return
         first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
         beyond = [name for name, one in rest if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in EXTRAS]
-        if beyond or len(first) < 3:
+        if len(first) < 3:
+            raise NotApplicable(
+                f"{self.name}.step takes {', '.join(first) or 'no arguments'}; a loop passes a model output, a timestep and a sample."
+            )
+        if beyond:
             raise NotApplicable(
                 f"{self.name}.step needs {', '.join([*first, *beyond])}; a sampling loop has only a model output, a timestep and a sample."
             )
