@@ -27,7 +27,8 @@ def test_closed_forms():
     assert ssim(images, images).tolist() == [pytest.approx(1)] * 4
     # Flat images: only the luminance term, (2ab + c)/(a² + b² + c) with c = 1e-4.
     flat = ssim(torch.full((1, 3, 16, 16), 0.2), torch.full((1, 3, 16, 16), 0.6))
-    assert flat.item() == pytest.approx((0.24 + 1e-4) / (0.4 + 1e-4), rel=1e-5)
+    # Variances, E[x²] - E[x]², are exact to a few 2**-24 of E[x²] in float32, which is about 1e-4 of the constant 9e-4 beside them.
+    assert flat.item() == pytest.approx((0.24 + 1e-4) / (0.4 + 1e-4), rel=2e-4)
     assert ssim(images, pictures(3)).abs().max() < 0.2
 
 
