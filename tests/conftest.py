@@ -31,12 +31,15 @@ SPREAD = ("conformance", "families", "meta")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The tests of a file stay on one worker, where they share fixtures, and come before those that can fill gaps."""
+def pytest_collection_modifyitems(config, items):
+    """With xdist: the tests of a file stay on one worker, where they share fixtures; what can fill gaps comes last."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         if not set(SPREAD) & set(item.path.parts):
             item.add_marker(pytest.mark.xdist_group(item.path.name + item.path.parent.name))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    # Tests of the scheduler checks are short: they come after the long ones.
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, "conformance" in item.path.parts))
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,8 +1,11 @@
 import pytest
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from pytest_diffusion.config.imports import import_past_torchvision
 from pytest_diffusion.maths.similarity import psnr, ssim
+
+# torchmetrics also where torch-fidelity is installed and torchvision is not.
+torchmetrics = import_past_torchvision("torchmetrics.functional.image", purpose="this test", install="torchmetrics")
 
 
 def pictures(seed, count=4, shape=(3, 24, 40)):
@@ -14,8 +17,8 @@ def test_they_are_torchmetrics():
     second = (first + 0.1 * pictures(1)).clamp(0, 1)
     for index in range(len(first)):
         one, other = first[index : index + 1], second[index : index + 1]
-        assert float(psnr(one, other)) == pytest.approx(float(peak_signal_noise_ratio(one, other, data_range=1.0)), rel=1e-5)
-        _, full = structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)
+        assert float(psnr(one, other)) == pytest.approx(float(torchmetrics.peak_signal_noise_ratio(one, other, data_range=1.0)), rel=1e-5)
+        _, full = torchmetrics.structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)
         # torchmetrics counts a border of reflected pixels too; without it the two are the same.
         assert float(ssim(one, other)) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-5)
 
