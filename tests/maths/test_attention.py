@@ -57,5 +57,6 @@ def test_iou_needs_no_threshold():
     mask[0, 2:6, 2:6] = True
     assert area_matched_iou(mask.float() * 0.01, mask).item() == 1
     assert area_matched_iou(1 - mask.float(), mask).item() == 0
+    assert area_matched_iou(mask.float(), torch.zeros_like(mask)).item() == 0
     shifted = mask.roll(2, 1)
     assert area_matched_iou(shifted.float(), mask).item() == pytest.approx(8 / 24)

@@ -180,6 +180,14 @@ def test_every_route_agrees_with_singular_values(many, few):
         assert frechet_distance(*pair) == pytest.approx(expected, rel=1e-9)
 
 
+def test_extrapolated_error_is_the_spread_where_the_first_order_vanishes():
+    """Two samples of one population: 200 repetitions, whose spread is itself known to 5 %."""
+    found = [frechet_distance_infinity(features(120, 4, seed=2 * i), features(160, 4, seed=2 * i + 1)) for i in range(200)]
+    spread = torch.tensor([one.value for one in found]).std().item()
+    error = torch.tensor([one.standard_error for one in found]).square().mean().sqrt().item()
+    assert error == pytest.approx(spread, rel=0.15)
+
+
 def test_extrapolation_needs_samples():
     with pytest.raises(ValueError, match="30 samples of 16 features cannot be extrapolated; at least 32"):
         frechet_distance_infinity(torch.rand(30, 16), torch.rand(90, 16))
