@@ -45,9 +45,17 @@ def test_half_mass_share():
     assert float(half_mass_share(half)) == pytest.approx(0.25)
 
 
+def test_half_mass_share_of_several_maps_lies_within_a_position():
+    """Masses 4, 3, 2, 1 of 10: the half, 5, is reached one third into the second position; 7, 1, 1, 1 in the first."""
+    maps = torch.tensor([[[1.0, 4.0], [2.0, 3.0]], [[1.0, 1.0], [7.0, 1.0]]])
+    assert half_mass_share(maps).tolist() == pytest.approx([(1 + 1 / 3) / 4, 5 / 7 / 4])
+    assert half_mass_share(1e-9 * maps).tolist() == pytest.approx(half_mass_share(maps).tolist())
+
+
 def test_correlation():
     ramp = torch.arange(16.0).reshape(4, 4)
     assert float(map_correlation(ramp, 3 * ramp + 1)) == pytest.approx(1)
+    assert float(map_correlation(1e-6 * ramp, 1e-6 * ramp)) == pytest.approx(1)
     assert float(map_correlation(ramp, -ramp)) == pytest.approx(-1)
     assert float(map_correlation(ramp, torch.ones(4, 4))) == 0
 

@@ -240,3 +240,10 @@ def test_the_interval_of_memorisation_adds_the_errors_of_share_and_threshold():
     assert found.low == pytest.approx((portion - down - 0.05) / 0.95)
     assert found.high == pytest.approx((portion + up - 0.05) / 0.95)
     assert found.share > 0.1
+
+
+def test_memorisation_of_one_sample_against_two_training_images():
+    training, held_out = features(2, 3, seed=0), features(20, 3, seed=1)
+    assert memorisation(training[:1], training, held_out).nearest_ratio == 0
+    with pytest.raises(ValueError, match="at least 2 are needed"):
+        memorisation(training, training[:1], held_out)

@@ -45,6 +45,14 @@ def test_auroc_interval_has_a_width_at_its_ends():
     assert auroc_interval(0.5, 100, 100) == pytest.approx((0.5 - 1.96 * 0.04, 0.5 + 1.96 * 0.04), abs=0.005)
 
 
+@pytest.mark.parametrize("value", [0.05, 0.3, 0.5, 0.8])
+def test_auroc_interval_ends_where_the_value_is_z_errors_away(value):
+    """Hanley & McNeil's variance, written out with 30 inliers and 70 outliers, at both ends."""
+    for end in auroc_interval(value, 30, 70):
+        of_outliers, of_inliers = 69 * (end / (2 - end) - end * end), 29 * (2 * end**2 / (1 + end) - end * end)
+        assert abs(end - value) == pytest.approx(1.959964 * math.sqrt((end * (1 - end) + of_outliers + of_inliers) / 2100), rel=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_wilson_interval_covers(share):
     generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,8 @@ AT_MOST_30 = Limits(at_most=30.0, source="test", where="thresholds/test.toml [fi
         ((30.1, 32), "fail"),
         (None, "pass"),
         ((math.nan, math.nan), "inconclusive"),
+        ((31, math.nan), "inconclusive"),
+        ((math.nan, 29), "inconclusive"),
     ],
 )
 def test_interval_against_limit(interval, outcome):
