@@ -15,6 +15,11 @@ def test_difference_of_two_figures():
     assert found.name == "difference in FID"
 
 
+def test_each_end_of_a_difference_comes_from_the_opposite_ends():
+    found = difference(Measurement(20.0, "FID", interval=(17.0, 25.0)), Measurement(18.0, "FID", interval=(14.0, 30.0)))
+    assert found.interval == pytest.approx((2 - (3**2 + 12**2) ** 0.5, 2 + (5**2 + 4**2) ** 0.5))
+
+
 def test_an_exact_figure_has_an_exact_difference():
     assert difference(Measurement(3.0, "number"), Measurement(1.0, "number")).interval is None
 
