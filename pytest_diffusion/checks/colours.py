@@ -16,6 +16,7 @@ from pytest_diffusion.maths.statistics import jackknife, wilson_interval
 from pytest_diffusion.maths.tensors import ArrayLike
 from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.protocol import difference_interval
 from pytest_diffusion.verdicts.verdict import Measurement
 
 _GROUPS = 20
@@ -112,18 +113,15 @@ def grey_images(samples: Samples | ArrayLike, reference: Reference) -> Measureme
     ours, theirs = _both(samples, reference)
     grey = [torch.cat([_is_grey(part) for part in images.split(256)]) for images in (ours, theirs)]
     shares = [float(flags.double().mean()) for flags in grey]
-    (low, high), (other_low, other_high) = (wilson_interval(int(flags.sum()), len(flags)) for flags in grey)
+    intervals = [wilson_interval(int(flags.sum()), len(flags)) for flags in grey]
     hint = ""
     if bool(grey[0].any()):
         first = int(grey[0].nonzero()[0])
         hint = f"{int(grey[0].sum())} samples are grey, the first is sample {first}; of the reference {int(grey[1].sum())}."
-    value = shares[0] - shares[1]
-    down = ((shares[0] - low) ** 2 + (other_high - shares[1]) ** 2) ** 0.5
-    up = ((high - shares[0]) ** 2 + (shares[1] - other_low) ** 2) ** 0.5
     return Measurement(
-        value,
+        shares[0] - shares[1],
         "share of grey samples beyond the reference's",
-        interval=(value - down, value + up),
+        interval=difference_interval(shares[0], intervals[0], shares[1], intervals[1]),
         num_samples=len(ours),
         num_reference=len(theirs),
         hint=hint,

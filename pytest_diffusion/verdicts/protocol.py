@@ -37,10 +37,7 @@ def difference(candidate: Measurement, baseline: Measurement, *, ignore: Collect
     require_same_protocol(_described(candidate), _described(baseline), ignore=ignore)
     interval = None
     if candidate.interval is not None and baseline.interval is not None:
-        value = candidate.value - baseline.value
-        down = math.hypot(candidate.value - candidate.interval[0], baseline.interval[1] - baseline.value)
-        up = math.hypot(candidate.interval[1] - candidate.value, baseline.value - baseline.interval[0])
-        interval = (value - down, value + up)
+        interval = difference_interval(candidate.value, candidate.interval, baseline.value, baseline.interval)
     return Measurement(
         candidate.value - baseline.value,
         f"difference in {candidate.name}",
@@ -50,6 +47,15 @@ def difference(candidate: Measurement, baseline: Measurement, *, ignore: Collect
         candidate.num_reference,
         candidate.protocol,
     )
+
+
+def difference_interval(
+    value: float, interval: tuple[float, float], other: float, other_interval: tuple[float, float]
+) -> tuple[float, float]:
+    """Interval of `value` - `other`, which are independent. Source: the square-and-add method of Newcombe 1998."""
+    down = math.hypot(value - interval[0], other_interval[1] - other)
+    up = math.hypot(interval[1] - value, other - other_interval[0])
+    return value - other - down, value - other + up
 
 
 def _described(measurement: Measurement) -> dict[str, Any]:
