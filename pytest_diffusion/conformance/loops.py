@@ -152,22 +152,22 @@ def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any
 
 
 def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) -> None:
-    """Raise Crash if the samples of a loop are not finite when its scalars are rounded up, or down.
+    """Raise Crash if a loop stops, or its samples are not finite, when its scalars are rounded up, or down.
 
     The difference of two numbers that are equal except for rounding is positive on one processor and negative on
     another. The root of a negative number is NaN. The verdict must be the same on all processors.
     """
     for direction, name in ((1, "up"), (-1, "down")):
+        where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor,"
         scheduler = subject.planned(count)
         first = normal(1, 1, 2, 2) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         try:
             with Rounded(direction):
                 visits = walk(subject, scheduler, first, smooth, generator=torch.Generator().manual_seed(0), **extras)
-        except Crash:
-            continue  # `runs` reports the errors of a plain loop
+        except Crash as crash:
+            raise Crash(where, crash.error) from crash
         for visit in visits:
             if not bool(torch.isfinite(visit.after).all()):
-                where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor"
                 raise Crash(where, FloatingPointError(f"its sample after timestep {float(visit.timestep):g} has {unfit(visit.after)}"))
 
 
