@@ -151,7 +151,10 @@ def timesteps_well_formed(scheduler: Scheduler) -> Measurement:
     """Violations of count, order and range of `timesteps` over 1, 2, 3, 7, 10, 20 and 50 inference steps."""
     violations = []
     most = schedulers.num_train_timesteps(scheduler)
-    counts = [count for count in STEP_COUNTS if schedulers.fewest_steps(scheduler) <= count <= most]
+    fewest = schedulers.fewest_steps(scheduler)
+    counts = [count for count in STEP_COUNTS if fewest <= count <= most]
+    if not counts:
+        raise NotApplicable(f"{type(scheduler).__name__} needs at least {fewest} steps and has only {most} training timesteps.")
     for count in counts:
         try:
             planned = schedulers.with_timesteps(scheduler, count)

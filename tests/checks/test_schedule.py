@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.denoising import forward_marginals
 from pytest_diffusion.checks.schedule import timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 ZOO = Path(__file__).parents[1] / "data" / "zoo"
 PRESETS = {
@@ -202,3 +204,13 @@ def test_a_warm_up_may_take_nine_more_evaluations_and_no_more(extra, wrong):
 
     measured = timesteps_well_formed(WarmsUp())
     assert (measured.value > 0) == wrong
+
+
+def test_a_scheduler_that_takes_none_of_the_step_counts_is_not_judged():
+    with pytest.raises(NotApplicable, match="needs at least 4 steps and has only 1 training timesteps"):
+        timesteps_well_formed(diffusers.PNDMScheduler(num_train_timesteps=1))
+
+
+def test_an_exact_forward_process_has_no_worst_timestep():
+    found = forward_marginals(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert (found.value, found.hint) == (0.0, "")

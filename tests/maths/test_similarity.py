@@ -36,5 +36,5 @@ def test_closed_forms():
 
 
 def test_images_smaller_than_the_window_are_refused():
-    with pytest.raises(ValueError, match="SSIM needs at least 11"):
-        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="images are 20x8; SSIM needs at least 11"):
+        ssim(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))
