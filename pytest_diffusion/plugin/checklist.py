@@ -12,7 +12,7 @@ import pytest
 from pytest_diffusion.checks import Check, all_checks
 from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict, skipped
 
@@ -20,13 +20,16 @@ from pytest_diffusion.verdicts.verdict import Verdict, skipped
 class Checklist(pytest.Collector):
     """Collector of the checks that the chosen lenses ask for."""
 
-    def collect(self) -> Iterator[pytest.Item]:
-        settings: Settings = self.settings
-        for check in all_checks():
-            if _is_wanted(check, settings):
-                yield CheckItem.from_parent(self, name=check.name, callobj=_body(check), check=check)
-
     settings: Settings
+
+    def collect(self) -> Iterator[pytest.Item]:
+        try:
+            checks = all_checks()
+        except SettingsError as error:
+            raise self.CollectError(str(error)) from None
+        for check in checks:
+            if _is_wanted(check, self.settings):
+                yield CheckItem.from_parent(self, name=check.name, callobj=_body(check), check=check)
 
 
 class CheckItem(pytest.Function):

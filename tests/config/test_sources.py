@@ -127,6 +127,13 @@ def test_a_broken_check_that_a_thresholds_file_names_is_a_usage_error(pytester, 
     result.stderr.fnmatch_lines(["ERROR: mine.toml [[]lost]: the entry point lost = no_such_module:lost *cannot be loaded*"])
 
 
+def test_an_entry_point_that_declares_no_check_of_its_name_stops_the_run(pytester, package):
+    (package / "stripes-1.0.dist-info" / "entry_points.txt").write_text("[pytest_diffusion.checks]\nlost = json:dumps\n")
+    result = pytester.runpytest(*GATE)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["The entry point lost (pytest_diffusion.checks) declares no check named 'lost'; expected *"])
+
+
 def test_an_entry_point_that_gives_something_else_is_named(monkeypatch):
     loaded = extensions.Extensions({"odd": 3}, {})
     monkeypatch.setattr(sources, "extensions", lambda group: loaded)
