@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import os
 
+# Hub look-ups would only wait for time-outs; huggingface_hub reads this when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import accelerate.utils  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import pytest
@@ -15,9 +18,6 @@ from hypothesis import settings
 pytest_plugins = ["pytester"]
 # The heavy packages are imported above once for all: pytester drops what a test was the first to import,
 # and torch cannot be imported twice.
-
-# The suite runs several small models at once; hub look-ups would only wait for time-outs.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 # In CI the same examples every time; HYPOTHESIS_PROFILE=thorough for a night.
