@@ -47,7 +47,7 @@ def _helper(function: Callable[..., Measurement]) -> Callable[..., Verdict]:
         limits = table.for_check(one.name) or Limits()
         if at_least is not None or at_most is not None:
             # The caller's limit stands alone, and so do the sample counts it is meant for.
-            limits = Limits(at_least, at_most, source="the caller")
+            limits = Limits(at_least, at_most, source="the caller", origin="call")
         if min_samples is not None:
             limits = replace(limits, min_samples=min_samples, min_reference=min(limits.min_reference, min_samples))
         own = replace(table, limits={**table.limits, one.name: limits})

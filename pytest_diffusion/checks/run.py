@@ -13,7 +13,7 @@ from pytest_diffusion.verdicts.verdict import Verdict, judge, skipped
 
 
 def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
-    """Measure and judge one check and record its verdict; with `must_judge`, `skipped` gates too."""
+    """Measure and judge one check and record its verdict; with `must_judge`, one that judged nothing is `missing`."""
     try:
         measurement = one.function(**arguments)
     except NotApplicable as reason:
@@ -21,8 +21,8 @@ def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, 
     else:
         limits = thresholds.for_check(one.name) or one.limits
         verdict = judge(one.name, measurement, limits, lens=one.lens, title=one.title, strict=thresholds.inconclusive_fails)
-    if must_judge and verdict.outcome == "skipped":
-        verdict = replace(verdict, gates=True)
+    if must_judge and verdict.outcome in ("skipped", "reported"):
+        verdict = replace(verdict, outcome="missing", gates=True)
     record(verdict)
     return verdict
 
@@ -31,5 +31,5 @@ def enforce(verdict: Verdict) -> Verdict:
     """The verdict itself if it lets the gate open; else raise QualityFailure or InconclusiveFailure."""
     __tracebackhide__ = True
     if verdict.gates:
-        raise (InconclusiveFailure if verdict.outcome == "inconclusive" else QualityFailure)(verdict)
+        raise (QualityFailure if verdict.outcome in ("fail", "missing") else InconclusiveFailure)(verdict)
     return verdict

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pytest_diffusion.config.options import OPTIONS, Option
-from pytest_diffusion.config.sources import Kind, check_source, model_source
+from pytest_diffusion.config.sources import Kind, check_source, model_source, source_of
 from pytest_diffusion.config.thresholds import Thresholds, load_thresholds
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
@@ -20,6 +20,8 @@ SOURCES_BY_SETTING: tuple[tuple[Kind, str], ...] = (
     ("scheduler", "scheduler"),
 )
 """Kinds of sources, and the setting whose value names one."""
+_NOT_FROM_FILES = ("model", "thresholds", "report", "cache_dir")
+"""Settings that a file of limits may not decide: what is judged, by what, and where files are written."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,9 @@ def resolve(
     if not names and (own := own_preset(values.get("model"))):
         names = (own,)
     thresholds = load_thresholds(names)
-    for given, value in thresholds.settings.items():
-        option = _option(given, f"{thresholds.files[-1]} [settings]")
-        name = option.name
-        if name in ("model", "thresholds"):
-            raise SettingsError(f"{thresholds.files[-1]} [settings] may not set {name}.")
+    for name, (parsed, origin) in _file_settings(thresholds).items():
         if name not in values:
-            parsed = _parse(option, str(value), f"{thresholds.files[-1]} [settings] {name}")
-            values[name] = (parsed,) if option.many else parsed
-            sources[name] = thresholds.files[-1]
+            values[name], sources[name] = parsed, origin
     settings = Settings(**{**values, "thresholds": tuple(names)}, sources=sources)
     validate(settings)
     return settings, thresholds
@@ -112,11 +108,9 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     values["sources"] = sources
     if "thresholds" in changes or own_preset(changes.get("model")) is not None:
         values["thresholds"] = tuple(values["thresholds"]) or (own_preset(changes.get("model")) or "default",)
-        for name, value in load_thresholds(values["thresholds"]).settings.items():
-            option = _option(name, "[settings]")
-            if sources.get(option.name) not in ("marker", "option", "ini"):
-                values[option.name] = _parse(option, str(value), f"[settings] {name}")
-                sources[option.name] = "marker"
+        for name, (parsed, _) in _file_settings(load_thresholds(values["thresholds"])).items():
+            if sources.get(name) not in ("marker", "option", "ini"):
+                values[name], sources[name] = parsed, "marker"
     changed = Settings(**values)
     validate(changed)
     return changed
@@ -128,6 +122,23 @@ def validate(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None:
             check_source(kind, value)
+
+
+def _file_settings(thresholds: Thresholds) -> dict[str, tuple[Any, str]]:
+    """Value and file of each setting of the tables `[settings]`. Raises SettingsError for what a file of limits may not decide."""
+    found: dict[str, tuple[Any, str]] = {}
+    for given, (value, file) in thresholds.settings.items():
+        shown = f"{file} [settings]"
+        option = _option(given, shown)
+        if option.name in _NOT_FROM_FILES:
+            raise SettingsError(f"{shown} may not set {option.name}.")
+        texts = value if option.many and isinstance(value, list) else [value]
+        parsed = [_parse(option, str(text), f"{shown} {option.name}") for text in texts]
+        for kind, name in SOURCES_BY_SETTING:
+            if name == option.name and source_of(kind, parsed[0]).protocol == "callable":
+                raise SettingsError(f"{shown} may not name code: {option.name} is {parsed[0]!r}; give it as {option.flag}.")
+        found[option.name] = (tuple(parsed) if option.many else parsed[0], file)
+    return found
 
 
 def _option(name: str, shown: str) -> Option:

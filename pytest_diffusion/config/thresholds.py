@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffusion.config.extensions import CHECKS, extensions
+from pytest_diffusion.config.options import LENSES
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 from pytest_diffusion.verdicts.verdict import Limits
@@ -18,16 +19,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_EXTRACTORS = ("inception", "pixels", "demo-judge", "clip:", "clip-score:", "dinov2:", "CLIP ")
+"""How the names of extractors begin, as figures show them; those of a user's own have a colon."""
+_GATE = {"inconclusive": ("fail", "warn"), "skipped": ("ok", "fail")}
 _KEYS = {"at_least": float, "at_most": float, "min_samples": int, "min_reference": int, "extractor": str, "source": str}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits by check, the settings a file asks for, and whether `inconclusive` fails the gate."""
+    """Limits by check, the settings a file asks for, and the rules of the gate."""
 
     limits: dict[str, Limits] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """Value and file of each setting in a table `[settings]`."""
     inconclusive_fails: bool = True
+    skipped_fail_by: str = ""
+    """The file that says that a check with nothing to look at closes the gate; empty where none does."""
+    require: dict[str, str] = field(default_factory=dict)
+    """Checks and lenses of which something must be judged, with the file that says so."""
     files: tuple[str, ...] = ()
 
     def for_check(self, check: str) -> Limits | None:
@@ -38,6 +47,11 @@ class Thresholds:
 def preset_names() -> list[str]:
     """Names of the presets that are shipped."""
     return sorted(path.stem for path in data_folder("thresholds").glob("*.toml"))
+
+
+def is_preset(shown: str) -> bool:
+    """Whether a file, as `Thresholds.files` names it, is a preset of ours."""
+    return shown in [f"thresholds/{name}.toml" for name in preset_names()]
 
 
 def load_thresholds(names: Sequence[str]) -> Thresholds:
@@ -69,17 +83,44 @@ def _overlay(below: Thresholds, path: Path, checks: Collection[str] | None) -> T
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from None
     shown = f"thresholds/{path.name}" if path.parent == data_folder("thresholds") else str(path)
-    settings, gate = tables.pop("settings", {}), tables.pop("gate", {})
-    verdicts = {"fail": True, "warn": False}
-    if set(gate) - {"inconclusive"} or gate.get("inconclusive", "fail") not in verdicts:
-        raise SettingsError(f'{shown} [gate] may only say inconclusive = "fail" or "warn"; got {gate!r}.')
+    is_own = path.parent != data_folder("thresholds")
+    settings, gate = tables.pop("settings", {}), _gate(shown, tables.pop("gate", {}))
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{shown}: settings is {settings!r}; expected a table [settings].")
     limits = dict(below.limits)
     for check, table in tables.items():
         if checks is not None and check not in checks and not _is_added(shown, check):
             raise SettingsError(f"{shown}: table " + unknown_name("name", check, checks))
-        limits[check] = _limits(shown, check, table, limits.get(check))
-    fails = verdicts[gate["inconclusive"]] if gate else below.inconclusive_fails
-    return Thresholds(limits, {**below.settings, **settings}, fails, (*below.files, shown))
+        limits[check] = _limits(shown, check, table, limits.get(check), is_own=is_own)
+    if "require" in gate:
+        known = [*LENSES, "always", *limits]
+        for name in gate["require"]:
+            if name not in known and not _is_added(shown, name):
+                raise SettingsError(f"{shown} [gate] require: " + unknown_name("the name", name, known))
+    return Thresholds(
+        limits,
+        {**below.settings, **{name: (value, shown) for name, value in settings.items()}},
+        gate["inconclusive"] == "fail" if "inconclusive" in gate else below.inconclusive_fails,
+        (f"{shown} [gate]" if gate["skipped"] == "fail" else "") if "skipped" in gate else below.skipped_fail_by,
+        # A preset's list takes the place of the one below; a user's file with its own list has the last word.
+        dict.fromkeys(gate["require"], f"{shown} [gate]") if "require" in gate else below.require,
+        (*below.files, shown),
+    )
+
+
+def _gate(shown: str, table: Any) -> dict[str, Any]:
+    """The table `[gate]`. Raises SettingsError for a key or value that it may not have."""
+    if not isinstance(table, dict):
+        raise SettingsError(f"{shown}: gate is {table!r}; expected a table [gate] with {', '.join([*_GATE, 'require'])}.")
+    for key, value in table.items():
+        if key == "require":
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise SettingsError(f"{shown} [gate]: require is {value!r}; expected a list of checks and lenses.")
+        elif key not in _GATE:
+            raise SettingsError(f"{shown} [gate]: " + unknown_name("key", key, [*_GATE, "require"]))
+        elif value not in _GATE[key]:
+            raise SettingsError(f"{shown} [gate]: {key} is {value!r}; expected {' or '.join(map(repr, _GATE[key]))}.")
+    return table
 
 
 def _is_added(shown: str, check: str) -> bool:
@@ -90,7 +131,7 @@ def _is_added(shown: str, check: str) -> bool:
     return check in added.loaded
 
 
-def _limits(shown: str, check: str, table: Any, below: Limits | None) -> Limits:
+def _limits(shown: str, check: str, table: Any, below: Limits | None, *, is_own: bool) -> Limits:
     where = f"{shown} [{check}]"
     if not isinstance(table, dict):
         raise SettingsError(f"{where} is {table!r}; expected a table with {', '.join(_KEYS)}.")
@@ -101,11 +142,23 @@ def _limits(shown: str, check: str, table: Any, below: Limits | None) -> Limits:
         if isinstance(value, bool) or not isinstance(value, (int, float) if _KEYS[key] is float else _KEYS[key]):
             raise SettingsError(f"{where}: {key} is {value!r}; expected {_KEYS[key].__name__}.")
         values[key] = _KEYS[key](value)
+    _check_extractor(where, values.get("extractor", ""))
     if below is not None and not {"at_least", "at_most"} & set(values):
         # A table that only changes sample counts keeps the limit, and the limit keeps its source.
         values = {"at_least": below.at_least, "at_most": below.at_most, "extractor": below.extractor, "source": below.source, **values}
     if below is not None:
-        values = {"min_samples": below.min_samples, "min_reference": below.min_reference, **values}
+        # Samples and references are asked for together: a file that asks for fewer samples means both.
+        twin = min(below.min_reference, values.get("min_samples", below.min_reference))
+        values = {"min_samples": below.min_samples, "min_reference": twin, **values}
     if not values.get("source"):
         raise SettingsError(f'{where} has no source: say where the limit comes from, as in source = "Heusel et al. 2017".')
-    return Limits(**values, where=where)
+    try:
+        return Limits(**values, where=where, origin="file" if is_own else "preset")
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def _check_extractor(where: str, name: str) -> None:
+    """Raise SettingsError for the name of an extractor that no figure can have: its limit would never be held."""
+    if name and ":" not in name and not any(known.startswith(name) or name.startswith(known) for known in _EXTRACTORS):
+        raise SettingsError(f"{where}: " + unknown_name("extractor", name, [known.strip(" :") for known in _EXTRACTORS]))

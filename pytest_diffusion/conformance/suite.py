@@ -14,7 +14,7 @@ from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, smalles
 from pytest_diffusion.conformance.subject import Crash, Subject
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
 from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, skipped
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, broken, skipped
 
 # Each module registers its laws, in the order in which they run.
 for _module in (
@@ -145,8 +145,7 @@ class Suite:
             return _failed(one, describe(one, self.subject, error))
         except Exception as error:
             # An error of the suite itself says nothing about the scheduler, so the check must not pass.
-            text = f"{one.name} could not be measured: {type(error).__name__}: {error}"
-            return Verdict(one.name, "inconclusive", text, lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
+            return broken(one.name, f"{type(error).__name__}: {error}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
         return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
 

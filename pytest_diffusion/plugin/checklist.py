@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
+from unittest import SkipTest
 
 import pytest
 
 from pytest_diffusion.checks import Check, all_checks
+from pytest_diffusion.checks.promises import promises_of
 from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError
+from pytest_diffusion.plugin.stash import CHOSEN, RUN, SAID, active_settings
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError, SetupError, unknown_name
 from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import Verdict, skipped
+from pytest_diffusion.verdicts.verdict import Verdict, broken, skipped
 
 
 class Checklist(pytest.Collector):
@@ -27,8 +31,11 @@ class Checklist(pytest.Collector):
             checks = all_checks()
         except SettingsError as error:
             raise self.CollectError(str(error)) from None
+        chosen = self.config.stash[CHOSEN]
+        if unknown := [name for name in chosen if name not in [check.name for check in checks]]:
+            raise self.CollectError(unknown_name("the check", unknown[0], [check.name for check in checks]))
         for check in checks:
-            if _is_wanted(check, self.settings):
+            if _is_wanted(check, self.settings) and (not chosen or check.name in chosen):
                 yield CheckItem.from_parent(self, name=check.name, callobj=_body(check), check=check)
 
 
@@ -44,25 +51,45 @@ class CheckItem(pytest.Function):
     def setup(self) -> None:
         try:
             super().setup()
-        except pytest.skip.Exception as reason:
-            record(skipped(self.check.name, str(reason.msg), lens=self.check.lens, title=self.check.title))
+        except (pytest.skip.Exception, SkipTest) as reason:
+            # The message of pytest's own exception stands in its attribute.
+            text = str(getattr(reason, "msg", None) or reason)
+            record(skipped(self.check.name, text, lens=self.check.lens, title=self.check.title))
             raise
-        except pytest.fail.Exception as error:
-            record(_unmeasured(self.check, str(error.msg)))
+        except (Exception, pytest.fail.Exception) as error:
+            verdict = self._broken(error)
+            record(verdict)
+            first = self.config.stash.setdefault(SAID, {}).setdefault(verdict.message, self.name)
+            if first != self.name:
+                shown = f"{self.name} could not be measured, for the same reason as {first}."
+                raise pytest.fail.Exception(shown, pytrace=False) from None
             raise
-        except Exception as error:
-            record(_unmeasured(self.check, f"{type(error).__name__}: {error}"))
-            raise
+        self._promise(self.funcargs["diffusion_thresholds"])
+
+    def _promise(self, thresholds: Any) -> None:
+        """What these thresholds promise, for the gate: they may be chosen by the model's family, or be the user's own fixture."""
+        promises = [list(astuple(promise)) for promise in promises_of(active_settings(self.config)[0], thresholds)]
+        self.config.stash.setdefault(RUN, {}).update(promises=promises, skipped_fail_by=thresholds.skipped_fail_by)
 
     def runtest(self) -> None:
         try:
             super().runtest()
-        except (QualityFailure, pytest.skip.Exception, pytest.fail.Exception):
+        except QualityFailure:
             raise
-        except Exception as error:
-            verdict = _unmeasured(self.check, f"{type(error).__name__}: {error}")
+        except SkipTest as reason:
+            record(skipped(self.check.name, str(reason), lens=self.check.lens, title=self.check.title))
+            raise
+        except (Exception, pytest.fail.Exception) as error:
+            verdict = self._broken(error)
             record(verdict)
             raise InconclusiveFailure(verdict) from error
+
+    def _broken(self, error: BaseException) -> Verdict:
+        """Nothing was measured, so nothing is passed or failed; the gate does not open."""
+        cause = getattr(error, "error", error)
+        reason = str(error.msg) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
+        is_setups_fault = isinstance(cause, SetupError | ImportError)
+        return broken(self.check.name, reason, lens=self.check.lens, title=self.check.title, is_setups_fault=is_setups_fault)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The message alone: a verdict needs no traceback. An error inside a check shows its own."""
@@ -90,6 +117,11 @@ def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pyte
     return checklist
 
 
+def expected_checks(settings: Settings) -> list[str]:
+    """Names of the checks of a whole run with these settings."""
+    return [check.name for check in all_checks() if _is_wanted(check, settings)]
+
+
 def _is_wanted(check: Check, settings: Settings) -> bool:
     if settings.lenses is None:
         return True
@@ -106,7 +138,7 @@ def _body(check: Check) -> Any:
         thresholds = values["diffusion_thresholds"]
         verdict = run_check(check, {name: values[fixture] for name, fixture in fixtures.items()}, thresholds)
         enforce(verdict)
-        if verdict.outcome in ("skipped", "inconclusive"):
+        if verdict.outcome != "pass":
             pytest.skip(verdict.message)
 
     # References first: where none is given, that is the reason to skip, before anything is generated for nothing.
@@ -115,8 +147,3 @@ def _body(check: Check) -> Any:
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     body.__name__, body.__doc__ = check.name, check.function.__doc__
     return body
-
-
-def _unmeasured(check: Check, reason: str) -> Verdict:
-    """Nothing was measured, so nothing is passed or failed; the gate does not open."""
-    return Verdict(check.name, "inconclusive", f"{check.name} could not be measured: {reason}", lens=check.lens, title=check.title)

@@ -35,20 +35,65 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                 parser.addini(name, f"the same as {option.flag}", default="")
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """Before anything can go wrong, an earlier report gives way to one that says that this run has not ended."""
+    from pytest_diffusion.plugin.course import begin
+
+    begin(early_config)
+    try:
+        return (yield)
+    except SystemExit as error:
+        raise pytest.UsageError(f"a conftest.py ended Python while it was loaded: SystemExit({error.code!r}).") from error
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings, if there are any, and register the reporter where reports are written."""
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
-    if is_given(config):
-        from pytest_diffusion.verdicts.errors import SettingsError
+    from pytest_diffusion.plugin.selection import take_check_ids
+    from pytest_diffusion.plugin.usage import check_command_line
+    from pytest_diffusion.verdicts.errors import SettingsError
 
-        try:
+    take_check_ids(config)
+    try:
+        check_command_line(config)
+        if is_given(config):
             active_settings(config)
-        except SettingsError as error:
-            raise pytest.UsageError(str(error)) from None
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
+        from pytest_diffusion.plugin.course import watch
         from pytest_diffusion.plugin.reporter import Reporter
 
+        watch(config)
         config.pluginmanager.register(Reporter(config), "diffusion-reporter")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A run that was cut off leaves a report that says so."""
+    from pytest_diffusion.plugin.course import end
+
+    end(config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """The last word on the exit code: whatever else happened, 0 needs a gate that was decided."""
+    code = yield
+    from pytest_diffusion.plugin.course import exit_code
+
+    return exit_code(config, code)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse options of ours that nothing would use."""
+    from pytest_diffusion.plugin.usage import unused_options
+
+    if reason := unused_options(config, items):
+        if not hasattr(config, "workerinput"):
+            raise pytest.UsageError(reason)
+        config.workeroutput["diffusion_unused"] = reason  # type: ignore[attr-defined]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
@@ -118,7 +163,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     # On the item, because JUnit reads the properties of the last report.
     item.user_properties += properties(verdicts)
     facts = item.config.stash[RUN] if RUN in item.config.stash else {}
-    report.diffusion = Carried(list(verdicts), numbers, figures, dict(facts))  # type: ignore[attr-defined]
+    uses_reference = "diffusion_reference" in getattr(item, "fixturenames", ())
+    report.diffusion = Carried(list(verdicts), numbers, figures, dict(facts), uses_reference)  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()
     item.stash[NUMBERS], item.stash[FIGURES] = [], []
     return report

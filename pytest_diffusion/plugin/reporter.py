@@ -1,4 +1,4 @@
-"""The controller's side: gather verdicts from test reports, write the reports, print the summary."""
+"""The controller's side: gather verdicts from test reports, decide the gate, write the reports, print the summary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import pytest
 
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.thresholds import Thresholds
 from pytest_diffusion.config.versions import package_versions
-from pytest_diffusion.plugin.stash import active_settings, is_given
+from pytest_diffusion.plugin.selection import is_typed, selection_of, selection_text
+from pytest_diffusion.plugin.stash import REPORT_FILES, active_settings, is_given
+from pytest_diffusion.report.write import ReportFiles
+from pytest_diffusion.verdicts.errors import SettingsError
+from pytest_diffusion.verdicts.gate import Course, Decision, Promise, decide
 from pytest_diffusion.verdicts.run import Carried, Entry
 
 
@@ -24,62 +29,145 @@ class Reporter:
         self.notes: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.written: list[str] = []
+        self.decision: Decision | None = None
+        self.stopped = ""
+        self.failures = 0
+        self._unused: list[str] = []
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         carried: Carried | None = getattr(report, "diffusion", None)
+        if report.failed and not (carried is not None and any(verdict.gates for verdict in carried.verdicts)):
+            self.failures += 1
         if carried is None:
             return
         # Of several workers one generates and the others find its samples.
         generated = max(facts.get("generated", 0) for facts in (self.facts, carried.facts))
         self.facts.update({**carried.facts, "generated": generated} if generated else carried.facts)
         for verdict in carried.verdicts:
-            # pytest decides last: a test that expects a failure and passes keeps the gate open.
+            # pytest decides last: a test that expects a failure and passes keeps the gate open. A check of the checklist
+            # expects nothing: where pytest does not count its outcome, the gate says so and does not open.
             judged = replace(verdict, gates=verdict.gates and report.failed)
-            self.entries.append(Entry(judged, report.nodeid, round(report.duration, 2)))
+            entry = Entry(judged, report.nodeid, round(report.duration, 2), carried.uses_reference)
+            if entry.is_of_checklist and verdict.gates and not report.failed:
+                entry = replace(entry, excused=_excuse(report))
+            self.entries.append(entry)
             self.config.hook.pytest_diffusion_verdict(config=self.config, nodeid=report.nodeid, verdict=judged)
         if carried.numbers or carried.figures:
             self.notes.append({"nodeid": report.nodeid, "numbers": carried.numbers, "figures": carried.figures})
 
+    @pytest.hookimpl
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.failures += report.failed
+
+    @pytest.hookimpl
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.stopped = str(getattr(excinfo.value, "msg", "")) or excinfo.typename
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """A worker of xdist tells what it did not need."""
+        self._unused.append(getattr(node, "workeroutput", {}).get("diffusion_unused", ""))
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not self.entries and not self.notes:
+        if self.config.option.collectonly:
             return
-        from pytest_diffusion.report.contents import Report
-        from pytest_diffusion.report.write import write_reports
+        if self._unused and all(self._unused):
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            self.written = [f"ERROR: {self._unused[0]}"]
+            return
+        settings, thresholds = active_settings(self.config)
+        is_active = settings.model is not None or settings.scheduler is not None
+        if not is_active and not ((self.entries or self.notes) and is_given(self.config, "report")):
+            return
+        self.decision = self._decide(settings, thresholds, exit_status=int(exitstatus))
+        self._write(settings)
+        files = self._files(settings)
+        if files.errors:
+            # The file that can be written must not call a gate open that the exit code closes.
+            self.decision = self._decide(settings, thresholds, exit_status=int(exitstatus), broken_report=files.errors[0])
+            self._write(settings)
+        if is_active or files.errors:
+            session.exitstatus = self.decision.exit_code
 
-        settings, _ = active_settings(self.config)
-        if settings.model is None and settings.scheduler is None and not is_given(self.config, "report"):
-            return
-        context: dict[str, Any] = {"extra": {}, "verdicts": [entry.verdict for entry in self.entries], "facts": self.facts}
+    def _decide(self, settings: Settings, thresholds: Thresholds, *, exit_status: int, broken_report: str = "") -> Decision:
+        from pytest_diffusion.checks.promises import promises_of
+
+        # Thresholds by the model's family are known only to the process that has the model.
+        promises = [*promises_of(settings, thresholds), *(Promise(*values) for values in self.facts.get("promises", ()))]
+        course = Course(
+            exit_status,
+            self._expected(settings),
+            selection_text(self.config),
+            is_typed(self.config),
+            self.stopped,
+            self.failures,
+            broken_report,
+        )
+        skipped_fail_by = self.facts.get("skipped_fail_by", thresholds.skipped_fail_by)
+        return decide(self.entries, course, list(dict.fromkeys(promises)), skipped_fail_by=skipped_fail_by)
+
+    def _expected(self, settings: Settings) -> tuple[str, ...]:
+        """Names of the checks that a whole run has."""
+        try:
+            if settings.model is not None:
+                from pytest_diffusion.plugin.checklist import expected_checks
+
+                return tuple(expected_checks(settings))
+            if settings.scheduler is not None:
+                from pytest_diffusion.conformance.suite import scheduler_checks
+
+                return tuple(scheduler_checks())
+        except SettingsError:
+            pass  # an extension that cannot be used: the collection has failed for the same reason
+        return ()
+
+    def _files(self, settings: Settings) -> ReportFiles:
+        """The report's files; the ini file may ask for a report of the user's own tests, which is not announced at the start."""
+        html = self.config.invocation_params.dir / settings.report
+        return self.config.stash.setdefault(REPORT_FILES, ReportFiles(html))
+
+    def _write(self, settings: Settings) -> None:
+        from pytest_diffusion.report.contents import Report
+
+        assert self.decision is not None
+        context: dict[str, Any] = {"extra": {}, "verdicts": [entry.verdict for entry in self.decision.entries], "facts": self.facts}
         try:
             self.config.hook.pytest_diffusion_report_context(config=self.config, context=context)
         except Exception as error:
             # A mistake in a conftest.py must not cost the report.
             context["extra"]["pytest_diffusion_report_context failed"] = f"{type(error).__name__}: {error}"
         report = Report.of(
-            self.entries,
+            self.decision,
             settings,
-            command=_command(settings),
-            exit_status=int(exitstatus),
-            facts=self.facts,
+            command=_command(self.config, settings),
+            expected=list(self._expected(settings)),
+            facts={name: value for name, value in self.facts.items() if name not in ("promises", "skipped_fail_by")},
             versions=package_versions(),
             notes=self.notes,
             extra={str(title): str(text) for title, text in context["extra"].items()},
         )
-        self.written = write_reports(report, folder=self.config.invocation_params.dir)
+        self.written = self._files(settings).write(report)
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.entries:
-            return
         from pytest_diffusion.report.terminal import summarise
 
-        summarise(terminalreporter, self.entries, self.written)
+        if self.decision is not None or self.entries or self.written:
+            summarise(terminalreporter, self.decision, self.entries, self.written)
 
 
-def _command(settings: Settings) -> str:
-    """The command that reproduces the run, from our own options alone: no token can slip in."""
+def _excuse(report: pytest.TestReport) -> str:
+    """Why pytest does not count an outcome that closes the gate."""
+    if hasattr(report, "wasxfail"):
+        return "xfail"
+    # Plugins that repeat tests have an outcome of their own.
+    return "it was run again" if str(report.outcome) == "rerun" else f"pytest counts it as {report.outcome}"
+
+
+def _command(config: pytest.Config, settings: Settings) -> str:
+    """The command that reproduces the run, from our own options and the selection alone: no token can slip in."""
     parts = ["pytest"]
     for option in OPTIONS:
         value = getattr(settings, option.name)
@@ -87,4 +175,4 @@ def _command(settings: Settings) -> str:
             continue
         texts = value if option.many else [",".join(value) if isinstance(value, tuple) else str(value)]
         parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
-    return " ".join(parts)
+    return " ".join([*parts, *map(shlex.quote, selection_of(config))])

@@ -9,12 +9,18 @@ import pytest
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import Thresholds
+from pytest_diffusion.report.write import ReportFiles
 from pytest_diffusion.verdicts.verdict import Verdict
 
 SETTINGS = pytest.StashKey[tuple[Settings, Thresholds]]()
 RUN = pytest.StashKey[dict[str, Any]]()
 VERDICTS = pytest.StashKey[list[Verdict]]()
 NUMBERS = pytest.StashKey[list[dict[str, Any]]]()
+SAID = pytest.StashKey[dict[str, str]]()
+"""Reasons why checks could not be measured, and the first check that gave each."""
+CHOSEN = pytest.StashKey[list[str]]()
+"""Checks that were named on the command line by their ids."""
+REPORT_FILES = pytest.StashKey[ReportFiles]()
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.verdicts.gate import Gate, gate_of
+from pytest_diffusion.verdicts.gate import Decision, Gate
 from pytest_diffusion.verdicts.run import Entry
-from pytest_diffusion.verdicts.verdict import Outcome
+from pytest_diffusion.verdicts.verdict import Outcome, Verdict
 
-SCHEMA = 1
-OUTCOMES: tuple[Outcome, ...] = ("fail", "inconclusive", "skipped", "pass")
+SCHEMA = 2
+READABLE = (1, 2)
+"""Schemas that are read: reports of version 0.1 have the first."""
+OUTCOMES: tuple[Outcome, ...] = ("fail", "missing", "broken", "undersampled", "inconclusive", "reported", "skipped", "pass")
 """From the worst to the best."""
 
 
@@ -29,6 +31,14 @@ def counts(entries: Iterable[Entry]) -> dict[str, int]:
     return {outcome: found[outcome] for outcome in OUTCOMES if found[outcome]}
 
 
+def grouped(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, list[str]]]:
+    """Verdicts in their order; those of one outcome with one message stand once, with the names of their checks."""
+    found: dict[tuple[str, str], tuple[Verdict, list[str]]] = {}
+    for verdict in verdicts:
+        found.setdefault((verdict.outcome, verdict.message), (verdict, []))[1].append(verdict.check)
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Report:
     """All that a report says. `entries` come worst first."""
@@ -37,7 +47,10 @@ class Report:
     settings: Settings
     command: str
     """The command that reproduces the run."""
-    exit_status: int
+    decision: Decision
+    """The gate, why, and what was left out."""
+    expected: list[str] = field(default_factory=list)
+    """Names of the checks that a whole run has."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Device, weights, samples and the like."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -48,14 +61,27 @@ class Report:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @classmethod
-    def of(cls, entries: Sequence[Entry], settings: Settings, **rest: Any) -> Report:
-        """The report on entries in any order."""
-        return cls(worst_first(entries), settings, **rest)
+    def of(cls, decision: Decision, settings: Settings, **rest: Any) -> Report:
+        """The report on a decision and its entries."""
+        return cls(worst_first(decision.entries), settings, decision=decision, **rest)
 
     @property
     def gate(self) -> Gate:
         """The state of the gate."""
-        return gate_of((entry.verdict for entry in self.entries), exit_status=self.exit_status)
+        return self.decision.gate
+
+    @property
+    def closing(self) -> list[tuple[Verdict, list[str]]]:
+        """Verdicts that close the gate, worst first; those with the same message stand once, with the names of their checks."""
+        return grouped(entry.verdict for entry in self.entries if entry.verdict.gates)
+
+    @property
+    def undecided(self) -> list[tuple[Verdict, list[str]]]:
+        """Verdicts that could not be decided and do not close the gate, grouped as in `closing`."""
+        outcomes = ("inconclusive", "undersampled")
+        return grouped(
+            entry.verdict for entry in self.entries if entry.verdict.outcome in outcomes and not entry.verdict.gates and not entry.excused
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,10 +99,10 @@ class Report:
         return {
             "schema": SCHEMA,
             "created": self.created,
-            "gate": self.gate,
-            "exit_status": self.exit_status,
+            **self.decision.to_json(),
             "counts": self.counts,
             "command": self.command,
+            "expected": self.expected,
             "settings": self.shown_settings,
             "run": self.facts,
             "versions": self.versions,
@@ -88,20 +114,24 @@ class Report:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
         """The report that `to_json` wrote. Raises ValueError for another schema."""
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"the report has schema {data.get('schema')!r}; this version reads {SCHEMA}.")
+        if data.get("schema") not in READABLE:
+            raise ValueError(f"the report has schema {data.get('schema')!r}; this version reads {' and '.join(map(str, READABLE))}.")
         known = {item.name for item in fields(Settings)} - {"sources"}
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in data["settings"].items() if name in known
         }
+        code = data["exit_code"] if "exit_code" in data else data["exit_status"]
+        decision = Decision(data["gate"], int(code), list(data.get("reasons", [])), list(data.get("left_out", [])))
+        entries = [Entry.from_json(entry) for entry in data["verdicts"]]
         return cls(
-            [Entry.from_json(entry) for entry in data["verdicts"]],
+            entries,
             Settings(**values),
             str(data["command"]),
-            int(data["exit_status"]),
-            dict(data["run"]),
-            dict(data["versions"]),
-            list(data["notes"]),
-            dict(data.get("extra", {})),
-            str(data["created"]),
+            replace(decision, entries=entries),
+            expected=list(data.get("expected", [])),
+            facts=dict(data["run"]),
+            versions=dict(data["versions"]),
+            notes=list(data["notes"]),
+            extra=dict(data.get("extra", {})),
+            created=str(data["created"]),
         )

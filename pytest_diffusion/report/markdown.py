@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from pytest_diffusion.report.contents import Report
+import re
+
+from pytest_diffusion.report.contents import Report, grouped
 
 
 def summary(report: Report) -> str:
     """The gate, the command, and a table of verdicts with the worst first."""
-    lines = [f"## Diffusion quality: gate {report.gate}", "", f"`{report.command}`", ""]
+    lines = [f"## Diffusion quality: gate {report.gate}", "", _code(report.command), ""]
+    lines += [f"{_text(reason)}\n" for reason in report.decision.reasons]
+    if report.decision.left_out:
+        lines.append(f"Not run: {', '.join(report.decision.left_out)}\n")
     lines += ["| outcome | check | message |", "|---|---|---|"]
-    for entry in report.entries:
-        message = entry.verdict.message.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-        lines.append(f"| {entry.verdict.outcome} | {entry.verdict.check} | {message} |")
+    for verdict, checks in grouped(entry.verdict for entry in report.entries):
+        lines.append(f"| {verdict.outcome} | {', '.join(checks)} | {_text(verdict.message)} |")
     return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """One line in which nothing is markup: no cell ends, no tag, link, image or code begins."""
+    shown = " ".join(text.split())
+    for mark in "\\`*_[]|":
+        shown = shown.replace(mark, f"\\{mark}")
+    return shown.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """A code span that holds any text: its fence is longer than every run of backticks in it."""
+    shown = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if "`" in shown else f"`{shown}`"

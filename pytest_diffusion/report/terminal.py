@@ -1,4 +1,4 @@
-"""The section in pytest's terminal summary: worst first, report paths last."""
+"""The section in pytest's terminal summary: worst first, the gate and the report paths last."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_diffusion.report.contents import counts, worst_first
+from pytest_diffusion.report.contents import counts, grouped, worst_first
+from pytest_diffusion.verdicts.gate import Decision
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import Verdict
 
-_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "cyan"}
+_COLOURS = {"pass": "green", "fail": "red", "missing": "red", "broken": "red", "undersampled": "yellow", "inconclusive": "yellow"}
+_GATES = {"open": "green", "amber": "yellow", "partial": "yellow"}
+_LISTED = 4
+"""Checks that are named where one message stands for many."""
+_LEFT_OUT = 8
+"""Checks that are named of those that were not run; the report names all."""
 
 
-def summarise(terminal: pytest.TerminalReporter, entries: Sequence[Entry], written: Sequence[str]) -> None:
-    """Write the section; one line for each verdict."""
+def summarise(terminal: pytest.TerminalReporter, decision: Decision | None, entries: Sequence[Entry], written: Sequence[str]) -> None:
+    """Write the section: one line for each verdict, those with the same message once, and the gate with its reasons."""
     terminal.ensure_newline()
     terminal.section("diffusion quality")
-    verdicts = [entry.verdict for entry in worst_first(entries)]
-    width = max(len(verdict.check) for verdict in verdicts)
-    for verdict in verdicts:
-        terminal.write(f"{verdict.outcome:<12} ", **{_COLOURS[verdict.outcome]: True, "bold": verdict.outcome == "fail"})
-        terminal.write(f"{verdict.check:<{width}}  {_message(verdict)}\n")
-    terminal.write_line("")
-    terminal.write_line(", ".join(f"{count} {outcome}" for outcome, count in counts(entries).items()))
+    entries = worst_first(decision.entries if decision is not None else entries)
+    lines = grouped(entry.verdict for entry in entries)
+    width = max((len(names[0]) for _, names in lines if len(names) == 1), default=0)
+    for verdict, names in lines:
+        terminal.write(f"{verdict.outcome:<12} ", **{_COLOURS.get(verdict.outcome, "cyan"): True, "bold": verdict.gates})
+        terminal.write(f"{_names(names):<{width}}  {_message(verdict)}\n")
+    if lines:
+        terminal.write_line("")
+        terminal.write_line(", ".join(f"{count} {outcome}" for outcome, count in counts(entries).items()))
+    if decision is not None:
+        for reason in decision.reasons:
+            terminal.write_line(reason)
+        if decision.left_out:
+            more = f" and {len(decision.left_out) - _LEFT_OUT} more" if len(decision.left_out) > _LEFT_OUT else ""
+            terminal.write_line(f"not run: {', '.join(decision.left_out[:_LEFT_OUT])}{more}")
+        terminal.write_line(f"gate: {decision.gate}", **{_GATES.get(decision.gate, "red"): True, "bold": True})
     for path in written:
         terminal.write_line(f"report: {path}")
+
+
+def _names(checks: Sequence[str]) -> str:
+    if len(checks) == 1:
+        return checks[0]
+    more = ", ..." if len(checks) > _LISTED else ""
+    return f"{len(checks)} checks ({', '.join(checks[:_LISTED])}{more})"
 
 
 def _message(verdict: Verdict) -> str:

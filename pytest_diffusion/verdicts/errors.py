@@ -35,7 +35,7 @@ class QualityFailure(AssertionError):  # noqa: N818 - named as pytest names its 
 
 
 class InconclusiveFailure(QualityFailure):
-    """A figure that cannot be told from its limit, or that rests on too few samples."""
+    """A figure that cannot be told from its limit, that rests on too few samples, or that could not be measured."""
 
 
 class ConformanceFailure(AssertionError):  # noqa: N818 - named as pytest names its own

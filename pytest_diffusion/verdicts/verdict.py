@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Outcome = Literal["pass", "fail", "inconclusive", "skipped"]
+Outcome = Literal["pass", "fail", "inconclusive", "undersampled", "missing", "broken", "reported", "skipped"]
+"""`pass`, `fail`: the whole interval within, or outside, the limits. `inconclusive`: the interval straddles a limit.
+`undersampled`: fewer samples than the limit needs. `missing`: required, and not judged. `broken`: the set-up failed, so
+nothing was measured. `reported`: measured, and no limit holds for it. `skipped`: the model has nothing to measure.
+"""
+JUDGED: frozenset[Outcome] = frozenset({"pass", "fail", "inconclusive", "undersampled"})
+"""Outcomes in which a figure was held against a limit."""
+Origin = Literal["preset", "file", "call"]
+"""Who set a limit: a preset of ours, a file of the user's, or the caller of an assertion helper."""
 CHECKLIST, SCHEDULER_CHECKS = "checklist", "scheduler checks"
 """The two suites in which a check may be declared."""
 
@@ -54,6 +62,29 @@ class Limits:
     source: str = ""
     where: str = ""
     """File and table, such as `thresholds/default.toml [fid]`."""
+    origin: Origin = "preset"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for limits that nothing, or everything, can meet."""
+        low, high = self.at_least, self.at_most
+        for name, value in (("at_least", low), ("at_most", high)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; expected a finite number.")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"at_least is {_number(low)} and at_most is {_number(high)}: no figure can meet both.")
+        for name, count in (("min_samples", self.min_samples), ("min_reference", self.min_reference)):
+            if count < 0:
+                raise ValueError(f"{name} is {count}; expected a whole number of at least 0.")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit at all, and not only counts."""
+        return self.at_least is not None or self.at_most is not None
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether the user set it, in a file or in a call. It is then held against every figure."""
+        return self.is_set and self.origin != "preset"
 
     @property
     def text(self) -> str:
@@ -79,9 +110,11 @@ class Verdict:
     """"metrics", "schedule", "attention", "latent" or "always"; empty for a user's own test."""
     title: str = ""
     gates: bool = True
-    """Whether this outcome fails the gate; an `inconclusive` may be let through by the thresholds file."""
+    """Whether this outcome closes the gate; an `inconclusive` may be let through by the thresholds file."""
     suite: str = CHECKLIST
     """Where the check is declared, with its plot and its pictures: the checklist or the scheduler checks."""
+    is_setups_fault: bool = False
+    """Whether a `broken` check says nothing about the model: a package is missing, the hub cannot be reached."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain `dict`, `list`, `str`, `float`, `int`, `bool` and None; non-finite numbers become strings.
@@ -110,15 +143,17 @@ class Verdict:
 def judge(check: str, measurement: Measurement, limits: Limits | None, *, lens: str = "", title: str = "", strict: bool = True) -> Verdict:
     """The verdict on a measurement.
 
-    `pass` needs enough samples and the whole interval within the limits, `fail` the whole interval
-    outside; everything between is `inconclusive`. A figure without a limit is `skipped`: nothing was
-    promised, so nothing is passed. `strict` says whether `inconclusive` fails the gate.
+    `pass` needs enough samples and the whole interval within the limits, `fail` the whole interval outside. With fewer
+    samples than the limit needs it is `undersampled`; everything else is `inconclusive`. A figure without a limit is
+    `reported`: nothing was promised, so nothing is passed. Without `strict`, a figure near its limit and one with too few
+    samples do not close the gate, unless the whole interval is outside or unknown, or too few samples were drawn for a
+    limit of the user's own.
     """
     outcome, tail = _decide(measurement, limits)
     message = f"{_sentence(check, measurement)}; {tail}"
     if measurement.hint and outcome != "pass":
         message += f" {measurement.hint}"
-    gates = outcome == "fail" or (outcome == "inconclusive" and strict)
+    gates = outcome == "fail" or (outcome in ("inconclusive", "undersampled") and (strict or _is_no_close_call(measurement, limits)))
     return Verdict(check, outcome, message, measurement, limits, lens, title, gates)
 
 
@@ -127,14 +162,20 @@ def skipped(check: str, reason: str, *, lens: str = "", title: str = "", suite: 
     return Verdict(check, "skipped", reason, lens=lens, title=title, gates=False, suite=suite)
 
 
+def broken(check: str, reason: str, *, lens: str = "", title: str = "", suite: str = CHECKLIST, is_setups_fault: bool = False) -> Verdict:
+    """The verdict on a check that could not be measured. The reason is the whole message, so that checks can share it."""
+    message = f"could not be measured: {reason}"
+    return Verdict(check, "broken", message, lens=lens, title=title, suite=suite, is_setups_fault=is_setups_fault)
+
+
 def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, str]:
-    if limits is None or (limits.at_least is None and limits.at_most is None):
-        return "skipped", "no limit is set for it in the thresholds, so it is reported and not judged."
-    if measurement.unjudged and limits.where:
-        return "skipped", f"reported and not judged: {measurement.unjudged}"
+    if limits is None or not limits.is_set:
+        return "reported", "no limit is set for it in the thresholds, so it is reported and not judged."
+    if measurement.unjudged and not limits.is_users_own:
+        return "reported", f"reported and not judged: {measurement.unjudged}"
     seen_with = str(measurement.protocol.get("extractor", "an extractor without a name"))
     if not seen_with.startswith(limits.extractor):
-        return "skipped", (
+        return "reported", (
             f"the limit ({limits.text}, {limits.where}) is for the extractor {limits.extractor}, "
             f"not for {seen_with}: reported and not judged."
         )
@@ -147,17 +188,44 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
     ):
         if needed and (seen is None or seen < needed):
             count = "an unknown number of" if seen is None else str(seen)
-            return "inconclusive", f"not enough samples: {count} {what}, at least {needed} are needed; {allowed}"
-    low, high = measurement.interval or (measurement.value, measurement.value)
+            outside = " All of its interval lies outside the limit." if _is_outside(measurement, limits) else ""
+            return "undersampled", f"not enough samples: {count} {what}, at least {needed} are needed; {allowed}{outside}"
+    low, high = _interval(measurement)
     if math.isnan(low) or math.isnan(high):
         return "inconclusive", f"its uncertainty could not be measured; {allowed}"
-    at_least = -math.inf if limits.at_least is None else limits.at_least
-    at_most = math.inf if limits.at_most is None else limits.at_most
+    at_least, at_most = _bounds(limits)
     if low >= at_least and high <= at_most:
         return "pass", allowed
-    if high < at_least or low > at_most:
+    if _is_outside(measurement, limits):
         return "fail", allowed
     return "inconclusive", f"its interval straddles the limit; {allowed}{_samples_that_decide(measurement, at_least, at_most)}"
+
+
+def _is_no_close_call(measurement: Measurement, limits: Limits | None) -> bool:
+    """Whether a figure that cannot be decided closes the gate even where close calls are let through."""
+    if limits is None:
+        return False
+    too_few = any(
+        needed and (seen or 0) < needed
+        for seen, needed in ((measurement.num_samples, limits.min_samples), (measurement.num_reference, limits.min_reference))
+    )
+    return math.isnan(sum(_interval(measurement))) or _is_outside(measurement, limits) or (too_few and limits.is_users_own)
+
+
+def _interval(measurement: Measurement) -> tuple[float, float]:
+    return measurement.interval or (measurement.value, measurement.value)
+
+
+def _bounds(limits: Limits) -> tuple[float, float]:
+    at_least = -math.inf if limits.at_least is None else limits.at_least
+    return at_least, math.inf if limits.at_most is None else limits.at_most
+
+
+def _is_outside(measurement: Measurement, limits: Limits) -> bool:
+    """Whether the whole interval lies outside the limits; False where it is not known."""
+    low, high = _interval(measurement)
+    at_least, at_most = _bounds(limits)
+    return not math.isnan(low + high) and (high < at_least or low > at_most)
 
 
 def _samples_that_decide(measurement: Measurement, at_least: float, at_most: float) -> str:

@@ -51,7 +51,7 @@ def test_a_hook_that_fails_does_not_cost_the_report(pytester):
 
 
 def test_what_a_test_leaves_is_the_same_after_it_travelled():
-    limits = Limits(at_most=float("inf"), source="s", where="here")
+    limits = Limits(at_most=1e300, source="s", where="here")
     measured = Measurement(float("nan"), "a", "dB", (1.0, 2.0), 3, 4, {"k": 3}, {"values": [1.0, float("-inf")]}, "hint", "reason")
     verdicts = [judge("one", measured, limits, lens="latent", title="t"), skipped("two", "why", suite="scheduler checks")]
     sent = Carried(verdicts, [{"name": "n", "value": 1.0, "unit": ""}], [{"name": "f", "image": "data:"}], {"device": "cpu"})

@@ -35,16 +35,38 @@ def test_exact_value_against_two_limits(value, outcome):
 def test_too_few_samples_never_pass():
     limits = Limits(at_most=30.0, min_samples=10_000, min_reference=10_000)
     verdict = judge("fid", Measurement(1.0, num_samples=500, num_reference=20_000), limits)
-    assert verdict.outcome == "inconclusive"
+    assert verdict.outcome == "undersampled"
     assert "500 samples, at least 10000 are needed" in verdict.message
     verdict = judge("fid", Measurement(1.0, num_samples=10_000), limits)
-    assert verdict.outcome == "inconclusive"
+    assert verdict.outcome == "undersampled"
     assert "an unknown number of reference images" in verdict.message
 
 
 def test_no_limit_is_not_a_pass():
-    assert judge("kid", Measurement(0.0), None).outcome == "skipped"
-    assert judge("kid", Measurement(0.0), Limits(source="none")).outcome == "skipped"
+    assert judge("kid", Measurement(0.0), None).outcome == "reported"
+    assert judge("kid", Measurement(0.0), Limits(source="none")).outcome == "reported"
+
+
+def test_a_limit_of_the_users_own_is_held_where_a_presets_is_not():
+    doubtful = Measurement(40.0, unjudged="the model may be distilled.")
+    assert judge("x", doubtful, Limits(at_most=30.0, where="thresholds/default.toml [x]")).outcome == "reported"
+    assert judge("x", doubtful, Limits(at_most=30.0, where="own.toml [x]", origin="file")).outcome == "fail"
+    assert judge("x", doubtful, Limits(at_most=30.0, origin="call")).outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"at_least": 2.0, "at_most": 1.0}, "at_least is 2 and at_most is 1: no figure can meet both"),
+        ({"at_most": math.nan}, "at_most is nan; expected a finite number"),
+        ({"at_least": -math.inf}, "at_least is -inf; expected a finite number"),
+        ({"at_most": 1.0, "min_samples": -1}, "min_samples is -1; expected a whole number of at least 0"),
+        ({"at_most": 1.0, "min_reference": -5}, "min_reference is -5; expected"),
+    ],
+)
+def test_limits_that_nothing_or_everything_meets_are_refused(limits, message):
+    with pytest.raises(ValueError, match=message):
+        Limits(**limits)
 
 
 def test_message_names_figure_interval_basis_limit_and_hint():
@@ -66,6 +88,30 @@ def test_inconclusive_gates_only_when_strict():
     assert judge("x", measurement, AT_MOST_30).gates
     assert not judge("x", measurement, AT_MOST_30, strict=False).gates
     assert judge("x", Measurement(31.0), AT_MOST_30, strict=False).gates
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "origin", "gates"),
+    [
+        (29.0, (27.0, 31.0), "preset", False),
+        (10.0, (8.0, 12.0), "preset", False),
+        (10.0, (8.0, 12.0), "file", True),
+        (10.0, (8.0, 12.0), "call", True),
+        (40.0, (38.0, 42.0), "preset", True),
+        (29.0, (math.nan, 31.0), "preset", True),
+    ],
+)
+def test_letting_close_calls_through_is_not_blind(value, interval, origin, gates):
+    """Too few samples close the gate where the limit is the user's own, or the figure is not close at all."""
+    limits = Limits(at_most=30.0, min_samples=100, source="s", origin=origin)
+    verdict = judge("x", Measurement(value, interval=interval, num_samples=99), limits, strict=False)
+    assert (verdict.outcome, verdict.gates) == ("undersampled", gates)
+    assert ("All of its interval lies outside the limit." in verdict.message) == (value == 40.0)
+
+
+def test_an_unknown_uncertainty_is_no_close_call():
+    limits = Limits(at_most=30.0, source="s")
+    assert judge("x", Measurement(29.0, interval=(math.nan, 31.0)), limits, strict=False).gates
 
 
 @pytest.mark.parametrize(
