@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pytest_diffusion.config.sources import imported, load_source, source_of
 from pytest_diffusion.data.rows import read_rows
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 _OBJECTS = (
     "car",
@@ -50,7 +50,7 @@ class DirectionPair(NamedTuple):
 def load_prompts(name: str | None) -> list[str]:
     """The prompts that `--diffusion-prompts` names, or the built-in list.
 
-    Raises ModelError, with file and line, for a row without a prompt.
+    Raises SetupError, with file and line, for a row without a prompt.
     """
     if name is None:
         return [f"a photo of a {colour} {thing} {scene}" for thing in _OBJECTS for colour in _COLOURS for scene in _SCENES]
@@ -74,7 +74,7 @@ def read_prompts(name: str) -> list[str]:
         rows = [(number, {"prompt": line.strip()}) for number, line in enumerate(lines, 1) if line.strip()]
     for number, row in rows:
         if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise ModelError(f"--diffusion-prompts: {path}, line {number} has no 'prompt'.")
+            raise SetupError(f"--diffusion-prompts: {path}, line {number} has no 'prompt'.")
     return [row["prompt"] for _, row in rows]
 
 

@@ -18,7 +18,7 @@ from pytest_diffusion.data.images import as_uint8, resize_images
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.data.rows import read_rows
 from pytest_diffusion.maths.feature_statistics import UNREADABLE, FeatureStatistics
-from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 
 _OPTION = "--diffusion-reference"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -66,7 +66,7 @@ class _Row(NamedTuple):
 def load_reference(name: str, *, height: int, width: int, limit: int) -> Reference:
     """The reference that `--diffusion-reference` names, resized to the samples' size; at most `limit` images.
 
-    Raises ModelError for a folder without images, a corrupt file (named), a row without an image (named by
+    Raises SetupError for a folder without images, a corrupt file (named), a row without an image (named by
     line), or a callable that returns no images.
     """
     reference: Reference = load_source("reference", name, height=height, width=width, limit=limit)
@@ -154,7 +154,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         try:
             pixels, transparent = rgb_pixels(row.image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ModelError(f"{_OPTION}: {row.label} cannot be read as an image: {error}") from error
+            raise SetupError(f"{_OPTION}: {row.label} cannot be read as an image: {error}") from error
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         sizes[size] = sizes.get(size, 0) + 1
         if transparent:
@@ -166,10 +166,10 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         if row.mask is not None:
             masks.append(_mask(row, row.mask, pixels.shape[:2], height, width))
     if not images:
-        raise ModelError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
+        raise SetupError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     known = [prompt for prompt in prompts if prompt]
     if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
-        raise ModelError(f"{_OPTION}: {name}: with masks, every row needs 'mask', 'words' and a prompt.")
+        raise SetupError(f"{_OPTION}: {name}: with masks, every row needs 'mask', 'words' and a prompt.")
     captions = known if len(known) == len(images) else None
     return Reference(
         name,
@@ -194,14 +194,14 @@ def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
-    """Mask, bool (height, width), rotated, scaled and cropped like its image. Raises ModelError where its shape or words do not fit."""
+    """Mask, bool (height, width), rotated, scaled and cropped like its image. Raises SetupError where its shape or words do not fit."""
     pixels = np.array((ImageOps.exif_transpose(mask) or mask).convert("L"))
     if abs(pixels.shape[0] * size[1] - pixels.shape[1] * size[0]) > max(*pixels.shape, *size):
         shown = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{size[1]}x{size[0]}"
-        raise ModelError(f"{_OPTION}: the mask of {row.label} is {shown[0]}, its image {shown[1]}: they need the same shape.")
+        raise SetupError(f"{_OPTION}: the mask of {row.label} is {shown[0]}, its image {shown[1]}: they need the same shape.")
     said = (row.prompt or "").casefold()
     if unsaid := [word for word in row.words if word.casefold() not in said]:
-        raise ModelError(f"{_OPTION}: {row.label}: the word {unsaid[0]!r} is not in its prompt {row.prompt!r}.")
+        raise SetupError(f"{_OPTION}: {row.label}: the word {unsaid[0]!r} is not in its prompt {row.prompt!r}.")
     return resize_images(torch.from_numpy(pixels)[None, None], height, width)[0, 0] > 127
 
 
@@ -214,7 +214,7 @@ def _pairs(path: Path) -> Iterator[_Row]:
     for number, row in read_rows(path, _OPTION):
         image = row.get("image") or row.get("file_name")
         if not isinstance(image, str) or not image.strip():
-            raise ModelError(f"{_OPTION}: {path}, line {number} has no 'image'.")
+            raise SetupError(f"{_OPTION}: {path}, line {number} has no 'image'.")
         mask, words = row.get("mask"), str(row.get("words") or "")
         yield _Row(
             image,
@@ -235,7 +235,7 @@ def _open(file: Path, label: str) -> Image.Image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ModelError(f"{_OPTION}: {label} cannot be read as an image: {error}") from error
+        raise SetupError(f"{_OPTION}: {label} cannot be read as an image: {error}") from error
 
 
 def _hub(name: str, limit: int) -> Iterator[_Row]:
@@ -243,15 +243,15 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
 
     match = re.fullmatch(r"hf:([^\[\]]+)(?:\[(.+)\])?", name)
     if match is None:
-        raise ModelError(f"{_OPTION} is {name!r}; expected hf:name or hf:name[split].")
+        raise SetupError(f"{_OPTION} is {name!r}; expected hf:name or hf:name[split].")
     try:
         stream = datasets.load_dataset(match[1], split=match[2] or "train", streaming=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{_OPTION}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"{_OPTION}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     for number, row in enumerate(stream.take(limit)):
         picture = next((value for value in row.values() if isinstance(value, Image.Image)), None)
         if picture is None:
-            raise ModelError(f"{_OPTION}: rows of {name} have no image column (columns: {', '.join(row)}).")
+            raise SetupError(f"{_OPTION}: rows of {name} have no image column (columns: {', '.join(row)}).")
         yield _Row(f"row {number} of {name}", picture, _prompt(row))
 
 
@@ -266,12 +266,12 @@ def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:
             return Reference(str(path), statistics=FeatureStatistics.load(path))
     except UNREADABLE as error:
         shown = str(error) if str(error).startswith(str(path)) else f"{path} cannot be read as an .npz of plain arrays: {error}"
-        raise ModelError(f"{_OPTION}: {shown}") from error
+        raise SetupError(f"{_OPTION}: {shown}") from error
     tensor = torch.from_numpy(pixels[:limit])
     try:
         images = as_uint8(tensor.permute(0, 3, 1, 2) if pixels.shape[-1] in (1, 3) else tensor, f"images of {path}")
     except ValueError as error:
-        raise ModelError(f"{_OPTION}: {error}") from error
+        raise SetupError(f"{_OPTION}: {error}") from error
     return _resized(str(path), images, height, width)
 
 

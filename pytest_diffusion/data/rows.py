@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 
 def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
     """Line number and row of each line of a `.jsonl`, or of each record of a `.csv`, whose captions may span lines.
 
-    Raises ModelError, with option, file and line, for a line that is not JSON.
+    Raises SetupError, with option, file and line, for a line that is not JSON.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         text = file.read()
@@ -29,6 +29,6 @@ def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ModelError(f"{option}: {path}, line {number} is not valid JSON: {error}.") from None
+            raise SetupError(f"{option}: {path}, line {number} is not valid JSON: {error}.") from None
         rows.append((number, row if isinstance(row, dict) else {}))
     return rows

@@ -17,7 +17,7 @@ from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 from pytest_diffusion.demo import weights_folder
 from pytest_diffusion.features.identity import tensors_hash
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -94,7 +94,7 @@ class Clip:
 def load_clip(name: str, *, device: str = "cpu") -> Clip:
     """CLIP by folder or hub id, or the demo's own as 'demo'; in float32.
 
-    Raises ModelError with the reason when it cannot be loaded.
+    Raises SetupError with the reason when it cannot be loaded.
     """
     clip: Clip = load_source("scorer", name, device=device)
     return clip
@@ -117,7 +117,7 @@ def _load(name: str, source: str, device: str) -> Clip:
         model = CLIPModel.from_pretrained(source, use_safetensors=True).float().to(device).eval()
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
+        raise SetupError(
             f"--diffusion-clip-model: {name} cannot be loaded: {str(error).splitlines()[0]} "
             "Give a local folder, or 'demo' for the demo and its copies."
         ) from error

@@ -12,7 +12,7 @@ from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.features.identity import Features, tensors_hash
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Extractor:
 def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     """The extractor that `--diffusion-features` names.
 
-    Raises ImportError or ModelError, with a remedy, when it cannot be loaded.
+    Raises ImportError or SetupError, with a remedy, when it cannot be loaded.
     """
     extractor: Extractor = load_source("extractor", name, device=device)
     return extractor
@@ -62,7 +62,7 @@ def load_demo(name: str, *, device: str) -> Extractor:
         from pytest_diffusion.demo.scenes import IMAGE_SIZE
 
         if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            raise ModelError(
+            raise SetupError(
                 f"--diffusion-features=demo needs 32x32 images; the samples are {images.shape[-1]}x{images.shape[-2]}. "
                 "Choose --diffusion-features for this model: inception, clip:PATH_OR_ID or dinov2:PATH_OR_ID."
             )
@@ -117,7 +117,7 @@ def load_dinov2(value: str, *, device: str) -> Extractor:
     try:
         model = AutoModel.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
-        raise ModelError(f"--diffusion-features: dinov2:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"--diffusion-features: dinov2:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
     mean, std = torch.tensor((0.485, 0.456, 0.406))[:, None, None], torch.tensor((0.229, 0.224, 0.225))[:, None, None]
 
     def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -136,5 +136,5 @@ def load_own_function(name: str, *, device: str) -> Extractor:
 def _checked(name: str, values: Any, count: int) -> tuple[torch.Tensor, None]:
     tensor = torch.as_tensor(values)
     if tensor.ndim != 2 or len(tensor) != count:
-        raise ModelError(f"--diffusion-features: {name} returned shape {tuple(tensor.shape)} for {count} images; expected (N, D).")
+        raise SetupError(f"--diffusion-features: {name} returned shape {tuple(tensor.shape)} for {count} images; expected (N, D).")
     return tensor, None

@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pytest_diffusion.config.imports import import_past_torchvision
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 WEIGHTS_VARIABLE = "PYTEST_DIFFUSION_INCEPTION_WEIGHTS"
 """Environment variable with the path of torch-fidelity's weights, for machines without a network."""
@@ -24,7 +24,7 @@ _MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 def load_state(path: str | None) -> dict[str, torch.Tensor]:
     """Weights from a file (`path`, else the environment variable), or downloaded once; plain tensors only.
 
-    Raises ModelError, with instructions to get the file, and ImportError without torch-fidelity.
+    Raises SetupError, with instructions to get the file, and ImportError without torch-fidelity.
     """
     named = path or os.environ.get(WEIGHTS_VARIABLE)
     source = _module().URL_INCEPTION_V3
@@ -34,12 +34,12 @@ def load_state(path: str | None) -> dict[str, torch.Tensor]:
         else:
             state = torch.hub.load_state_dict_from_url(source, map_location="cpu", progress=False, weights_only=True, check_hash=True)
     except Exception as error:  # pickle, zip, network and file errors share no base
-        raise ModelError(
+        raise SetupError(
             f"--diffusion-features=inception: the weights {named or source} cannot be fetched or read: {str(error).splitlines()[0]} "
             f"On a machine without a network, copy {source} there and give it as inception:PATH or in {WEIGHTS_VARIABLE}."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"--diffusion-features=inception: {named} holds no state_dict of tensors.")
+        raise SetupError(f"--diffusion-features=inception: {named} holds no state_dict of tensors.")
     return dict(state)
 
 
@@ -67,7 +67,7 @@ def build_network(state: dict[str, torch.Tensor]) -> Any:
     """The network with these weights: uint8 images (N, 3, H, W) to features (N, 2048) and unbiased logits (N, 1008).
 
     Batch norms are folded into the convolutions, and weights are in channels-last layout. Features agree with
-    torch-fidelity's to 1e-6 relative, at 1.3 times the speed on a CPU. Raises ModelError for other weights.
+    torch-fidelity's to 1e-6 relative, at 1.3 times the speed on a CPU. Raises SetupError for other weights.
     """
     # The constructor unpickles its file without protection, so it gets our own bytes, made from checked tensors.
     plain = io.BytesIO()
@@ -77,7 +77,7 @@ def build_network(state: dict[str, torch.Tensor]) -> Any:
         network = _module().FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=plain)
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"--diffusion-features=inception: these are not torch-fidelity's weights: {reason}") from error
+        raise SetupError(f"--diffusion-features=inception: these are not torch-fidelity's weights: {reason}") from error
     for block in network.modules():
         if isinstance(getattr(block, "bn", None), torch.nn.BatchNorm2d):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), torch.nn.Identity()

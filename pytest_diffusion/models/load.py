@@ -11,9 +11,10 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.sources import ModelSource, model_source
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.models.capabilities import FAMILY_PARTS, denoiser, dtype_of, family_of_parts, modules
+from pytest_diffusion.models.hub import hub_failure
 from pytest_diffusion.models.memory import is_offloaded
 from pytest_diffusion.models.schedulers import build_scheduler
-from pytest_diffusion.verdicts.errors import ModelError, SettingsError
+from pytest_diffusion.verdicts.errors import ModelError, SettingsError, SetupError
 
 
 def load_pipeline(settings: Settings) -> Any:
@@ -29,7 +30,7 @@ def load_pipeline(settings: Settings) -> Any:
     try:
         pipeline = source.loader()(settings.model, settings=settings)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise _unloadable(source, settings.model, error, f"{type(error).__name__}: {error}") from error
     if settings.scheduler is not None or settings.scheduler_config:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler, settings.scheduler_config)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(source, settings.model, pipeline, device)
@@ -69,10 +70,16 @@ def load_scheduler(settings: Settings) -> Any | None:
         scheduler_class = getattr(diffusers, entry[1] or "", None)
         scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler") if scheduler_class is not None else None
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"--diffusion-model: {settings.model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise _unloadable(model_source(str(settings.model)), str(settings.model), error, str(error).splitlines()[0]) from error
     if scheduler is None or (settings.scheduler is None and not settings.scheduler_config):
         return scheduler
     return build_scheduler(settings.scheduler, scheduler, settings.scheduler_config)
+
+
+def _unloadable(source: ModelSource, model: str, error: Exception, reason: str) -> ModelError:
+    """The error for a model that cannot be loaded: the set-up's, where the hub did not give it."""
+    failure = hub_failure(error) if source.is_hub_id else ""
+    return (SetupError if failure else ModelError)(f"--diffusion-model: {model} cannot be loaded: {failure or reason}")
 
 
 def default_device() -> str:

@@ -15,6 +15,7 @@ from pytest_diffusion.checks import Check, all_checks
 from pytest_diffusion.checks.promises import promises_of
 from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.plugin.overrides import place_of_checklist
 from pytest_diffusion.plugin.stash import CHOSEN, RUN, SAID, active_settings
 from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError, SetupError, unknown_name
 from pytest_diffusion.verdicts.recording import record
@@ -22,11 +23,17 @@ from pytest_diffusion.verdicts.verdict import Verdict, broken, skipped
 
 
 class Checklist(pytest.Collector):
-    """Collector of the checks that the chosen lenses ask for."""
+    """Collector of the checks that the chosen lenses ask for. It is collected last, when every override is known."""
 
     settings: Settings
+    is_placed = False
 
-    def collect(self) -> Iterator[pytest.Item]:
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        assert self.parent is not None
+        place = self.parent if self.is_placed else place_of_checklist(self.parent)
+        if place is not self.parent:
+            yield _placed(place, self.settings)
+            return
         try:
             checks = all_checks()
         except SettingsError as error:
@@ -112,8 +119,12 @@ def checklist_of(session: pytest.Session, collected: Sequence[pytest.Item | pyte
     for chain in chains[1:]:
         common = [node for node, other in zip(common, chain, strict=False) if node is other]
     parent: pytest.Collector = common[-1] if common else session
+    return _placed(parent, settings, is_final=False)
+
+
+def _placed(parent: pytest.Collector, settings: Settings, *, is_final: bool = True) -> Checklist:
     checklist: Checklist = Checklist.from_parent(parent, name="diffusion", nodeid="diffusion")
-    checklist.settings = settings
+    checklist.settings, checklist.is_placed = settings, is_final
     return checklist
 
 

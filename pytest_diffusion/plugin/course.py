@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import threading
@@ -18,10 +19,15 @@ _ONLY_SHOWN = ("collectonly", "help", "version", "showfixtures", "show_fixtures_
 """Options of pytest under which no test is run: they leave a report as it is."""
 
 
+def runs_tests(options: argparse.Namespace) -> bool:
+    """Whether pytest runs tests with these options, and does not only show something."""
+    return not any(getattr(options, name, None) for name in _ONLY_SHOWN)
+
+
 def begin(early_config: pytest.Config) -> None:
     """Where a report will be written, let it say that this run has not ended."""
     options = early_config.known_args_namespace
-    if os.environ.get("PYTEST_XDIST_WORKER") or any(getattr(options, name, None) for name in _ONLY_SHOWN):
+    if os.environ.get("PYTEST_XDIST_WORKER") or not runs_tests(options):
         return
     values = {
         name: getattr(options, f"diffusion_{name}", None) or early_config.getini(f"diffusion_{name}")
@@ -48,7 +54,8 @@ def _restore() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise pytest.exit.Exception("SIGTERM: the process was asked to end", returncode=128 + number)
+    # The code that pytest gives to Ctrl-C, with which it prints its summary.
+    raise pytest.exit.Exception("SIGTERM: the process was asked to end", returncode=pytest.ExitCode.INTERRUPTED)
 
 
 def end(config: pytest.Config) -> None:

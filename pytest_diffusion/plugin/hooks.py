@@ -109,6 +109,10 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Add the checklist, or the scheduler checks, to what the session collects."""
     report = yield
+    if is_given(collector.config, "model"):
+        from pytest_diffusion.plugin.overrides import remember
+
+        remember(collector)
     if isinstance(collector, pytest.Session) and report.passed:
         if is_given(collector.config, "model"):
             from pytest_diffusion.plugin.checklist import checklist_of
@@ -138,6 +142,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
     label = ",".join(f"{name}={value}" for name, value in changes)
     metafunc.parametrize("diffusion_settings", [changes], indirect=True, scope="session", ids=[label])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What our fixtures hold was built from the overrides that the test before saw."""
+    from pytest_diffusion.plugin.overrides import refresh
+
+    refresh(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.thresholds import Thresholds
 from pytest_diffusion.config.versions import package_versions
+from pytest_diffusion.plugin.course import runs_tests
 from pytest_diffusion.plugin.selection import is_typed, selection_of, selection_text
 from pytest_diffusion.plugin.stash import REPORT_FILES, active_settings, is_given
 from pytest_diffusion.report.write import ReportFiles
@@ -62,7 +63,7 @@ class Reporter:
 
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self.stopped = str(getattr(excinfo.value, "msg", "")) or excinfo.typename
+        self.stopped = str(getattr(excinfo.value, "msg", "") or excinfo.value) or excinfo.typename
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -71,7 +72,7 @@ class Reporter:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self.config.option.collectonly:
+        if not runs_tests(self.config.option):
             return
         if self._unused and all(self._unused):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
@@ -154,6 +155,8 @@ class Reporter:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         from pytest_diffusion.report.terminal import summarise
 
+        if self.config.option.collectonly and is_given(self.config, "model", "scheduler"):
+            terminalreporter.write_line("diffusion: nothing was run, and the report of an earlier run is left as it is.")
         if self.decision is not None or self.entries or self.written:
             summarise(terminalreporter, self.decision, self.entries, self.written)
 

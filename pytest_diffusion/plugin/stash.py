@@ -20,6 +20,10 @@ SAID = pytest.StashKey[dict[str, str]]()
 """Reasons why checks could not be measured, and the first check that gave each."""
 CHOSEN = pytest.StashKey[list[str]]()
 """Checks that were named on the command line by their ids."""
+NODES = pytest.StashKey[dict[str, pytest.Collector]]()
+"""Folders and files that were collected, by their ids."""
+VIEW = pytest.StashKey[tuple[str, ...]]()
+"""The overrides that the last test with fixtures of ours saw."""
 REPORT_FILES = pytest.StashKey[ReportFiles]()
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, checksum_of, mark_used, read_json, write_text
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import SetupError
 
 FORMAT = 2
 """Layout version, part of every address: stores of another layout are not read."""
@@ -49,7 +49,7 @@ class Samples:
 
 
 class SampleStore:
-    """One content-addressed folder of samples. Raises ModelError where the folder cannot be written or is full."""
+    """One content-addressed folder of samples. Raises SetupError where the folder cannot be written or is full."""
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
         text = json.dumps({**identity, "format": FORMAT}, sort_keys=True)
@@ -187,7 +187,7 @@ class SampleStore:
         try:
             yield
         except OSError as error:
-            raise ModelError(
+            raise SetupError(
                 f"The cache folder {self.root} cannot be written: {error}. "
                 "Existing samples are kept. Free disk space, or choose another folder with --diffusion-cache-dir; "
                 "the next run continues from them."

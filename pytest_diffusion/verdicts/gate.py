@@ -147,10 +147,12 @@ def decide(entries: Sequence[Entry], course: Course, promises: Collection[Promis
     if course.broken_report:
         reasons.append(course.broken_report)
 
-    if gating or course.failures or course.broken_report or course.exit_status not in (_PASSED, _NOTHING_COLLECTED):
-        gate: Gate = "unfinished" if course.stopped and not gating else "closed"
-    elif course.stopped:
-        gate = "unfinished"
+    # What is only missing may have come, had the run gone on.
+    seen = [entry for entry in gating if entry.verdict.outcome != "missing"]
+    if (course.stopped or course.exit_status not in (_PASSED, _FAILED, _NOTHING_COLLECTED)) and not seen:
+        gate: Gate = "unfinished"
+    elif gating or course.failures or course.broken_report or course.exit_status == _FAILED:
+        gate = "closed"
     elif not judged:
         gate = "empty"
     elif left_out or excused:
