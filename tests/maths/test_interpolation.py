@@ -62,6 +62,20 @@ def test_antiparallel_vectors_are_joined_by_a_half_circle(size):
     assert torch.allclose(turns, torch.full_like(turns, math.cos(math.pi / 8)))
 
 
+@pytest.mark.parametrize(
+    ("start", "middle"),
+    [
+        ([3.0, 4.0], [-4.0, 3.0]),
+        ([1.0, 2.0, 2.0, 4.0], [-2.0, 1.0, -4.0, 2.0]),
+        ([3.0, 4.0, 12.0], [-4 * 13 / 5, 3 * 13 / 5, 0.0]),
+    ],
+)
+def test_the_half_circle_turns_each_pair_of_coordinates_by_a_quarter(start, middle):
+    """An odd last coordinate has no partner: half way the others have all of the length."""
+    start = torch.tensor(start, dtype=torch.float64)
+    assert slerp(start, -start, 0.5).tolist() == pytest.approx(middle, abs=1e-12)
+
+
 def test_an_odd_last_coordinate_has_a_perpendicular_too():
     start = torch.tensor([0.0, 0.0, 3.0])
     assert slerp(start, -start, 0.5).tolist() == pytest.approx([3, 0, 0], abs=1e-6)
