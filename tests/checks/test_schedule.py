@@ -9,7 +9,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.denoising import forward_marginals
-from pytest_diffusion.checks.schedule import timesteps_well_formed
+from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -214,3 +214,12 @@ def test_a_scheduler_that_takes_none_of_the_step_counts_is_not_judged():
 def test_an_exact_forward_process_has_no_worst_timestep():
     found = forward_marginals(diffusers.FlowMatchEulerDiscreteScheduler())
     assert (found.value, found.hint) == (0.0, "")
+
+
+def test_curves_for_a_plot_have_at_most_two_hundred_points_and_their_ends():
+    scheduler = diffusers.DDIMScheduler()
+    shown = alphas_cumprod_monotonic(scheduler).series["alphas_cumprod"]
+    assert len(shown) == 200
+    assert (shown[0], shown[-1]) == (float(scheduler.alphas_cumprod[0]), float(scheduler.alphas_cumprod[-1]))
+    short = diffusers.DDIMScheduler(num_train_timesteps=200)
+    assert alphas_cumprod_monotonic(short).series["alphas_cumprod"] == pytest.approx(short.alphas_cumprod.tolist())

@@ -50,6 +50,7 @@ def test_half_mass_share_of_several_maps_lies_within_a_position():
     """Masses 4, 3, 2, 1 of 10: the half, 5, is reached one third into the second position; 7, 1, 1, 1 in the first."""
     maps = torch.tensor([[[1.0, 4.0], [2.0, 3.0]], [[1.0, 1.0], [7.0, 1.0]]])
     assert half_mass_share(maps).tolist() == pytest.approx([(1 + 1 / 3) / 4, 5 / 7 / 4])
+    assert half_mass_share(maps.flip(0)).tolist() == pytest.approx([5 / 7 / 4, (1 + 1 / 3) / 4])
     assert half_mass_share(1e-9 * maps).tolist() == pytest.approx(half_mass_share(maps).tolist())
 
 

@@ -242,6 +242,9 @@ def test_vendi_score_in_closed_form():
     assert vendi_score(rows) == pytest.approx(math.exp(-float((law * law.log()).sum())))
     with pytest.raises(ValueError, match="row of length 0, the first at index 2"):
         vendi_score(torch.eye(4)[:, :2])
+    assert vendi_score(torch.eye(2)) == pytest.approx(2)
+    with pytest.raises(ValueError, match="features has 1 rows; at least 2 are needed"):
+        vendi_score(torch.ones(1, 4))
 
 
 @given(st.integers(0, 100))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.frechet import extrapolated_distance, frechet_distance, frechet_distance_infinity, frechet_standard_error
-from pytest_diffusion.maths.tensors import mean_of_rows, shifted
+from pytest_diffusion.maths.tensors import as_rows, mean_of_rows, shifted
 from pytest_diffusion.verdicts.protocol import ProtocolMismatchError
 
 
@@ -84,6 +84,15 @@ def test_a_parabola_through_one_to_four_parts_gives_the_distance_of_infinitely_m
     assert found.estimate == frechet_distance_infinity(left, right)
 
 
+def test_samples_are_shuffled_and_statistics_stay_as_they_are():
+    left, right = features(90, 3, seed=0, shift=0.5), features(82, 3, seed=1)
+    statistics = FeatureStatistics.from_features(right)
+    for reference in (right, statistics):
+        values = [frechet_distance_infinity(left, reference, seed=seed) for seed in (0, 0, 1)]
+        assert values[0] == values[1] != values[2]
+    assert values[0].standard_error < frechet_distance_infinity(left, right).standard_error
+
+
 def test_error_against_fixed_statistics_is_smaller():
     left, right = features(200, 4, seed=0, shift=1.0), features(200, 4, seed=1)
     fixed = FeatureStatistics.from_features(right)
@@ -140,6 +149,7 @@ def test_one_row_of_the_reference_has_no_error():
     ("left", "message"),
     [
         (torch.zeros(5), r"expected \(N, D\)"),
+        (torch.zeros(5, 4, 2), r"features has shape \(5, 4, 2\); expected \(N, D\)"),
         (torch.zeros(1, 4), "at least 2 are needed"),
         (torch.tensor([[0.0] * 4, [float("nan")] * 4]), r"4 non-finite entries, the first at index \(1, 0\)"),
         (torch.rand(9, 3), "features have 3 columns and reference has 4"),
@@ -207,6 +217,11 @@ def test_a_callers_batch_may_be_overwritten():
 def test_statistics_say_what_they_lack(tmp_path):
     with pytest.raises(ValueError, match="0 features were seen; at least 2"):
         _ = FeatureStatistics().covariance
+    with pytest.raises(ValueError, match="1 features were seen; at least 2"):
+        _ = FeatureStatistics().update(torch.rand(1, 3)).mean
+    for half in ({"mean": torch.zeros(3)}, {"covariance": torch.eye(3)}):
+        with pytest.raises(ValueError, match="needs both mean and covariance, or neither"):
+            FeatureStatistics(**half)
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(3), sigma=np.eye(3))
     foreign = FeatureStatistics.load(tmp_path / "foreign.npz")
     assert foreign.protocol == {"statistics": "protocol unverified"}
@@ -240,6 +255,13 @@ def test_rows_are_moved_and_averaged_whatever_their_number(count):
     rows = features(count, 3, seed=0).float()
     assert torch.allclose(mean_of_rows(rows), rows.double().mean(0))
     assert torch.equal(shifted(rows, torch.tensor([1.0, 2.0, 3.0]), torch.float64), rows.double() - torch.tensor([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8])
+def test_single_precision_is_kept_and_all_else_becomes_double(dtype):
+    rows = as_rows(torch.arange(6, dtype=dtype).view(2, 3), "rows")
+    assert rows.dtype == (torch.float32 if dtype == torch.float32 else torch.float64)
+    assert rows.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_other_protocols_refuse_to_be_compared():

@@ -79,6 +79,10 @@ def test_the_half_circle_turns_each_pair_of_coordinates_by_a_quarter(start, midd
 def test_an_odd_last_coordinate_has_a_perpendicular_too():
     start = torch.tensor([0.0, 0.0, 3.0])
     assert slerp(start, -start, 0.5).tolist() == pytest.approx([3, 0, 0], abs=1e-6)
+    nearly = torch.tensor([1e-6, 0.0, 3.0], dtype=torch.float64)
+    middle = slerp(nearly, -nearly, 0.5)
+    assert abs(float(middle @ nearly)) < 1e-12
+    assert float(middle.norm()) == pytest.approx(3, rel=1e-12)
 
 
 def test_a_batch_is_turned_vector_by_vector():
@@ -134,6 +138,16 @@ def test_a_path_that_turns_back_drifts_less():
     assert path_figures(there_and_back).drift == pytest.approx(0.5)
     with pytest.raises(ValueError, match="at least 3"):
         path_figures(torch.zeros(2, 3))
+
+
+def test_a_path_that_goes_back_the_same_way_turns_by_half_a_circle():
+    """Whatever rounding makes of a cosine of -1."""
+    for seed in range(50):
+        away = vectors(seed)[0]
+        figures = path_figures(torch.stack([torch.zeros_like(away), away, away / 3]))
+        assert figures.curvature == pytest.approx(180, abs=1e-5)
+        assert figures.jump == pytest.approx(1 / (5 / 6))
+        assert figures.over_chord == pytest.approx(5)
 
 
 def test_a_path_that_stands_still_has_no_figures_but_never_came_back():

@@ -101,6 +101,19 @@ def test_message_names_figure_interval_basis_limit_and_hint():
     assert message == "FID is 41.2 ± 1.3 (N=10000, inception); allowed at most 30 (thresholds/test.toml [fid]). Resize both."
 
 
+def test_a_hint_belongs_to_what_did_not_pass():
+    measurement = Measurement(3.0, num_samples=9, hint="Resize both.")
+    assert judge("fid", measurement, Limits(at_most=3.0)).message == "fid is 3 (N=9); allowed at most 3 (given by the caller)."
+    assert judge("fid", measurement, Limits(at_most=2.0)).message.endswith("(given by the caller). Resize both.")
+    assert judge("fid", Measurement(3.0), Limits(at_most=2.0)).message == "fid is 3; allowed at most 2 (given by the caller)."
+
+
+def test_a_verdict_gates_unless_it_says_otherwise():
+    assert Verdict("x", "fail", "broken").gates
+    assert not skipped("x", "no VAE").gates
+    assert not judge("x", Measurement(1.0), Limits(at_most=2.0)).gates
+
+
 def test_inconclusive_says_how_many_samples_would_decide():
     # Half-width 2 at N = 100, distance to the limit 1: four times as many.
     message = judge("x", Measurement(29.0, interval=(27.0, 31.0), num_samples=100), AT_MOST_30).message
@@ -134,6 +147,7 @@ def test_inconclusive_gates_only_when_strict():
     [
         judge("fid", Measurement(41.2, interval=(40.0, 42.0), series={"a": [1.0, 2.0]}, protocol={"k": 3}), AT_MOST_30, lens="metrics"),
         judge("log_snr_last", Measurement(-math.inf), Limits(at_most=-4.0)),
+        judge("x", Measurement(1.0, interval=(-math.inf, 2.0), series={"a": [math.inf, {"b": [-math.inf]}]}), Limits(at_most=math.inf)),
         skipped("vae_psnr", "no VAE"),
     ],
 )
