@@ -9,7 +9,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.denoising import forward_marginals
-from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, timesteps_well_formed
+from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, betas_in_range, timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -179,6 +179,22 @@ def test_rising_sigmas_are_named():
 
     with pytest.raises(pd.QualityFailure, match=r"number of steps with rising sigma is 1; .*step 9"):
         pd.assert_sigmas_monotonic(Rising())
+
+
+def test_one_beta_is_not_a_constant_schedule():
+    measured = betas_in_range(diffusers.DDIMScheduler(num_train_timesteps=1))
+    assert (measured.value, measured.hint) == (0, "")
+
+
+@pytest.mark.parametrize(("last", "wrong"), [(0.0, 0), (-0.01, 1), (1e-9, 0)])
+def test_only_the_last_noise_level_may_be_zero(last, wrong):
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.alphas_cumprod = torch.cat([torch.linspace(1.0, 0.1, 9), torch.tensor([last])])
+    measured = alphas_cumprod_monotonic(scheduler)
+    assert measured.value == wrong
+    assert measured.hint == (f"The first is timestep 9, where ᾱ is {last:g}." if wrong else "")
+    scheduler.alphas_cumprod[5:] = 0
+    assert alphas_cumprod_monotonic(scheduler).value == 4 + 4, "four do not fall, and four of the five are too early"
 
 
 def test_the_callers_scheduler_is_left_alone():

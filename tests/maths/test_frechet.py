@@ -101,9 +101,9 @@ def test_error_against_fixed_statistics_is_smaller():
 
 def test_distance_and_error_have_the_units_of_squared_features():
     left, right = features(80, 4, seed=0, shift=1.0), features(90, 4, seed=1)
-    unit = 2.0**-20
-    for figure in (frechet_distance, frechet_standard_error):
-        assert figure(unit * left, unit * right) / unit**2 == pytest.approx(figure(left, right), rel=1e-9)
+    for unit in (2.0**-20, 2.0**-15, 2.0**-12, 2.0**9):
+        for figure in (frechet_distance, frechet_standard_error):
+            assert figure(unit * left, unit * right) / unit**2 == pytest.approx(figure(left, right), rel=1e-9)
     small, whole = frechet_distance_infinity(unit * left, unit * right), frechet_distance_infinity(left, right)
     assert [figure / unit**2 for figure in small] == pytest.approx(whole, rel=1e-9)
 
@@ -301,7 +301,8 @@ def test_extrapolation_needs_samples():
     for sides, name in (((7, 8), "features"), ((8, 7), "reference")):
         with pytest.raises(ValueError, match=f"{name} has 7 rows; at least 8 are needed"):
             frechet_distance_infinity(*(torch.rand(count, 2) for count in sides))
-    assert frechet_distance_infinity(features(32, 16, seed=0), features(32, 16, seed=1)).standard_error > 0
+    for count, size in ((32, 16), (8, 2)):
+        assert frechet_distance_infinity(features(count, size, seed=0), features(count, size, seed=1)).standard_error > 0
     left, right = features(400, 8, seed=0), features(400, 8, seed=1)
     assert frechet_distance_infinity(left, right, seed=3) == frechet_distance_infinity(left, right, seed=3)
 

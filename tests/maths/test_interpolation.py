@@ -159,6 +159,6 @@ def test_a_path_that_stands_still_has_no_figures_but_never_came_back():
 
 
 def test_a_frame_that_stands_still_does_not_turn():
-    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 1.0]])
-    assert path_figures(path).curvature == pytest.approx(90)
+    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 1.0]])
+    assert path_figures(path).curvature == pytest.approx(45)
     assert path_figures(path[:4]).jump == pytest.approx(1.5)

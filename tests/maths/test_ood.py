@@ -81,5 +81,17 @@ def test_three_fifths_fit_one_gives_what_is_typical_and_one_calibrates():
 def test_an_outlier_has_the_smallest_p_value_there_is():
     detector = OutlierDetector.fit(draws(100, seed=0))
     assert detector.p_values(draws(3, seed=1, scale=50.0)).tolist() == pytest.approx([1 / 21] * 3)
-    with pytest.raises(ValueError, match="10"):
-        OutlierDetector.fit(draws(8, seed=0))
+    with pytest.raises(ValueError, match="reference has 9 rows; at least 10 are needed"):
+        OutlierDetector.fit(draws(9, seed=0))
+
+
+def test_the_fewest_references_that_have_a_distance():
+    with pytest.raises(ValueError, match="reference has 1 rows; at least 2 are needed"):
+        Mahalanobis.fit(draws(1, seed=0))
+    with pytest.raises(ValueError, match="reference has 4 rows; at least 5 are needed"):
+        NearestNeighbours.fit(draws(4, seed=0))
+    line = torch.arange(5.0)[:, None]
+    assert NearestNeighbours.fit(line).distances(torch.tensor([[-1.0], [2.0]])).tolist() == [5, 2]
+    assert NearestNeighbours(line.double()).distances(torch.tensor([[-1.0]])).tolist() == [5]
+    assert NearestNeighbours.fit(line, k=2).distances(torch.tensor([[-1.0], [2.0]])).tolist() == [2, 1]
+    assert OutlierDetector.fit(draws(10, 2, seed=0)).p_values(draws(1, 2, seed=1, scale=99.0)).tolist() == pytest.approx([1 / 3])
