@@ -124,7 +124,7 @@ def test_the_first_and_the_last_fifth_of_the_steps_are_compared():
     assert measured.series["share_by_layer"] == {"up.attn2": [0.5, *wilson_interval(2, 4)]}
     assert measured.hint == "Mean entropy goes from 0.600 to 0.590."
     curves = curves[:3]
-    assert attention_sharpens(run).value == 0, "of three steps the first and the last"
+    assert attention_sharpens(run).value == 0.5, "of three steps the first and the last"
     curves = curves[:1]
     with pytest.raises(NotApplicable, match="1 step gives no early and late"):
         attention_sharpens(run)
