@@ -100,7 +100,8 @@ def test_error_against_fixed_statistics_is_smaller():
 
 
 def test_distance_and_error_have_the_units_of_squared_features():
-    left, right = features(80, 4, seed=0, shift=1.0), features(90, 4, seed=1)
+    widths = torch.tensor([1.0, 0.1, 0.01, 0.3])
+    left, right = features(80, 4, seed=0, shift=1.0) * widths, features(90, 4, seed=1) * widths
     for unit in (2.0**-20, 2.0**-15, 2.0**-12, 2.0**9):
         for figure in (frechet_distance, frechet_standard_error):
             assert figure(unit * left, unit * right) / unit**2 == pytest.approx(figure(left, right), rel=1e-9)
