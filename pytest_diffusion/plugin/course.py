@@ -25,9 +25,9 @@ def runs_tests(options: argparse.Namespace) -> bool:
 
 
 def begin(early_config: pytest.Config) -> None:
-    """Where a report will be written, let it say that this run has not ended."""
+    """Where a report will be written, let it say that this run has not ended. Workers of xdist, which start later, say so too."""
     options = early_config.known_args_namespace
-    if os.environ.get("PYTEST_XDIST_WORKER") or not runs_tests(options):
+    if not runs_tests(options):
         return
     values = {
         name: getattr(options, f"diffusion_{name}", None) or early_config.getini(f"diffusion_{name}")
@@ -60,7 +60,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def end(config: pytest.Config) -> None:
     """Let the report of a run without a verdict say that it was not finished."""
-    files = config.stash.get(REPORT_FILES, None)
+    files = None if hasattr(config, "workerinput") else config.stash.get(REPORT_FILES, None)
     if files is not None and not files.is_ended:
         files.say_unfinished("Not finished", "The run ended without a verdict. Its output says why; samples that were drawn are kept.")
 

@@ -12,6 +12,7 @@ from pytest_diffusion.attention import probe as attention_probe
 from pytest_diffusion.attention.localisation import run_localisation
 from pytest_diffusion.attention.record import LayerRecord
 from pytest_diffusion.attention.run import _shrink, run_attention
+from pytest_diffusion.checks.attention import attention_sharpens
 from pytest_diffusion.checks.registry import CHECKS as checks
 from pytest_diffusion.checks.run import run_check
 from pytest_diffusion.checks.words import attention_noun_specific
@@ -19,6 +20,7 @@ from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import phrases
 from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.demo import NAMED_LAYER
+from pytest_diffusion.maths.statistics import wilson_interval
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 
@@ -102,6 +104,30 @@ def test_layers_that_nobody_named_are_reported_and_not_judged(attention, check):
     assert run_check(checks[check], {"attention": attention}, limits).outcome == "pass"
     own = {"at_least": 0.9} if check == "attention_sharpens" else {"at_most": 0.01}
     assert getattr(pd, f"assert_{check}")(unnamed, **own).outcome == "pass"
+
+
+def test_the_first_and_the_last_fifth_of_the_steps_are_compared():
+    """Of ten steps these are two each: what lies between them counts for nothing. At equal entropy nothing falls."""
+    curves = torch.tensor(
+        [
+            [0.6, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5, 0.5],
+            [0.6, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.7, 0.7],
+            [0.6, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.6, 0.6],
+            [0.5, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.7, 0.42],
+        ]
+    ).T
+    record = SimpleNamespace(layers={"up.attn2": SimpleNamespace(is_cross=True)})
+    run = SimpleNamespace(records=[record], named=["up.attn2"], are_named=True, entropies=lambda name: curves)
+    measured = attention_sharpens(run)
+    assert measured.value == 0.5
+    assert measured.interval == wilson_interval(2, 4)
+    assert measured.series["share_by_layer"] == {"up.attn2": [0.5, *wilson_interval(2, 4)]}
+    assert measured.hint == "Mean entropy goes from 0.600 to 0.590."
+    curves = curves[:3]
+    assert attention_sharpens(run).value == 0.5, "of three steps the first and the last"
+    curves = curves[:1]
+    with pytest.raises(NotApplicable, match="1 step gives no early and late"):
+        attention_sharpens(run)
 
 
 def test_one_map_for_all_tokens_is_refused(attention):

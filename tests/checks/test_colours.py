@@ -1,15 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.colours import channel_order, grey_images, reference_images, value_range
 from pytest_diffusion.data.references import Reference
-from pytest_diffusion.demo import reference_images
+from pytest_diffusion.demo import reference_images as demo_images
 from pytest_diffusion.demo.scenes import render, sample_scenes, to_uint8
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return Reference("demo", reference_images(300))
+    return Reference("demo", demo_images(300))
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,28 @@ def test_sound_colours_pass(samples, reference):
     for assertion in (pd.assert_value_range, pd.assert_channel_order, pd.assert_not_grey):
         assert assertion(samples, reference).outcome == "pass"
     assert pd.assert_reference_images(reference).outcome == "pass"
+
+
+WRONG_RANGES = {
+    "[-1, 1] was mapped to [0, 1] twice": lambda levels: ((levels + 255) / 2).floor(),
+    "[-1, 1] was never mapped to [0, 1]": lambda levels: (2 * levels - 255).clamp(min=0),
+    "[0, 1] was taken for levels of 255": lambda levels: (levels / 255).round(),
+}
+
+
+@pytest.mark.parametrize("cause", WRONG_RANGES)
+def test_the_gain_is_plus_one_for_a_wrong_mapping_of_the_reference_itself_and_minus_one_for_none(cause):
+    """All images have all levels, and the two in the middle more often."""
+    levels = torch.cat([torch.arange(256).repeat(3), torch.tensor([127, 128]).repeat(24)])
+    images = levels.view(1, 3, 16, 17).repeat(50, 1, 1, 1)
+    wrong = WRONG_RANGES[cause](images.double()).to(torch.uint8)
+    measured = value_range(wrong, Reference("levels", images.to(torch.uint8)))
+    assert measured.value == pytest.approx(1, abs=1e-12)
+    mean = float(images.double().mean())
+    assert measured.hint == f"Their mean level is {wrong.double().mean():.0f} of 255, the reference's {mean:.0f}: they look as if {cause}."
+    right = value_range(images.to(torch.uint8), Reference("levels", images.to(torch.uint8)))
+    assert right.value == pytest.approx(-1, abs=1e-12)
+    assert right.hint == f"Their mean level is {mean:.0f} of 255, the reference's {mean:.0f}."
 
 
 def test_a_range_mapped_twice_is_found(samples, reference):
@@ -49,6 +75,23 @@ def test_swapped_channels_are_found(samples, reference):
         pd.assert_channel_order(samples[:, [2, 1, 0]], reference)
 
 
+def test_the_gain_is_plus_one_for_swapped_channels_of_the_reference_itself_and_minus_one_for_none(reference):
+    swapped, right = (channel_order(images, reference) for images in (reference.images.flip(1), reference.images))
+    assert swapped.value == pytest.approx(1, rel=1e-6)
+    assert swapped.hint == "As BGR the samples fit the reference better."
+    assert right.value == pytest.approx(-1, rel=1e-6)
+    assert right.hint.endswith("the samples fit the reference worse.")
+    assert (right.num_samples, right.num_reference) == (300, 300)
+
+
+def test_forty_images_a_side_have_colours_to_compare(samples, reference):
+    few = replace(reference, images=reference.images[:40])
+    assert grey_images(samples[:40], few).value == 0
+    for sides in ((samples[:39], few), (samples, replace(few, images=few.images[:39]))):
+        with pytest.raises(NotApplicable, match="at least 40 images are needed on both sides"):
+            grey_images(*sides)
+
+
 def test_an_order_that_nobody_could_see_is_not_judged(samples):
     grey = samples.float().mean(1, keepdim=True).repeat(1, 3, 1, 1).to(torch.uint8)
     with pytest.raises(pd.QualityFailure, match="look alike in every channel order"):
@@ -71,6 +114,7 @@ def test_unfit_references_are_counted_and_named(reference):
     message = r"1 is constant, the first 50\.png. 19 are repeated, the first 11\.png. 2 are with an alpha channel, the first 7\.png"
     with pytest.raises(pd.QualityFailure, match=message):
         pd.assert_reference_images(Reference("r", images, labels=names, alpha=(7, 9)))
+    assert reference_images(Reference("r", images, alpha=(7, 9, 50))).value == pytest.approx(22 / 300), "one has two faults"
 
 
 def test_statistics_have_no_colours(samples):

@@ -5,9 +5,17 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
-from pytest_diffusion.checks.determinism import guidance_linearity
+from pytest_diffusion.checks.determinism import (
+    batch_invariance,
+    guidance_effect,
+    guidance_linearity,
+    prompt_sensitivity,
+    same_seed,
+    seeds_differ,
+)
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.samples.trials import Trials
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 PROMPTS = ["a red circle", "a blue square above a green cross", "a yellow triangle", "a purple cross"]
 SETTINGS = Settings(steps=4, guidance_scale=4.0)
@@ -106,3 +114,49 @@ def test_only_what_two_units_of_rounding_explain_is_forgiven(bend, expected):
     steps = first_steps(bend)
     stand_in = SimpleNamespace(first_step=steps.get, denoiser_dtype=torch.float32, settings=SimpleNamespace(steps=4))
     assert guidance_linearity(stand_in).value == pytest.approx(expected, abs=1e-5)
+
+
+def test_differences_are_counted_by_image_and_measured_in_levels():
+    """Of four images one pixel of the second changes by 48 levels, and all of the last by 3."""
+    plain = torch.full((4, 3, 4, 4), 100, dtype=torch.uint8)
+    other = plain.clone()
+    other[1, 0, 2, 3] = 148
+    other[3] = 97
+    trials = SimpleNamespace(plain=plain, again=other, one_by_one=other, coarse_rounding="bfloat16")
+    repeated, batched = same_seed(trials), batch_invariance(trials)
+    assert repeated.value == 48
+    assert repeated.hint == "2 of 4 images changed: something draws from another source than the generator."
+    assert same_seed(SimpleNamespace(plain=plain, again=plain)).hint == ""
+    assert batched.value == pytest.approx((48 + 48 * 3) / (4 * 48))
+    assert batched.hint.startswith("Sample 3 changes most")
+    assert batched.series == {"largest": 48}
+    assert batched.unjudged.startswith("rounding in bfloat16 may explain it")
+    other[3] = 99
+    assert batch_invariance(trials).value == pytest.approx(0.5)
+    assert batch_invariance(trials).unjudged == "", "half a level is judged"
+
+
+def test_the_two_images_that_are_most_alike_are_named():
+    images = torch.zeros(4, 3, 4, 4, dtype=torch.uint8)
+    images[0], images[1], images[2], images[3] = 10, 200, 100, 197
+    measured = seeds_differ(SimpleNamespace(of_one_prompt=([5, 6, 7, 8], images)))
+    assert measured.value == 3
+    assert "Seeds 6 and 8 give almost the same image" in measured.hint
+    sides = {"a red circle": images, "a blue square": images.flip(0)}
+    assert prompt_sensitivity(SimpleNamespace(of_two_prompts=sides)).value == 100
+
+
+def test_the_effect_of_guidance_is_relative_to_the_latents_without_it():
+    steps = {1.0: torch.tensor([[3.0, 0.0], [0.0, 4.0]]), 5.0: torch.tensor([[3.0, 6.0], [8.0, 4.0]])}
+    measured = guidance_effect(SimpleNamespace(first_step=steps.get))
+    assert (measured.value, measured.num_samples) == (2, 2)
+
+
+def test_guidance_that_rounding_hides_is_not_judged():
+    steps = {scale: torch.full((2, 2), 1 + 2**-9 * scale) for scale in (2.0, 4.0, 6.0)}
+    trials = SimpleNamespace(first_step=steps.get, denoiser_dtype=torch.bfloat16, settings=SimpleNamespace(steps=30))
+    with pytest.raises(NotApplicable, match=r"rounding in torch.bfloat16 hides the effect of guidance in one of 30 steps; try float32"):
+        guidance_linearity(trials)
+    trials.first_step = lambda scale: steps[2.0]
+    with pytest.raises(NotApplicable, match="there is no line to follow"):
+        guidance_linearity(trials)

@@ -1,6 +1,7 @@
 """Latent checks: the demo's own parts pass, broken ones are named."""
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -9,7 +10,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import pytest_diffusion as pd
-from pytest_diffusion.checks.latents import latent_scale
+from pytest_diffusion.checks.directions import semantic_direction, semantic_strength
+from pytest_diffusion.checks.latents import latent_channels, latent_scale, latent_shift
+from pytest_diffusion.checks.paths import slerp_smooth
+from pytest_diffusion.checks.vae import latent_std
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import DirectionPair
 from pytest_diffusion.data.references import Reference
@@ -21,8 +25,9 @@ from pytest_diffusion.samples import direction as direction_module
 from pytest_diffusion.samples.direction import Direction, run_direction
 from pytest_diffusion.samples.generate import generate_images
 from pytest_diffusion.samples.latent_fit import LatentFit, fit_latents
-from pytest_diffusion.samples.paths import latent_paths
+from pytest_diffusion.samples.paths import LatentPaths, latent_paths
 from pytest_diffusion.samples.trials import Trials
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,45 @@ def test_a_wrong_scaling_factor_is_named(codec, reference, factor, message):
         pd.assert_latent_std(replace(codec, scaling_factor=factor), reference)
 
 
+MISSING, TWICE, WRONG = (
+    f" {text}."
+    for text in (
+        "It looks as if the VAE's scaling factor is missing",
+        "It looks as if the VAE's scaling factor was applied twice",
+        "The VAE's scaling factor is wrong",
+    )
+)
+DECODES = " Latents of unit spread decode to a contrast of 0.50; the references have 0.25."
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "cause"),
+    [
+        (1.0, 1.0, ""),
+        (1.0, 0.75, ""),
+        (1.0, 1.35, ""),
+        (1.0, 0.65, MISSING + DECODES),
+        (1.0, 1.45, MISSING + DECODES),
+        (0.5, 1.0, ""),
+        (0.5, 1.35, ""),
+        (0.25, 0.5, TWICE + DECODES),
+        (4.0, 2.0, TWICE + DECODES),
+        (0.5, 0.55, WRONG + DECODES),
+        (0.5, 3.0, WRONG + DECODES),
+    ],
+)
+def test_what_a_spread_says_about_the_factor(factor, spread, cause):
+    """Half of each latent is one spread above zero and half as much below; half of each image is half a level brighter."""
+    signs = torch.tensor([1.0, -1.0]).repeat(20, 3, 8, 4)
+    latents = spread * signs * math.sqrt(1 - 1 / signs.numel())
+    images = (127.5 + 63.75 * signs).round().to(torch.uint8)
+    codec = SimpleNamespace(scaling_factor=factor, decode=lambda latents: latents / 2)
+    found = latent_std(codec, Reference("r", images), SimpleNamespace(images=images, latents=latents))
+    assert found.value == pytest.approx(spread)
+    assert found.interval == pytest.approx((spread, spread), rel=0.01), "all images have the same"
+    assert found.hint == f"A scaling factor of {factor / spread:.4g} would bring it to 1; the configuration says {factor:.4g}.{cause}"
+
+
 def test_a_vae_that_loses_the_image_is_seen(codec, reference):
     broken = replace(codec, vae=copy.deepcopy(codec.vae))
     with torch.no_grad():
@@ -91,6 +135,18 @@ def test_a_jump_in_the_path_is_found_at_any_frame(paths, place):
 
     with pytest.raises(pd.QualityFailure, match=f"The jump lies between frames {place - 1} and {place}"):
         pd.assert_slerp_smooth(redrawn(paths, jump), thresholds="demo")
+
+
+def test_the_plot_of_a_path_shows_its_steps_and_the_length_of_its_latents_on_an_arc_and_on_a_line():
+    latents = torch.tensor([[3.0, 0.0], [2.5, 2.5], [0.0, 4.0]]).view(3, 2, 1, 1)
+    frames = torch.tensor([0.0, 0.5, 0.75]).view(3, 1, 1, 1).repeat(1, 3, 2, 2)
+    still = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand_as(frames)
+    measured = slerp_smooth(LatentPaths([still, frames], [latents.flip(0), latents]))
+    assert measured.value == pytest.approx(4 / 3), "the worst of two"
+    assert measured.series["steps"] == pytest.approx([0.5 * math.sqrt(12), 0.25 * math.sqrt(12)])
+    assert measured.series["slerp_norms"] == pytest.approx([3, 2.5 * math.sqrt(2), 4])
+    assert measured.series["lerp_norms"] == pytest.approx([3, 2.5, 4])
+    assert measured.hint == "The jump lies between frames 0 and 1 of pair 1."
 
 
 def test_a_path_that_runs_back_is_found(paths):
@@ -264,6 +320,73 @@ def test_the_scale_of_an_exact_denoiser_is_found(factor):
     assert pd.assert_latent_channels(exact_fit()).outcome == "pass"
 
 
+def fit_of(agreement, *, scaling_factor=0.5, count=30, square=1.0):
+    """A stand-in of a fit whose images all have the same ratio of prediction and latents at a factor."""
+    of_all = SimpleNamespace(agreement=lambda factor: torch.tensor([[agreement(factor), square]]).double().repeat(count, 1))
+    return SimpleNamespace(scout=of_all, **vars(of_all), own_errors=torch.zeros(count), is_distilled=False, scaling_factor=scaling_factor)
+
+
+@pytest.mark.parametrize(("expected", "scaling_factor"), [(1.0, 0.5), (1.1, 0.2), (2.0, 0.1), (0.25, 0.3), (0.1, 1.0), (10.0, 1.0)])
+def test_the_scale_is_where_prediction_and_latents_agree(expected, scaling_factor):
+    """The logarithm of their ratio is a line here, on which no place between two factors is missed."""
+    measured = latent_scale(fit_of(lambda factor: (factor / expected) ** 1.5, scaling_factor=scaling_factor))
+    assert measured.value == pytest.approx(expected)
+    assert measured.interval == pytest.approx((expected, expected))
+    assert measured.num_samples == 30
+    told = f"a scaling factor of {scaling_factor * expected:.4g}; the configuration says {scaling_factor:.4g}."
+    cause = " It looks as if the VAE's scaling factor is missing." if scaling_factor == 1 else ""
+    assert measured.hint == f"The denoiser expects latents with {told}{cause}"
+
+
+def test_a_factor_that_was_applied_twice_is_the_square_of_the_right_one():
+    """0.04 is configured, the denoiser wants 0.2, which is five times as much."""
+    assert latent_scale(fit_of(lambda factor: factor / 5, scaling_factor=0.04)).hint.endswith("scaling factor was applied twice.")
+    assert not latent_scale(fit_of(lambda factor: factor / 2.5, scaling_factor=0.04)).hint.endswith("twice.")
+
+
+@pytest.mark.parametrize(("product", "square", "edge"), [(0.5, 1.0, 16), (2.0, 1.0, 1 / 16), (0.0, 1.0, 16), (0.0, 0.0, 16)])
+def test_a_denoiser_that_fits_at_no_scale_says_on_which_side(product, square, edge):
+    """A prediction of nothing fits as little as one that has nothing in common with the latents."""
+    measured = latent_scale(fit_of(lambda factor: product, square=square))
+    assert (measured.value, measured.interval) == (edge, None)
+    assert "fit the encoder's latents at no scale" in measured.hint
+
+
+def test_the_shift_is_the_vertex_of_the_errors():
+    errors = {"best": 0.03, "count": 24}
+
+    def of_offset(offset):
+        return torch.full((errors["count"],), 0.7 + 2 * (offset - errors["best"]) ** 2, dtype=torch.float64)
+
+    measured = latent_shift(SimpleNamespace(errors=lambda offset: of_offset(offset), scaling_factor=0.2))
+    assert measured.value == pytest.approx(0.03)
+    assert measured.interval == pytest.approx((0.03, 0.03))
+    assert measured.hint.startswith("The encoder's raw latents are offset by -0.15 from what the denoiser expects")
+    with pytest.raises(NotApplicable, match="hardly depends on an offset"):
+        latent_shift(SimpleNamespace(errors=lambda offset: torch.ones(24) - offset**2, scaling_factor=0.2))
+
+
+def test_the_channels_whose_swap_costs_least_are_measured():
+    """Errors of 2 grow by 1 when channels are swapped, and by half of that for channels 1 and 2."""
+    own = torch.tensor([1.5, 2.5]).repeat(10).double()
+    spread = torch.tensor([0.1, 0.1, -0.1, -0.1]).repeat(5).double()
+    fit = SimpleNamespace(channels=3, own_errors=own, errors=lambda order: own + spread + (0.5 if order == [0, 2, 1] else 1.0))
+    fit.scout = fit
+    measured = latent_channels(fit)
+    assert measured.value == pytest.approx(0.25)
+    half = 1.96 * 0.05 * math.sqrt(20 / 19) / math.sqrt(20)
+    assert measured.interval == pytest.approx((0.25 - half, 0.25 + half))
+    assert "no worse with channels 1 and 2 swapped" in measured.hint
+    assert measured.unjudged == ""
+    # The same, with changes of 0.01 whose interval reaches almost to -0.1, and one that reaches farther.
+    for error, is_alike in ((0.045, True), (0.06, False), (0.004, False)):
+        spread = error * math.sqrt(19) * torch.tensor([2.0, -2.0]).repeat(10).double()
+        fit.errors = lambda order, spread=spread: own + 0.02 + spread
+        assert bool(latent_channels(fit).unjudged) == is_alike
+    with pytest.raises(NotApplicable, match="one channel have no order"):
+        latent_channels(SimpleNamespace(channels=1))
+
+
 def test_a_distilled_denoiser_is_not_judged_by_its_scale():
     """It predicts a sharp picture, where others predict the mean of many."""
     with pytest.raises(pd.QualityFailure, match="reported and not judged: a model without guidance may be distilled"):
@@ -365,6 +488,49 @@ def test_semantic_direction():
     shuffled = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     with pytest.raises(pd.QualityFailure, match="could be exchanged"):
         pd.assert_semantic_direction_chance(Direction(pair, source, source[shuffled]), clip)
+
+
+class Levels:
+    """A scorer that sees the first two channels of the first pixel, in levels."""
+
+    name = "levels"
+
+    def image_embeds(self, images):
+        return images[:, :2, 0, 0].float()
+
+
+def pixels(*levels):
+    return torch.tensor([[*pair, 0] for pair in levels], dtype=torch.uint8).view(-1, 3, 1, 1).repeat(1, 1, 4, 4)
+
+
+def test_the_change_of_each_sample_is_held_against_that_of_the_others():
+    """Changes are (3, 4), (6, 8) and (4, -3): the last is at a right angle to both others."""
+    pair = DirectionPair("a red circle", "a blue circle")
+    source, target = pixels((10, 10), (20, 20), (30, 30)), pixels((13, 14), (26, 28), (34, 27))
+    found = semantic_direction(Direction(pair, source, target), Levels())
+    cosines = [(3 * 10 + 4 * 5) / (5 * math.hypot(10, 5)), (6 * 7 + 8 * 1) / (10 * math.hypot(7, 1)), 0.0]
+    assert found.value == pytest.approx(sum(cosines) / 3)
+    assert found.protocol == {"extractor": "CLIP levels"}
+    assert found.series["prompts"] == ["a red circle", "a blue circle"]
+
+
+def test_strength_is_measured_along_the_change_of_the_other_samples():
+    """All change by (30, 40), so that of a change of (8, -7) only 0.6 * 8 - 0.8 * 7 counts."""
+    source, target = pixels(*[(100, 100)] * 3), pixels(*[(130, 140)] * 3)
+    sweep = {
+        0.0: source[:2],
+        0.25: pixels((103, 104), (108, 93)),
+        0.5: pixels((106, 108), (106, 108)),
+        0.75: pixels((115, 120), (103, 104)),
+        1.0: target[:2],
+    }
+    found = semantic_strength(Direction(DirectionPair("a", "b"), source, target, sweep), Levels())
+    assert found.series["strengths"] == [0, 0.25, 0.5, 0.75, 1]
+    assert found.series["change"] == pytest.approx([0, 2.1, 10, 15, 50])
+    # Ranks of the second: 2, 1, 4, 3, 5.
+    assert found.value == pytest.approx((1 + 0.8) / 2)
+    assert found.num_samples == 2
+    assert [len(row) for row in found.series["strip"]] == [5, 5]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
+from pytest_diffusion.checks.scores import clip_score
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
@@ -121,6 +123,9 @@ class Embedder:
         return torch.eye(10)[[int(prompt) for prompt in prompts]] + 0.3
 
 
+ZERO, ONE = (torch.eye(10, dtype=torch.float64)[index] + 0.3 for index in (0, 1))
+
+
 def labelled(order):
     from pytest_diffusion.samples.store import Samples
 
@@ -136,6 +141,17 @@ def test_clip_score_names_shuffled_prompts():
     assert aligned.outcome == "pass"
     with pytest.raises(pd.QualityFailure, match="prompts and images are not aligned"):
         pd.assert_clip_score_above(labelled(order), Embedder(shuffled), at_least=90)
+
+
+def test_the_eight_worst_by_clip_score_are_shown():
+    shown = [*range(9), 0, 1]
+    measured = clip_score(replace(labelled(shown), prompts=["0"] * 11), Embedder(shown))
+    # Only the first and the tenth image show what their prompt says.
+    assert len(measured.series["images"]) == 8
+    low, high = (float(100 * (left @ right) / (left @ left)) for left, right in ((ZERO, ONE), (ZERO, ZERO)))
+    assert measured.series["captions"] == [f"0 ({low:.0f})"] * 8
+    assert measured.series["scores"] == pytest.approx([low] * 9 + [high] * 2)
+    assert measured.value == pytest.approx((9 * low + 2 * high) / 11)
 
 
 def test_helpers_show_the_parameters_of_their_checks():

@@ -9,7 +9,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.denoising import forward_marginals
-from pytest_diffusion.checks.schedule import timesteps_well_formed
+from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, betas_in_range, timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -181,6 +181,22 @@ def test_rising_sigmas_are_named():
         pd.assert_sigmas_monotonic(Rising())
 
 
+def test_one_beta_is_not_a_constant_schedule():
+    measured = betas_in_range(diffusers.DDIMScheduler(num_train_timesteps=1))
+    assert (measured.value, measured.hint) == (0, "")
+
+
+@pytest.mark.parametrize(("last", "wrong"), [(0.0, 0), (-0.01, 1), (1e-9, 0)])
+def test_only_the_last_noise_level_may_be_zero(last, wrong):
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.alphas_cumprod = torch.cat([torch.linspace(1.0, 0.1, 9), torch.tensor([last])])
+    measured = alphas_cumprod_monotonic(scheduler)
+    assert measured.value == wrong
+    assert measured.hint == (f"The first is timestep 9, where ᾱ is {last:g}." if wrong else "")
+    scheduler.alphas_cumprod[5:] = 0
+    assert alphas_cumprod_monotonic(scheduler).value == 4 + 4, "four do not fall, and four of the five are too early"
+
+
 def test_the_callers_scheduler_is_left_alone():
     scheduler = diffusers.DDIMScheduler()
     before = scheduler.timesteps.clone()
@@ -214,3 +230,12 @@ def test_a_scheduler_that_takes_none_of_the_step_counts_is_not_judged():
 def test_an_exact_forward_process_has_no_worst_timestep():
     found = forward_marginals(diffusers.FlowMatchEulerDiscreteScheduler())
     assert (found.value, found.hint) == (0.0, "")
+
+
+def test_curves_for_a_plot_have_at_most_two_hundred_points_and_their_ends():
+    scheduler = diffusers.DDIMScheduler()
+    shown = alphas_cumprod_monotonic(scheduler).series["alphas_cumprod"]
+    assert len(shown) == 200
+    assert (shown[0], shown[-1]) == (float(scheduler.alphas_cumprod[0]), float(scheduler.alphas_cumprod[-1]))
+    short = diffusers.DDIMScheduler(num_train_timesteps=200)
+    assert alphas_cumprod_monotonic(short).series["alphas_cumprod"] == pytest.approx(short.alphas_cumprod.tolist())

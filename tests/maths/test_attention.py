@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -49,7 +50,14 @@ def test_half_mass_share_of_several_maps_lies_within_a_position():
     """Masses 4, 3, 2, 1 of 10: the half, 5, is reached one third into the second position; 7, 1, 1, 1 in the first."""
     maps = torch.tensor([[[1.0, 4.0], [2.0, 3.0]], [[1.0, 1.0], [7.0, 1.0]]])
     assert half_mass_share(maps).tolist() == pytest.approx([(1 + 1 / 3) / 4, 5 / 7 / 4])
+    assert half_mass_share(maps.flip(0)).tolist() == pytest.approx([5 / 7 / 4, (1 + 1 / 3) / 4])
     assert half_mass_share(1e-9 * maps).tolist() == pytest.approx(half_mass_share(maps).tolist())
+
+
+def test_a_map_without_mass_needs_no_position():
+    maps = torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])
+    assert half_mass_share(maps).tolist() == pytest.approx([0, 0.5])
+    assert half_mass_share(torch.ones(1, 1)).item() == 0.5
 
 
 def test_correlation():
@@ -60,6 +68,15 @@ def test_correlation():
     assert float(map_correlation(ramp, torch.ones(4, 4))) == 0
 
 
+def test_correlation_of_several_maps_is_that_of_each_pair():
+    left, right = torch.rand(2, 3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = [
+        [np.corrcoef(one.flatten(), other.flatten())[0, 1] for one, other in zip(*rows, strict=True)]
+        for rows in zip(left, right, strict=True)
+    ]
+    assert map_correlation(left, right).tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+
+
 def test_iou_needs_no_threshold():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, 2:6, 2:6] = True
@@ -68,3 +85,12 @@ def test_iou_needs_no_threshold():
     assert area_matched_iou(mask.float(), torch.zeros_like(mask)).item() == 0
     shifted = mask.roll(2, 1)
     assert area_matched_iou(shifted.float(), mask).item() == pytest.approx(8 / 24)
+
+
+def test_maps_are_resized_by_the_areas_of_their_pixels():
+    """Four pixels 0, 4, 1, 0 become eight of half the width: 0, 1, 3, 3.25, 1.75, 0.75, 0.25, 0."""
+    maps = torch.tensor([0.0, 4.0, 1.0, 0.0]).view(1, 1, 4).repeat(3, 1, 1)
+    masks = torch.tensor([[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]).bool().view(3, 1, 8)
+    assert area_matched_iou(maps, masks).tolist() == [1, 0, 0]
+    wider = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0]).bool().view(1, 1, 8)
+    assert area_matched_iou(maps[:1], wider).item() == pytest.approx(2 / 4)

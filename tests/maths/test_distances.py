@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pytest_diffusion.maths import kernel, manifold
 from pytest_diffusion.maths.diversity import vendi_score
-from pytest_diffusion.maths.kernel import cmmd, kernel_distance, kernel_distance_subsets, kernel_estimate
-from pytest_diffusion.maths.manifold import density_coverage, manifold_estimates, precision_recall
+from pytest_diffusion.maths.kernel import cmmd, cmmd_estimate, kernel_distance, kernel_distance_subsets, kernel_estimate
+from pytest_diffusion.maths.manifold import density_coverage, manifold_estimates, manifold_scores, precision_recall
 from pytest_diffusion.maths.memorisation import memorisation
 from pytest_diffusion.maths.statistics import wilson_interval
 
@@ -151,6 +151,22 @@ def test_estimates_agree_with_the_figures():
     assert (estimates["density"].value, estimates["coverage"].value) == pytest.approx(density_coverage(left, right, k=3))
 
 
+def test_the_fewest_points_that_have_neighbours():
+    left, right = features(4, 2, seed=0), features(5, 2, seed=1)
+    estimates = manifold_estimates(left, right, k=3)
+    assert [one.value for one in estimates.values()] == pytest.approx(manifold_scores(left, right, k=3))
+    assert all(math.isfinite(one.standard_error) for one in estimates.values())
+
+
+def test_points_just_outside_of_every_ball_are_outside():
+    """References ten apart on a line, and samples a millionth farther from the line than that."""
+    line = torch.stack([10 * torch.arange(200.0), torch.zeros(200)], 1).double()
+    beside = line + torch.tensor([0.0, 10 + 1e-5])
+    assert density_coverage(beside, line, k=1) == (0, 0)
+    assert precision_recall(beside, line, k=1) == (0, 0)
+    assert precision_recall(line + torch.tensor([0.0, 10 - 1e-5]), line, k=1) == (1, 1)
+
+
 def test_kernel_distance_of_subsets():
     left, right = features(300, 8, seed=0), features(300, 8, seed=1, shift=0.4)
     subsets = kernel_distance_subsets(left, right, subsets=200, subset_size=60, seed=4)
@@ -160,6 +176,8 @@ def test_kernel_distance_of_subsets():
     assert whole.value == pytest.approx(kernel_distance(left, right))
     with pytest.raises(ValueError, match="subset_size is 1000; the sides have 300 and 300 rows"):
         kernel_distance_subsets(left, right)
+    hundred = kernel_distance_subsets(left, right, subsets=100, subset_size=60, seed=0)
+    assert kernel_distance_subsets(left, right, subset_size=60) == hundred
 
 
 @given(st.floats(-1000, 1000))
@@ -178,6 +196,42 @@ def test_cmmd_of_two_points_in_closed_form():
     assert cmmd(left, right) == pytest.approx(1000 * 2 * (1 - math.exp(-25 / 200)))
 
 
+def test_the_error_of_cmmd_is_that_of_kid_with_the_biased_means():
+    left, right = features(7, 3, seed=0), features(11, 3, seed=1, shift=0.5)
+
+    def kernel(one, other):
+        return torch.exp(-torch.cdist(one, other).square() / (2 * 1.5**2))
+
+    first, second = 0.0, 0.0
+    for own, other in ((left, right), (right, left)):
+        inner, outer = kernel(own, own).mean(1), kernel(own, other).mean(1)
+        first += 4 * float((inner - outer).var()) / len(own)
+        second += 2 * float(inner.var()) / len(own) ** 2
+    estimate = cmmd_estimate(left, right, sigma=1.5)
+    assert estimate.value == cmmd(left, right, sigma=1.5)
+    assert estimate.standard_error == pytest.approx(1000 * (first + second) ** 0.5)
+    assert cmmd_estimate(left, right) == cmmd_estimate(left, right, sigma=10.0)
+
+
+def test_kernel_distance_of_ordinary_sets_has_all_digits():
+    left, right = features(900, 16, seed=0), features(700, 16, seed=1, shift=0.1)
+
+    def kernel(one, other):
+        return (one @ other.T / 16 + 1) ** 3
+
+    own = [(kernel(side, side).sum() - kernel(side, side).trace()) / (len(side) * (len(side) - 1)) for side in (left, right)]
+    assert kernel_distance(left, right) == pytest.approx(float(own[0] + own[1] - 2 * kernel(left, right).mean()), rel=1e-10)
+
+
+def test_samples_that_are_all_equal_lie_in_one_point():
+    """Their manifold is that point: real images beside it are not recalled."""
+    real = features(50, 3, seed=0)
+    collapsed = real[:1].repeat(6, 1)
+    assert precision_recall(collapsed, real) == (1, 1 / 50)
+    assert manifold_scores(collapsed, real, k=3)[:2] == (1, 1 / 50)
+    assert precision_recall(real, collapsed) == (1 / 50, 1)
+
+
 def test_vendi_score_in_closed_form():
     assert vendi_score(torch.eye(6)) == pytest.approx(6)
     assert vendi_score(torch.ones(9, 4)) == pytest.approx(1)
@@ -188,6 +242,9 @@ def test_vendi_score_in_closed_form():
     assert vendi_score(rows) == pytest.approx(math.exp(-float((law * law.log()).sum())))
     with pytest.raises(ValueError, match="row of length 0, the first at index 2"):
         vendi_score(torch.eye(4)[:, :2])
+    assert vendi_score(torch.eye(2)) == pytest.approx(2)
+    with pytest.raises(ValueError, match="features has 1 rows; at least 2 are needed"):
+        vendi_score(torch.ones(1, 4))
 
 
 @given(st.integers(0, 100))
@@ -247,3 +304,10 @@ def test_memorisation_of_one_sample_against_two_training_images():
     assert memorisation(training[:1], training, held_out).nearest_ratio == 0
     with pytest.raises(ValueError, match="at least 2 are needed"):
         memorisation(training, training[:1], held_out)
+
+
+def test_held_out_images_that_were_trained_on_are_no_control():
+    training, held_out = features(80, 3, seed=0), features(25, 3, seed=1)
+    held_out[::4] = training[:7]
+    with pytest.raises(ValueError, match="only 18 held-out rows are not in the training set; at least 20 are needed"):
+        memorisation(training, training, held_out)

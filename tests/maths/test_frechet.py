@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -6,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
-from pytest_diffusion.maths.frechet import frechet_distance, frechet_distance_infinity, frechet_standard_error
+from pytest_diffusion.maths.frechet import extrapolated_distance, frechet_distance, frechet_distance_infinity, frechet_standard_error
+from pytest_diffusion.maths.tensors import as_rows, mean_of_rows, shifted
 from pytest_diffusion.verdicts.protocol import ProtocolMismatchError
 
 
@@ -72,6 +75,24 @@ def test_interval_covers_what_the_estimator_aims_at():
     assert 0.92 <= covered <= 0.98
 
 
+def test_a_parabola_through_one_to_four_parts_gives_the_distance_of_infinitely_many_samples():
+    left, right = features(90, 3, seed=0, shift=0.5), features(82, 3, seed=1)
+    found = extrapolated_distance(left, right)
+    assert found.sizes == [90, 45, 30, 22]
+    assert found.distances[0] == pytest.approx(frechet_distance(left, right))
+    assert found.estimate.value == pytest.approx(np.polyfit([1, 2, 3, 4], found.distances, 2)[-1])
+    assert found.estimate == frechet_distance_infinity(left, right)
+
+
+def test_samples_are_shuffled_and_statistics_stay_as_they_are():
+    left, right = features(90, 3, seed=0, shift=0.5), features(82, 3, seed=1)
+    statistics = FeatureStatistics.from_features(right)
+    for reference in (right, statistics):
+        values = [frechet_distance_infinity(left, reference, seed=seed) for seed in (0, 0, 1)]
+        assert values[0] == values[1] != values[2]
+    assert values[0].standard_error < frechet_distance_infinity(left, right).standard_error
+
+
 def test_error_against_fixed_statistics_is_smaller():
     left, right = features(200, 4, seed=0, shift=1.0), features(200, 4, seed=1)
     fixed = FeatureStatistics.from_features(right)
@@ -79,16 +100,57 @@ def test_error_against_fixed_statistics_is_smaller():
 
 
 def test_distance_and_error_have_the_units_of_squared_features():
-    left, right = features(80, 4, seed=0, shift=1.0), features(90, 4, seed=1)
+    widths = torch.tensor([1.0, 0.1, 0.01, 0.3])
+    left, right = features(80, 4, seed=0, shift=1.0) * widths, features(90, 4, seed=1) * widths
+    for unit in (2.0**-20, 2.0**-15, 2.0**-12, 2.0**9):
+        for figure in (frechet_distance, frechet_standard_error):
+            assert figure(unit * left, unit * right) / unit**2 == pytest.approx(figure(left, right), rel=1e-9)
+    small, whole = frechet_distance_infinity(unit * left, unit * right), frechet_distance_infinity(left, right)
+    assert [figure / unit**2 for figure in small] == pytest.approx(whole, rel=1e-9)
+
+
+def test_singular_statistics_are_as_precise_at_any_unit():
+    left, right = features(20, 40, seed=0), features(70, 40, seed=1)
     unit = 2.0**-20
-    for figure in (frechet_distance, frechet_standard_error):
-        assert figure(unit * left, unit * right) / unit**2 == pytest.approx(figure(left, right), rel=1e-9)
+    sides = [[FeatureStatistics.from_features(scale * side) for side in (left, right)] for scale in (unit, 1.0)]
+    assert frechet_distance(*sides[0]) / unit**2 == pytest.approx(frechet_distance(*sides[1]), rel=1e-11)
+
+
+def test_a_repeated_row_does_not_cost_digits():
+    """Few rows, two of them equal, against the statistics of the same rows: no distance, to more than half of the digits."""
+    for seed in range(8):
+        rows = features(5, 9, seed=seed)
+        rows[1] = rows[0]
+        assert frechet_distance(rows, FeatureStatistics.from_features(rows)) < 1e-11
+        other = FeatureStatistics.from_features(features(40, 9, seed=seed + 100))
+        expected = frechet_distance(FeatureStatistics.from_features(rows), other)
+        assert frechet_distance(rows, other) == pytest.approx(expected, rel=1e-10)
+
+
+def test_variances_that_rounding_made_negative_count_as_none():
+    """Files of other tools hold covariances with eigenvalues a little below 0."""
+    size = 400
+    for negative, other, expected in (
+        (1, FeatureStatistics(torch.zeros(size), torch.eye(size)), 1),
+        # The covariance of a row for each axis is I - 1/N. Its overlap with three of the axes has one eigenvalue above 0, 3/N.
+        (3, math.sqrt(size - 1) * (torch.eye(size, dtype=torch.float64) - 1 / size), 4 - 2 * math.sqrt(3 / size)),
+    ):
+        variances = torch.ones(size, dtype=torch.float64)
+        variances[-negative:] = -1e-13
+        foreign = FeatureStatistics(torch.zeros(size), torch.diag(variances))
+        assert frechet_distance(other, foreign) == frechet_distance(foreign, other) == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_row_of_the_reference_has_no_error():
+    with pytest.raises(ValueError, match="reference has 1 rows; at least 2 are needed"):
+        frechet_standard_error(torch.rand(9, 4), torch.rand(1, 4))
 
 
 @pytest.mark.parametrize(
     ("left", "message"),
     [
         (torch.zeros(5), r"expected \(N, D\)"),
+        (torch.zeros(5, 4, 2), r"features has shape \(5, 4, 2\); expected \(N, D\)"),
         (torch.zeros(1, 4), "at least 2 are needed"),
         (torch.tensor([[0.0] * 4, [float("nan")] * 4]), r"4 non-finite entries, the first at index \(1, 0\)"),
         (torch.rand(9, 3), "features have 3 columns and reference has 4"),
@@ -100,7 +162,7 @@ def test_bad_input_is_refused(left, message):
 
 
 def test_statistics_files(tmp_path):
-    path = tmp_path / "stats.npz"
+    path = tmp_path / "s.npz"
     np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
     loaded = FeatureStatistics.load(path)
     assert loaded.count is None
@@ -117,6 +179,12 @@ def test_statistics_files(tmp_path):
     path.write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="cannot be read"):
         FeatureStatistics.load(path)
+    for mean, covariance in ((np.float64(0), np.eye(1)), (np.zeros((1, 0)), np.zeros((0, 0)))):
+        np.savez(path, mu=mean, sigma=covariance)
+        with pytest.raises(ValueError, match=r"s\.npz: mu has shape .* and sigma .*; expected \(D,\) and \(D, D\)\."):
+            FeatureStatistics.load(path)
+    with pytest.raises(FileNotFoundError):
+        FeatureStatistics.load(tmp_path / "nowhere.npz")
 
 
 def test_streaming_in_any_batches_gives_the_same_statistics(tmp_path):
@@ -150,6 +218,11 @@ def test_a_callers_batch_may_be_overwritten():
 def test_statistics_say_what_they_lack(tmp_path):
     with pytest.raises(ValueError, match="0 features were seen; at least 2"):
         _ = FeatureStatistics().covariance
+    with pytest.raises(ValueError, match="1 features were seen; at least 2"):
+        _ = FeatureStatistics().update(torch.rand(1, 3)).mean
+    for half in ({"mean": torch.zeros(3)}, {"covariance": torch.eye(3)}):
+        with pytest.raises(ValueError, match="needs both mean and covariance, or neither"):
+            FeatureStatistics(**half)
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(3), sigma=np.eye(3))
     foreign = FeatureStatistics.load(tmp_path / "foreign.npz")
     assert foreign.protocol == {"statistics": "protocol unverified"}
@@ -157,6 +230,39 @@ def test_statistics_say_what_they_lack(tmp_path):
         foreign.update(torch.rand(5, 3))
     with pytest.raises(ValueError, match="features have 4 columns; the batches before had 3"):
         FeatureStatistics.from_features(torch.rand(5, 3)).update(torch.rand(5, 4))
+
+
+def test_two_rows_have_statistics():
+    found = FeatureStatistics.from_features(torch.tensor([[1.0, 5.0], [3.0, 1.0]]))
+    assert found.mean.tolist() == [2, 3]
+    assert found.covariance.tolist() == [[2, -4], [-4, 8]]
+    assert found.count == 2
+    known = FeatureStatistics(torch.ones(2), torch.eye(2), count=0).update(torch.tensor([[1.0, 5.0], [3.0, 1.0]]))
+    assert known.covariance.tolist() == [[2, -4], [-4, 8]], "a mean and a covariance of no rows weigh nothing"
+
+
+def test_the_factor_is_triangular_at_full_rank_and_has_a_column_for_each_direction_otherwise():
+    full, few = (FeatureStatistics.from_features(features(count, 6, seed=0)) for count in (50, 4))
+    assert torch.equal(full.factor, full.factor.tril())
+    assert few.factor.shape == (6, 3)
+    for statistics in (full, few):
+        assert torch.allclose(statistics.factor @ statistics.factor.T, statistics.covariance)
+    within_rounding = FeatureStatistics(torch.zeros(2), torch.diag(torch.tensor([1.0, 1e-20])))
+    assert within_rounding.factor.shape == (2, 1)
+
+
+@pytest.mark.parametrize("count", [1, 1024, 1025, 2100])
+def test_rows_are_moved_and_averaged_whatever_their_number(count):
+    rows = features(count, 3, seed=0).float()
+    assert torch.allclose(mean_of_rows(rows), rows.double().mean(0))
+    assert torch.equal(shifted(rows, torch.tensor([1.0, 2.0, 3.0]), torch.float64), rows.double() - torch.tensor([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8])
+def test_single_precision_is_kept_and_all_else_becomes_double(dtype):
+    rows = as_rows(torch.arange(6, dtype=dtype).view(2, 3), "rows")
+    assert rows.dtype == (torch.float32 if dtype == torch.float32 else torch.float64)
+    assert rows.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_other_protocols_refuse_to_be_compared():
@@ -191,6 +297,13 @@ def test_extrapolated_error_is_the_spread_where_the_first_order_vanishes():
 def test_extrapolation_needs_samples():
     with pytest.raises(ValueError, match="30 samples of 16 features cannot be extrapolated; at least 32"):
         frechet_distance_infinity(torch.rand(30, 16), torch.rand(90, 16))
+    with pytest.raises(ValueError, match="31 samples of 16 features"):
+        frechet_distance_infinity(torch.rand(90, 16), torch.rand(31, 16))
+    for sides, name in (((7, 8), "features"), ((8, 7), "reference")):
+        with pytest.raises(ValueError, match=f"{name} has 7 rows; at least 8 are needed"):
+            frechet_distance_infinity(*(torch.rand(count, 2) for count in sides))
+    for count, size in ((32, 16), (8, 2)):
+        assert frechet_distance_infinity(features(count, size, seed=0), features(count, size, seed=1)).standard_error > 0
     left, right = features(400, 8, seed=0), features(400, 8, seed=1)
     assert frechet_distance_infinity(left, right, seed=3) == frechet_distance_infinity(left, right, seed=3)
 

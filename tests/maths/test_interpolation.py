@@ -62,9 +62,27 @@ def test_antiparallel_vectors_are_joined_by_a_half_circle(size):
     assert torch.allclose(turns, torch.full_like(turns, math.cos(math.pi / 8)))
 
 
+@pytest.mark.parametrize(
+    ("start", "middle"),
+    [
+        ([3.0, 4.0], [-4.0, 3.0]),
+        ([1.0, 2.0, 2.0, 4.0], [-2.0, 1.0, -4.0, 2.0]),
+        ([3.0, 4.0, 12.0], [-4 * 13 / 5, 3 * 13 / 5, 0.0]),
+    ],
+)
+def test_the_half_circle_turns_each_pair_of_coordinates_by_a_quarter(start, middle):
+    """An odd last coordinate has no partner: half way the others have all of the length."""
+    start = torch.tensor(start, dtype=torch.float64)
+    assert slerp(start, -start, 0.5).tolist() == pytest.approx(middle, abs=1e-12)
+
+
 def test_an_odd_last_coordinate_has_a_perpendicular_too():
     start = torch.tensor([0.0, 0.0, 3.0])
     assert slerp(start, -start, 0.5).tolist() == pytest.approx([3, 0, 0], abs=1e-6)
+    nearly = torch.tensor([1e-6, 0.0, 3.0], dtype=torch.float64)
+    middle = slerp(nearly, -nearly, 0.5)
+    assert abs(float(middle @ nearly)) < 1e-12
+    assert float(middle.norm()) == pytest.approx(3, rel=1e-12)
 
 
 def test_a_batch_is_turned_vector_by_vector():
@@ -122,6 +140,16 @@ def test_a_path_that_turns_back_drifts_less():
         path_figures(torch.zeros(2, 3))
 
 
+def test_a_path_that_goes_back_the_same_way_turns_by_half_a_circle():
+    """Whatever rounding makes of a cosine of -1."""
+    for seed in range(50):
+        away = vectors(seed)[0]
+        figures = path_figures(torch.stack([torch.zeros_like(away), away, away / 3]))
+        assert figures.curvature == pytest.approx(180, abs=1e-5)
+        assert figures.jump == pytest.approx(1 / (5 / 6))
+        assert figures.over_chord == pytest.approx(5)
+
+
 def test_a_path_that_stands_still_has_no_figures_but_never_came_back():
     figures = path_figures(torch.ones(5, 3, 4, 4))
     assert math.isnan(figures.jump)
@@ -131,6 +159,6 @@ def test_a_path_that_stands_still_has_no_figures_but_never_came_back():
 
 
 def test_a_frame_that_stands_still_does_not_turn():
-    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 1.0]])
-    assert path_figures(path).curvature == pytest.approx(90)
+    path = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 1.0]])
+    assert path_figures(path).curvature == pytest.approx(45)
     assert path_figures(path[:4]).jump == pytest.approx(1.5)

@@ -58,8 +58,40 @@ def test_p_values_are_calibrated(count):
     assert 0.02 < alarms / total < 0.06
 
 
+def test_the_unit_of_the_latents_is_no_part_of_a_score():
+    reference, latents, unit = draws(60, 5, seed=0), draws(9, 5, seed=1, scale=1.5), 2.0**-10
+    expected = OutlierDetector.fit(reference).scores(latents)
+    assert OutlierDetector.fit(unit * reference).scores(unit * latents).tolist() == pytest.approx(expected.tolist())
+
+
+def test_three_fifths_fit_one_gives_what_is_typical_and_one_calibrates():
+    reference, latents = draws(52, 4, seed=0), draws(7, 4, seed=1, scale=2.0)
+    detector = OutlierDetector.fit(reference)
+    own, typical, last = reference[:32], reference[32:42], reference[42:]
+    deviations = []
+    for scorer in (Mahalanobis.fit(own), NearestNeighbours.fit(own)):
+        logs, seen = scorer.distances(typical).log(), scorer.distances(latents).log()
+        deviations.append((seen - logs.mean()).abs() / logs.std())
+    assert detector.scores(latents).tolist() == pytest.approx(torch.maximum(*deviations).tolist())
+    assert detector.calibration.tolist() == pytest.approx(sorted(detector.scores(last).tolist()))
+    above = [sum(score >= own for score in detector.calibration.tolist()) for own in detector.scores(latents).tolist()]
+    assert detector.p_values(latents).tolist() == pytest.approx([(1 + count) / 11 for count in above])
+
+
 def test_an_outlier_has_the_smallest_p_value_there_is():
     detector = OutlierDetector.fit(draws(100, seed=0))
     assert detector.p_values(draws(3, seed=1, scale=50.0)).tolist() == pytest.approx([1 / 21] * 3)
-    with pytest.raises(ValueError, match="10"):
-        OutlierDetector.fit(draws(8, seed=0))
+    with pytest.raises(ValueError, match="reference has 9 rows; at least 10 are needed"):
+        OutlierDetector.fit(draws(9, seed=0))
+
+
+def test_the_fewest_references_that_have_a_distance():
+    with pytest.raises(ValueError, match="reference has 1 rows; at least 2 are needed"):
+        Mahalanobis.fit(draws(1, seed=0))
+    with pytest.raises(ValueError, match="reference has 4 rows; at least 5 are needed"):
+        NearestNeighbours.fit(draws(4, seed=0))
+    line = torch.arange(5.0)[:, None]
+    assert NearestNeighbours.fit(line).distances(torch.tensor([[-1.0], [2.0]])).tolist() == [5, 2]
+    assert NearestNeighbours(line.double()).distances(torch.tensor([[-1.0]])).tolist() == [5]
+    assert NearestNeighbours.fit(line, k=2).distances(torch.tensor([[-1.0], [2.0]])).tolist() == [2, 1]
+    assert OutlierDetector.fit(draws(10, 2, seed=0)).p_values(draws(1, 2, seed=1, scale=99.0)).tolist() == pytest.approx([1 / 3])

@@ -28,6 +28,7 @@ def test_ends_at_infinity():
 
 def test_textbook_ends():
     curves = textbook_log_snr()
+    assert {len(curve) for curve in curves.values()} == {1000}
     assert float(curves["linear"][0]) == pytest.approx(9.21, abs=0.01)
     assert float(curves["linear"][-1]) == pytest.approx(-10.12, abs=0.01)
     assert float(curves["scaled linear"][0]) == pytest.approx(7.07, abs=0.01)
@@ -56,3 +57,9 @@ def test_the_midway_fall_is_the_steepest_tenth_between_the_quarters():
         inside = line.clone()
         inside[place:] -= 3
         assert midway_fall(inside) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(("log_snr", "fall"), [([5.0, 1.0], 8), ([9.0, 4.0, 3.0], 15), ([9.0, 8.0, 6.0, -9.0], 8)])
+def test_the_midway_fall_of_a_few_steps(log_snr, fall):
+    """One step is the least that can fall; of four it is the one in the middle, and not the last."""
+    assert midway_fall(torch.tensor(log_snr)) == pytest.approx(fall)

@@ -108,6 +108,7 @@ def test_the_jackknife_error_of_a_mean_is_the_classical_one():
     estimate = jackknife(lambda rows: float(rows.mean()), values, groups=20)
     assert estimate.value == pytest.approx(float(values.mean()))
     assert estimate.standard_error == pytest.approx(mean_error(values))
+    assert jackknife(lambda rows: float(rows.mean()), values) == estimate, "twenty groups unless another number is given"
 
 
 def test_the_jackknife_adds_the_errors_of_two_sides():

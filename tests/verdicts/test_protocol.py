@@ -22,6 +22,9 @@ def test_each_end_of_a_difference_comes_from_the_opposite_ends():
 
 def test_an_exact_figure_has_an_exact_difference():
     assert difference(Measurement(3.0, "number"), Measurement(1.0, "number")).interval is None
+    measured = Measurement(2.0, "number", interval=(1.0, 3.0))
+    for pair in ((measured, Measurement(1.0, "number")), (Measurement(1.0, "number"), measured)):
+        assert difference(*pair).interval is None, "of one interval nothing is known about the other"
 
 
 @pytest.mark.parametrize(

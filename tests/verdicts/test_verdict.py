@@ -32,6 +32,52 @@ def test_exact_value_against_two_limits(value, outcome):
     assert judge("x", Measurement(value), Limits(at_least=5.0, at_most=7.0)).outcome == outcome
 
 
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (Limits(), "no limit"),
+        (Limits(at_least=0.0), "at least 0"),
+        (Limits(at_most=0.0), "at most 0"),
+        (Limits(at_least=6.0, at_most=9.5), "between 6 and 9.5"),
+        (Limits(at_least=0.0, at_most=0.0), "exactly 0"),
+    ],
+)
+def test_limits_in_words(limits, text):
+    assert limits.text == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.0, "3"),
+        (-999_999.0, "-999999"),
+        (1e6, "1000000.0"),
+        (0.12345, "0.123"),
+        (99.96, "100"),
+        (-99.94, "-99.9"),
+        (100.04, "100.0"),
+        (123.456, "123.5"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_have_three_figures_or_one_decimal(value, text):
+    assert judge("x", Measurement(value), None).message.startswith(f"x is {text}; ")
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "text"),
+    [
+        (50.0, (0.0, 100.0), "50 ± 50"),
+        (52.0, (0.0, 100.0), "52 ± 50"),
+        (52.1, (0.0, 100.0), "52.1 [0, 100]"),
+        (0.05, (0.0, 0.125), "0.05 [0, 0.125]"),
+    ],
+)
+def test_an_interval_that_is_not_in_the_middle_is_shown_by_its_ends(value, interval, text):
+    """Two hundredths of its width are in the middle still."""
+    assert judge("x", Measurement(value, unit="dB", interval=interval), None).message.startswith(f"x is {text} dB; ")
+
+
 def test_too_few_samples_never_pass():
     limits = Limits(at_most=30.0, min_samples=10_000, min_reference=10_000)
     verdict = judge("fid", Measurement(1.0, num_samples=500, num_reference=20_000), limits)
@@ -77,10 +123,38 @@ def test_message_names_figure_interval_basis_limit_and_hint():
     assert message == "FID is 41.2 ± 1.3 (N=10000, inception); allowed at most 30 (thresholds/test.toml [fid]). Resize both."
 
 
+def test_a_hint_belongs_to_what_did_not_pass():
+    measurement = Measurement(3.0, num_samples=9, hint="Resize both.")
+    assert judge("fid", measurement, Limits(at_most=3.0)).message == "fid is 3 (N=9); allowed at most 3 (given by the caller)."
+    assert judge("fid", measurement, Limits(at_most=2.0)).message.endswith("(given by the caller). Resize both.")
+    assert judge("fid", Measurement(3.0), Limits(at_most=2.0)).message == "fid is 3; allowed at most 2 (given by the caller)."
+
+
+def test_a_verdict_gates_unless_it_says_otherwise():
+    assert Verdict("x", "fail", "broken").gates
+    assert not skipped("x", "no VAE").gates
+    assert not judge("x", Measurement(1.0), Limits(at_most=2.0)).gates
+
+
 def test_inconclusive_says_how_many_samples_would_decide():
     # Half-width 2 at N = 100, distance to the limit 1: four times as many.
     message = judge("x", Measurement(29.0, interval=(27.0, 31.0), num_samples=100), AT_MOST_30).message
     assert "About 400 samples would decide." in message
+    # Half-width 3, distance 1: nine times as many. Distance 4, to the nearer of two limits: the next number.
+    message = judge("x", Measurement(29.0, interval=(26.0, 32.0), num_samples=100), AT_MOST_30).message
+    assert message.endswith(" About 900 samples would decide.")
+    between = Limits(at_least=10.0, at_most=30.0)
+    message = judge("x", Measurement(14.0, interval=(9.0, 17.0), num_samples=100), between).message
+    assert message.endswith(" About 101 samples would decide.")
+    message = judge("x", Measurement(30 - 1 / 999.5, interval=(29.0, 31.0), num_samples=100), AT_MOST_30).message
+    assert "samples would decide." in message
+
+
+@pytest.mark.parametrize("value", [30.0, 30.0 - 1 / 1000.5])
+def test_no_number_of_samples_decides_a_figure_on_its_limit(value):
+    verdict = judge("x", Measurement(value, interval=(29.0, 31.0), num_samples=100), AT_MOST_30)
+    assert verdict.outcome == "inconclusive"
+    assert verdict.message.endswith(" The figure lies on its limit: more samples would hardly decide.")
 
 
 def test_inconclusive_gates_only_when_strict():
@@ -119,6 +193,7 @@ def test_an_unknown_uncertainty_is_no_close_call():
     [
         judge("fid", Measurement(41.2, interval=(40.0, 42.0), series={"a": [1.0, 2.0]}, protocol={"k": 3}), AT_MOST_30, lens="metrics"),
         judge("log_snr_last", Measurement(-math.inf), Limits(at_most=-4.0)),
+        judge("x", Measurement(1.0, interval=(-math.inf, 2.0), series={"a": [math.inf, {"b": [-math.inf]}]}), Limits(at_most=math.inf)),
         skipped("vae_psnr", "no VAE"),
     ],
 )
