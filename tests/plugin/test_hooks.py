@@ -131,17 +131,6 @@ def test_the_gate_of_the_report_is_pytests(pytester):
     assert json.loads((pytester.path / "diffusion-report.json").read_text())["gate"] == "closed"
 
 
-def test_an_override_deeper_than_the_collected_folder_is_not_ours_to_use(pytester):
-    import textwrap
-
-    (pytester.path / "a").mkdir()
-    (pytester.path / "b").mkdir()
-    (pytester.path / "a" / "conftest.py").write_text(textwrap.dedent(OVERRIDE))
-    (pytester.path / "a" / "test_a.py").write_text("def test_a():\n    pass\n")
-    (pytester.path / "b" / "test_b.py").write_text("def test_b():\n    pass\n")
-    pytester.runpytest(*SCHEDULE).assert_outcomes(passed=9, skipped=1)
-
-
 def test_selection(pytester):
     pytester.makepyfile("def test_mine():\n    pass\n")
     pytester.runpytest(*SCHEDULE, "-k", "log_snr").assert_outcomes(passed=3, deselected=6)
@@ -357,14 +346,19 @@ def test_usage_errors_are_one_line_and_come_before_torch(pytester, arguments, me
     assert len([line for line in result.stderr.lines if line.strip()]) == 1
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line_per_check(pytester, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    result = pytester.runpytest("--diffusion-model=nobody/nothing", "--diffusion-modes=schedule", "-k", "log_snr_first")
-    result.assert_outcomes(errors=1, deselected=7)
+def test_a_reason_that_takes_down_many_checks_is_said_once(pytester):
+    result = pytester.runpytest("--diffusion-model=nobody/nothing", "--diffusion-modes=schedule")
+    result.assert_outcomes(errors=8)
+    reason = "could not be measured: --diffusion-model: nobody/nothing cannot be loaded: the hub is switched off (HF_HUB_OFFLINE)*"
     result.stdout.fnmatch_lines(
-        ["*--diffusion-model: nobody/nothing cannot be loaded*", "broken*log_snr_first*could not be measured*"]
+        [
+            "log_snr_first could not be measured, for the same reason as alphas_cumprod_monotonic.",
+            f"broken*8 checks (alphas_cumprod_monotonic, betas_in_range, *, ...)*{reason}",
+            "8 broken",
+        ]
     )
-    assert result.ret == 1
+    output = result.stdout.str()
+    assert output.count("the hub is switched off") == 2, "once as pytest's error, once in the summary"
 
 
 def test_help_lists_every_option(pytester):

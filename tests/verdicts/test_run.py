@@ -5,9 +5,8 @@ import math
 
 import pytest
 
-from pytest_diffusion.verdicts.gate import gate_of
 from pytest_diffusion.verdicts.run import Carried, Entry
-from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, judge, skipped
 
 PASSED = judge("kid", Measurement(0.5), Limits(at_most=1.0))
 FAILED = judge("fid", Measurement(math.inf, series={"a": [1.0]}), Limits(at_most=1.0, source="me"))
@@ -35,21 +34,3 @@ def test_what_a_test_report_carries_arrives_whole():
     sent = Carried([PASSED, FAILED, SKIPPED], numbers, figures, {"device": "cpu"})
     assert through_json(sent) == sent
     assert through_json(Carried()) == Carried([], [], [], {})
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "exit_status", "gate"),
-    [
-        ([], 0, "empty"),
-        ([SKIPPED], 0, "empty"),
-        ([SKIPPED, PASSED], 0, "open"),
-        ([PASSED, FAILED], 0, "closed"),
-        ([PASSED], 1, "closed"),
-        ([], 5, "closed"),
-        ([PASSED, Verdict("x", "inconclusive", "few", gates=False)], 0, "open"),
-        ([Verdict("x", "inconclusive", "few", gates=False)], 0, "empty"),
-        ([PASSED, Verdict("x", "inconclusive", "few", gates=True)], 0, "closed"),
-    ],
-)
-def test_the_gate_opens_when_something_passed_and_nothing_stops_it(verdicts, exit_status, gate):
-    assert gate_of(iter(verdicts), exit_status=exit_status) == gate
