@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test test-cpu mutants lint typed docs wheel picture peers bench clean
+.PHONY: demo test test-cpu mutants corruptions lint typed docs wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -23,6 +23,10 @@ test-cpu: $(STAMP)
 # Nightly: what changes in the code do the tests notice? Goes on where it stopped; docs/testing.md explains it.
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation --jobs 2
+
+# Nightly: 10,000 random corruptions of a cache; `make test` has 1,000.
+corruptions: $(STAMP)
+	OMP_NUM_THREADS=1 CORRUPTIONS=10000 $(BIN)/python -m pytest -n 2 tests/samples/test_corruption.py
 
 # Writes the page of checks from their declarations; a test holds it equal.
 docs: $(STAMP)

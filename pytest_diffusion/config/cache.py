@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
+import socket
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +16,9 @@ from typing import Any
 
 SAMPLES, REFERENCES = "samples", "references"
 """Folders below the cache: samples by their address, features of references by the images' content."""
+
+
+_HOST = re.sub(r"\W", "-", socket.gethostname())
 
 
 class StoreWarning(UserWarning):
@@ -44,7 +50,8 @@ def checksum_of(parts: Iterable[Any], *, size: int = 16) -> str:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """The path of a file to write in the block; it takes its name when the block ends, so that a reader sees all or nothing."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    _discard_parts_of_the_dead(path)
+    part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex}.part")
     try:
         yield part
         with part.open("rb+") as file:
@@ -52,6 +59,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _discard_parts_of_the_dead(path: Path) -> None:
+    """Remove incomplete files of the same name whose process, on this machine, is gone."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}.*.part"):
+        process = part.name.split(".")[-3]
+        if process.isdigit() and not _is_alive(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from pytest_diffusion.config.cache import REFERENCES, StoreWarning, checksum, checksum_of, mark_used, written_whole
+from pytest_diffusion.config.cache import REFERENCES, checksum, checksum_of, mark_used
 from pytest_diffusion.features.clip import Clip, Scorer
 from pytest_diffusion.features.extractors import Extractor
-from pytest_diffusion.features.identity import Features, tensors_hash
+from pytest_diffusion.features.identity import Features
+from pytest_diffusion.features.sealed import read_sealed, seal_of, write_sealed
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 
 Extract = Callable[[torch.Tensor], Features]
@@ -71,7 +69,7 @@ def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract
         fresh = extractor(images[have:])
         new = {"values": fresh.values} | ({"probabilities": fresh.probabilities} if fresh.probabilities is not None else {})
         tensors = {name: torch.cat([tensors[name], rows]) if have else rows for name, rows in new.items()}
-        _write(path, tensors, extractor, images)
+        write_sealed(path, tensors, {"extractor": extractor.name, "images": _checksums(images)})
     else:
         mark_used(path)
     values = tensors["values"][: len(images)]
@@ -82,51 +80,30 @@ def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract
 
 
 def _kept_statistics(path: Path, features: Features) -> FeatureStatistics:
-    """Mean and covariance of the first N features, from the file beside them or computed and written there."""
-    file = path.with_name(f"statistics-{path.stem.removeprefix('features-')}-{tensors_hash({'values': features.values})}.npz")
-    try:
-        kept = FeatureStatistics.load(file)
-        if kept.protocol == features.protocol and kept.count == len(features.values):
-            return kept
-    except (OSError, ValueError):
-        pass  # load raises one of these for any damaged file
+    """Mean and covariance of the first N features, from the file beside them or computed and written there.
+
+    The file says of which features it is; another one in its place is not believed.
+    """
+    about = {"features": seal_of({"values": features.values}, {}), "count": len(features.values), "protocol": features.protocol}
+    file = path.with_name(f"statistics-{path.stem.removeprefix('features-')}-{str(about['features'])[:8]}.safetensors")
+    kept = read_sealed(file, "statistics")
+    if kept is not None and kept.about == json.loads(json.dumps(about)):
+        return FeatureStatistics(kept.tensors["mean"], kept.tensors["covariance"], count=len(features.values), protocol=features.protocol)
     statistics = FeatureStatistics.from_features(features.values, protocol=features.protocol)
-    try:
-        statistics.save(file)
-    except OSError:
-        pass  # statistics are cheap to compute again, so a full or read-only cache does not stop the run
+    write_sealed(file, {"mean": statistics.mean, "covariance": statistics.covariance}, about)
     return statistics
 
 
 def _read(path: Path, extractor: Extractor, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The stored tensors; empty where the file is missing, damaged, of another extractor or of other images."""
-    if not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError):
-        metadata, tensors = {}, {}
-    if metadata.get("checksum") != tensors_hash(tensors) or metadata.get("extractor") != extractor.name:
-        warnings.warn(f"{path} is damaged; its features are extracted again.", StoreWarning, stacklevel=2)
+    kept = read_sealed(path, "features")
+    if kept is None or kept.about.get("extractor") != extractor.name:
         return {}
     # The images are compared, not the folder's name: they may have been changed in place.
-    shared = min(len(images), len(tensors["values"]))
-    return tensors if _checksums(images[:shared]) == json.loads(metadata.get("images", "[]"))[:shared] else {}
+    shared = min(len(images), len(kept.tensors["values"]))
+    return kept.tensors if _checksums(images[:shared]) == kept.about["images"][:shared] else {}
 
 
 def _checksums(images: torch.Tensor) -> list[str]:
     """One checksum for each image, to detect that a longer set begins with a shorter one."""
     return [checksum(image.contiguous().numpy().data, size=8) for image in images]
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], extractor: Extractor, images: torch.Tensor) -> None:
-    whole = {name: rows.contiguous() for name, rows in tensors.items()}
-    metadata = {"extractor": extractor.name, "checksum": tensors_hash(whole), "images": json.dumps(_checksums(images))}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part:
-            save_file(whole, part, metadata=metadata)
-    except (OSError, SafetensorError):
-        pass  # a full or read-only cache does not stop the run

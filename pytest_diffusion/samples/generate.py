@@ -19,10 +19,12 @@ from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import ModelError, SetupError
 
 SHARD_SIZE = 64
 """Samples in a shard, or a whole batch where that is more. A killed run loses at most one shard."""
+_ATTEMPTS = 3
+"""Once to write, once to verify, and once more where something was lost in between."""
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
 
 
@@ -74,18 +76,23 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
         if missing := store.missing(count, shard_size):
             raise ModelError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
+    generated = 0
     with FileLock(store.lock_path):
         store.discard_leftovers()
-        missing = store.missing(count, shard_size)
-        show = progress or (lambda ranges, total: nullcontext(ranges))
-        with show(missing, count) as ranges:
-            for indices in ranges:
-                chunk = texts[indices.start : indices.stop] if texts else None
-                own_seeds = seeds[indices.start : indices.stop]
-                images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
-                record = {"batch_size": batch.size, "seeds": own_seeds, "prompts": chunk, "finite": finite.tolist()}
-                store.write(indices, images, record, count=count)
-    return store.read(count, texts, seeds, sum(len(indices) for indices in missing))
+        # What was written is verified before it is read: disks fail, and a cache may be removed under a run.
+        for _ in range(_ATTEMPTS):
+            if not (missing := store.missing(count, shard_size)):
+                return store.read(count, texts, seeds, generated)
+            show = progress or (lambda ranges, total: nullcontext(ranges))
+            with show(missing, count) as ranges:
+                for indices in ranges:
+                    chunk = texts[indices.start : indices.stop] if texts else None
+                    own_seeds = seeds[indices.start : indices.stop]
+                    images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
+                    record = {"batch_size": batch.size, "seeds": own_seeds, "prompts": chunk, "finite": finite.tolist()}
+                    store.write(indices, images, record, count=count)
+            generated += sum(len(indices) for indices in missing)
+    raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
 
 
 def to_uint8(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,12 +1,13 @@
 """The sample store: a folder named by a hash of everything that changes a sample, written in shards, verified when read.
 
-    manifest.json                   description of the samples, for people
+    manifest.json                   description of the samples, for people; nothing rests on it
     images.npy                      uint8 (N, 3, H, W), to be mapped into memory
-    shards/0000000-0000064.json     seeds, prompts and the checksum of images 0 to 63, written after their pixels
+    shards/0000000-0000064.json     seeds, prompts, shape and checksum of images 0 to 63, written after their pixels
     features-*.safetensors          features of the images, one file for each extractor
 
-A shard is used only when its record exists and its checksum matches. A process may therefore be killed at any moment,
-and disk errors are detected. A larger number of samples extends the same folder.
+A record is sealed: its own checksum covers all of it, and the store to which it belongs. A shard is used only when its
+record is whole and the checksum of its pixels matches. A process may therefore be killed at any moment, and disk errors are
+detected. A larger number of samples extends the same folder.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +31,9 @@ from numpy.typing import NDArray
 from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, checksum_of, mark_used, read_json, write_text
 from pytest_diffusion.verdicts.errors import SetupError
 
-FORMAT = 2
+FORMAT = 3
 """Layout version, part of every address: stores of another layout are not read."""
+_NAME = re.compile(r"(\d{7,})-(\d{7,})\.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class SampleStore:
         self.folder = root / SAMPLES / checksum(text, size=10)
         self.identity = identity
         with self._writing():
+            _remove_unless(self.folder, Path.is_dir)
+            _remove_unless(self.folder / "shards", Path.is_dir)
             (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+            for name in ("store.lock", "images.npy", "manifest.json"):
+                _remove_unless(self.folder / name, Path.is_file)
 
     @property
     def lock_path(self) -> Path:
@@ -66,11 +74,11 @@ class SampleStore:
 
     def missing(self, count: int, shard_size: int) -> list[range]:
         """Index ranges below `count` that are not stored, cut at multiples of `shard_size`. Damaged shards are dropped."""
-        shape = self._shape()
-        if shape is not None and self.is_writable():
+        records = self._records()
+        if records and self.is_writable():
             with self._writing():
-                self._reserve(count, shape)  # repairs a damaged header, length or manifest
-        present = sorted((indices for indices in self._records() if self._holds(indices)), key=lambda indices: indices.start)
+                self._reserve(count, records)  # repairs a damaged header, length or manifest
+        present = sorted((_indices(record) for record in records if self._holds(record)), key=lambda indices: indices.start)
         ranges, start = [], 0
         for stop, resume in [*((indices.start, indices.stop) for indices in present), (count, count)]:
             while start < min(stop, count):
@@ -83,25 +91,42 @@ class SampleStore:
     def write(self, indices: range, images: NDArray[np.uint8], record: dict[str, Any], *, count: int) -> None:
         """Write the pixels, then the record that marks them as complete. `images` uint8 (n, 3, H, W)."""
         pixels = np.ascontiguousarray(images)
+        kept = {
+            "first": indices.start,
+            "stop": indices.stop,
+            "store": self.folder.name,
+            "shape": list(pixels.shape[1:]),
+            "dtype": str(pixels.dtype),
+            "checksum": checksum(pixels.data),
+            **record,
+        }
         with self._writing():
-            self._reserve(count, pixels.shape[1:])
+            (self.folder / "shards").mkdir(parents=True, exist_ok=True)  # the cache may have been removed meanwhile
+            self._reserve(count, [kept, *self._records()])
             file = os.open(self.folder / "images.npy", os.O_WRONLY)
             try:
                 _write_at(file, pixels, _HEADER + indices.start * pixels[0].nbytes)
                 os.fsync(file)
             finally:
                 os.close(file)
-            kept = {"first": indices.start, "stop": indices.stop, "checksum": checksum(pixels.data), **record}
-            write_text(self._record(indices), json.dumps(kept, indent=1))
+            write_text(self._path(indices), json.dumps({**kept, "seal": _seal(kept)}, indent=1))
 
     def read(self, count: int, prompts: list[str] | None, seeds: list[int], generated: int) -> Samples:
-        """The first `count` samples; the images are memory-mapped copy-on-write."""
-        images = torch.from_numpy(np.load(self.folder / "images.npy", mmap_mode="c"))[:count]
-        finite = torch.ones(count, dtype=torch.bool)
-        for indices in self._records():
-            flags = torch.tensor(self._load(indices)["finite"], dtype=torch.bool)
-            held = range(indices.start, min(indices.stop, count))
-            finite[held.start : held.stop] = flags[: len(held)]
+        """The first `count` samples, of which `missing` has found none; the images are memory-mapped copy-on-write.
+
+        Raises SetupError where they are not there.
+        """
+        try:
+            images = torch.from_numpy(np.load(self.folder / "images.npy", mmap_mode="c"))[:count]
+        except (OSError, ValueError) as error:
+            raise SetupError(f"{self.folder / 'images.npy'} cannot be read: {error}. Run again: what is missing is generated.") from error
+        finite, known = torch.ones(count, dtype=torch.bool), 0
+        for record in self._records():
+            held = range(record["first"], min(record["stop"], count))
+            finite[held.start : held.stop] = torch.tensor(record["finite"][: len(held)], dtype=torch.bool)
+            known += len(held)
+        if len(images) < count or known < count:
+            raise SetupError(f"{self.folder} lost samples while they were used: was the cache removed? Run again.")
         mark_used(self.folder / "manifest.json")
         return Samples(images, prompts, seeds, finite, self.folder, generated)
 
@@ -113,55 +138,45 @@ class SampleStore:
         for part in [*self.folder.glob("*.part"), *self.folder.glob("shards/*.part")]:
             part.unlink(missing_ok=True)
 
-    def _reserve(self, count: int, shape: tuple[int, ...]) -> None:
-        """Set the size of images.npy to `count` images; disk space is used only when pixels are written."""
-        manifest = self.folder / "manifest.json"
-        known = read_json(manifest)
-        # Never shorter than the last index in any record.
-        count = max(count, int(known.get("count", 0)), *(indices.stop for indices in self._records()), 0)
+    def _reserve(self, count: int, records: Sequence[dict[str, Any]]) -> None:
+        """Set the size of images.npy to `count` images; disk space is used only when pixels are written.
+
+        The shape is that of the sealed records, and the file is never shorter than the last index in any of them.
+        """
+        shape = tuple(records[0]["shape"])
+        count = max(count, *(record["stop"] for record in records), 0)
         file = os.open(self.folder / "images.npy", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            header = _header((count, *shape))
-            if os.pread(file, _HEADER, 0) != header:
+            header, held = _header((count, *shape)), os.fstat(file).st_size
+            found = os.pread(file, _HEADER, 0)
+            if found != header:
+                if held and _shape_of(found) is None:
+                    _warn(f"The header of {self.folder / 'images.npy'} was damaged and is written again.")
                 os.pwrite(file, header, 0)
-            if os.fstat(file).st_size != (size := _HEADER + count * int(np.prod(shape))):
+            if held != (size := _HEADER + count * int(np.prod(shape))):
                 os.ftruncate(file, size)
         finally:
             os.close(file)
-        if known.get("count") != count or known.get("shape") != list(shape):
-            write_text(manifest, json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n")
+        text = json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n"
+        manifest = self.folder / "manifest.json"
+        if not manifest.is_file() or manifest.read_bytes() != text.encode():
+            write_text(manifest, text)
 
-    def _holds(self, indices: range) -> bool:
+    def _holds(self, record: dict[str, Any]) -> bool:
         """Whether a shard's pixels match its record; if not, its record is deleted with a warning."""
+        indices, size = _indices(record), int(np.prod(record["shape"]))
         try:
-            record = self._load(indices)
-            size = int(np.prod(self._shape() or ()))
-            whole = record["stop"] == indices.stop and len(record["finite"]) == len(indices)
-            if whole and checksum_of(self._bytes_at(_HEADER + indices.start * size, len(indices) * size)) == record["checksum"]:
+            if checksum_of(self._bytes_at(_HEADER + indices.start * size, len(indices) * size)) == record["checksum"]:
                 return True
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError:
             pass
-        if self.is_writable():
-            self._record(indices).unlink(missing_ok=True)
-        warnings.warn(
-            f"Samples {indices.start} to {indices.stop - 1} in {self.folder} are damaged and are generated again.",
-            StoreWarning,
-            stacklevel=2,
-        )
+        self._drop(self._path(indices), f"Samples {indices.start} to {indices.stop - 1} in {self.folder} are damaged")
         return False
 
-    def _shape(self) -> tuple[int, ...] | None:
-        """Shape of one image: the manifest's, else that of the header of images.npy; None where neither can be read."""
-        known = read_json(self.folder / "manifest.json").get("shape")
-        if isinstance(known, list) and len(known) == 3:
-            return tuple(int(side) for side in known)
-        try:
-            with (self.folder / "images.npy").open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape: tuple[int, ...] = np.lib.format.read_array_header_1_0(file)[0]
-                return shape[1:] if len(shape) == 4 else None
-        except (OSError, ValueError, EOFError):
-            return None
+    def _drop(self, path: Path, what: str) -> None:
+        if self.is_writable():
+            path.unlink(missing_ok=True)
+        _warn(f"{what} and are generated again.")
 
     def _bytes_at(self, offset: int, size: int) -> Iterator[bytes]:
         """The bytes of images.npy from `offset`, piece by piece."""
@@ -171,15 +186,27 @@ class SampleStore:
                 yield piece
                 size -= len(piece)
 
-    def _records(self) -> list[range]:
-        found = [path.stem.split("-") for path in self.folder.glob("shards/*-*.json")]
-        return [range(int(first), int(stop)) for first, stop in found]
+    def _records(self) -> list[dict[str, Any]]:
+        """The sealed records of this store, by their first index. A record that is not whole is deleted with a warning."""
+        found = []
+        for path in sorted((self.folder / "shards").glob("*.json")):
+            name = _NAME.fullmatch(path.name)
+            if name is None:
+                continue  # "0000000-0000064 (1).json", "._0000000-0000064.json": copies by other programs
+            _remove_unless(path, Path.is_file)
+            record = read_json(path)
+            seal = record.pop("seal", None)
+            if (
+                seal == _seal(record)
+                and record["store"] == self.folder.name
+                and (record["first"], record["stop"]) == tuple(map(int, name.groups()))
+            ):
+                found.append(record)
+            else:
+                self._drop(path, f"Samples {int(name[1])} to {int(name[2]) - 1} in {self.folder} are damaged")
+        return found
 
-    def _load(self, indices: range) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self._record(indices).read_text(encoding="utf-8"))
-        return loaded
-
-    def _record(self, indices: range) -> Path:
+    def _path(self, indices: range) -> Path:
         return self.folder / "shards" / f"{indices.start:07d}-{indices.stop:07d}.json"
 
     @contextmanager
@@ -196,6 +223,41 @@ class SampleStore:
 
 _HEADER = 128
 """Bytes before the first pixel: numpy pads the header of a four-axis array to this size."""
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """Checksum of all of a record."""
+    return checksum(json.dumps(record, sort_keys=True))
+
+
+def _indices(record: dict[str, Any]) -> range:
+    return range(record["first"], record["stop"])
+
+
+def _shape_of(header: bytes) -> tuple[int, ...] | None:
+    """The shape in the header of an array's file; None where it cannot be read."""
+    try:
+        file = io.BytesIO(header)
+        np.lib.format.read_magic(file)
+        shape: tuple[int, ...] = np.lib.format.read_array_header_1_0(file)[0]
+    except (ValueError, EOFError):
+        return None
+    return shape
+
+
+def _remove_unless(path: Path, is_right: Callable[[Path], bool]) -> None:
+    """Remove what stands in the place of a file or folder of ours, a link included, with a warning."""
+    if is_right(path) or not (path.exists() or path.is_symlink()):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    _warn(f"{path} was not what it should be, and is made again.")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, StoreWarning, stacklevel=3)
 
 
 def _header(shape: Sequence[int]) -> bytes:

@@ -339,7 +339,7 @@ def test_damaged_features_are_extracted_again(demo_pipeline, small):
     whole = file.read_bytes()
     for damaged in (whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(damaged)
-        with pytest.warns(StoreWarning, match="is damaged; its features are extracted again"):
+        with pytest.warns(StoreWarning, match="is damaged; its features are computed again"):
             assert torch.equal(stored_features(samples, extractor).values, first.values)
 
 
