@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.distances import fid
 from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
 from pytest_diffusion.checks.scores import clip_score
 from pytest_diffusion.data.references import Reference
@@ -59,6 +60,17 @@ def test_fid_of_like_and_unlike():
     assert pd.assert_fid_below(gauss(500, seed=0), gauss(500, seed=1), at_most=1.0).outcome == "pass"
     with pytest.raises(pd.QualityFailure, match=r"Fréchet distance is 7\d.*% of it is a shift of the mean"):
         pd.assert_fid_below(gauss(500, seed=0, shift=3.0), gauss(500, seed=1), at_most=1.0)
+
+
+@pytest.mark.parametrize("shift", [0.05, 3.0])
+def test_a_difference_in_the_mean_alone_is_named(shift):
+    rows = gauss(500, seed=0)
+    measured = fid(rows + shift, rows)
+    assert measured.value == pytest.approx(8 * shift**2, rel=1e-4)
+    assert measured.hint == "100% of it is a shift of the mean, the rest is a difference in spread."
+    widened = fid(rows - rows.mean(0), 2 * (rows - rows.mean(0)))
+    assert widened.hint.startswith("0% of it is a shift of the mean")
+    assert fid(rows[:1].repeat(9, 1), rows[:1].repeat(9, 1)).hint == ""
 
 
 def test_fid_near_its_limit_is_inconclusive():

@@ -96,8 +96,9 @@ def test_blocks_do_not_change_the_answer():
 
 
 def test_too_few_points_are_refused():
-    with pytest.raises(ValueError, match="features has 3 rows; at least 4 are needed"):
-        precision_recall(torch.rand(3, 2), torch.rand(10, 2))
+    for counts, name in (((3, 10), "features"), ((10, 3), "reference")):
+        with pytest.raises(ValueError, match=f"{name} has 3 rows; at least 4 are needed"):
+            precision_recall(*(torch.rand(count, 2) for count in counts))
 
 
 def brute_force_density_coverage(left, right, k):
@@ -146,6 +147,9 @@ def test_single_precision_products_stay_close(monkeypatch):
 
 def test_estimates_agree_with_the_figures():
     left, right = features(200, 5, seed=0, scale=1.2), features(180, 5, seed=1)
+    assert manifold_scores(left, right) == manifold_scores(left, right, k=5)
+    assert manifold_scores(left, right, k=3) == (*precision_recall(left, right), *density_coverage(left, right, k=3))
+    assert manifold_scores(left, right)[2:] == density_coverage(left, right)
     estimates = manifold_estimates(left, right, k=3)
     assert (estimates["precision"].value, estimates["recall"].value) == pytest.approx(precision_recall(left, right, k=3))
     assert (estimates["density"].value, estimates["coverage"].value) == pytest.approx(density_coverage(left, right, k=3))
@@ -304,6 +308,14 @@ def test_memorisation_of_one_sample_against_two_training_images():
     assert memorisation(training[:1], training, held_out).nearest_ratio == 0
     with pytest.raises(ValueError, match="at least 2 are needed"):
         memorisation(training, training[:1], held_out)
+
+
+def test_the_unit_of_the_features_is_no_part_of_memorisation():
+    samples, training, held_out = features(40, 3, seed=0), features(60, 3, seed=1), features(30, 3, seed=2)
+    samples[:9] = training[:9] + 0.01
+    expected = memorisation(samples, training, held_out)
+    for unit in (2.0**-10, 2.0**10):
+        assert memorisation(unit * samples, unit * training, unit * held_out) == pytest.approx(expected)
 
 
 def test_held_out_images_that_were_trained_on_are_no_control():
