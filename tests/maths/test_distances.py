@@ -101,6 +101,14 @@ def test_too_few_points_are_refused():
             precision_recall(*(torch.rand(count, 2) for count in counts))
 
 
+@pytest.mark.parametrize("figure", [kernel_distance, cmmd])
+def test_one_point_is_too_few_for_a_kernel_distance(figure):
+    for counts, name in (((1, 9), "features"), ((9, 1), "reference")):
+        with pytest.raises(ValueError, match=f"{name} has 1 rows; at least 2 are needed"):
+            figure(*(torch.rand(count, 4) for count in counts))
+    assert math.isfinite(figure(torch.rand(2, 4), torch.rand(2, 4)))
+
+
 def brute_force_density_coverage(left, right, k):
     radii = torch.cdist(right, right).kthvalue(k + 1, dim=1).values
     inside = torch.cdist(left, right) <= radii
@@ -152,6 +160,7 @@ def test_estimates_agree_with_the_figures():
     assert manifold_scores(left, right)[2:] == density_coverage(left, right)
     estimates = manifold_estimates(left, right, k=3)
     assert (estimates["precision"].value, estimates["recall"].value) == pytest.approx(precision_recall(left, right, k=3))
+    assert estimates == manifold_estimates(left, right, k=3, seed=0) != manifold_estimates(left, right, k=3, seed=1)
     assert (estimates["density"].value, estimates["coverage"].value) == pytest.approx(density_coverage(left, right, k=3))
 
 

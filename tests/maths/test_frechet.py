@@ -123,11 +123,12 @@ def test_distance_and_error_have_the_units_of_squared_features():
     assert [figure / unit**2 for figure in small] == pytest.approx(whole, rel=1e-9)
 
 
-def test_singular_statistics_are_as_precise_at_any_unit():
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**-30])
+def test_singular_statistics_are_as_precise_at_any_unit(unit):
     left, right = features(20, 40, seed=0), features(70, 40, seed=1)
-    unit = 2.0**-20
     sides = [[FeatureStatistics.from_features(scale * side) for side in (left, right)] for scale in (unit, 1.0)]
     assert frechet_distance(*sides[0]) / unit**2 == pytest.approx(frechet_distance(*sides[1]), rel=1e-11)
+    assert sides[0][0].factor.shape == (40, 19)
 
 
 def test_a_repeated_row_does_not_cost_digits():
