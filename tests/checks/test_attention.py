@@ -55,6 +55,14 @@ def test_the_demos_attention_passes(attention):
         assert verdict.outcome == "pass", verdict.message
 
 
+def test_the_report_shows_a_map_for_each_word_of_the_first_prompt(attention):
+    series = pd.assert_attention_compact(attention, thresholds="demo", min_samples=16).measurement.series
+    assert " ".join(series["tokens"]) == series["prompt"] == attention.phrases[0].prompt
+    assert {len(maps) for maps in series["maps"]} == {len(series["tokens"])}
+    assert len(series["maps"]) == len(series["map_timesteps"])
+    assert series["map_timesteps"] == sorted(series["map_timesteps"], reverse=True)
+
+
 def test_self_attention_is_refused(demo_pipeline, demo_settings):
     layers = [name for name, _ in demo_pipeline.unet.named_modules() if name.endswith(".attn1")]
     recorded = run_attention(demo_pipeline, phrases("demo", 2), replace(demo_settings, steps=2), layers=layers)

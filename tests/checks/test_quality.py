@@ -6,6 +6,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.distances import fid
+from pytest_diffusion.checks.guards import images_of
 from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
 from pytest_diffusion.checks.scores import clip_score
 from pytest_diffusion.data.references import Reference
@@ -35,6 +36,17 @@ def test_nan_is_counted_and_placed():
     images[3, 0, 0, 0] = float("nan")
     with pytest.raises(pd.QualityFailure, match=r"nan or infinity is 1 .*The first is sample 3"):
         pd.assert_finite_images(images)
+
+
+def test_float_images_are_rounded_and_cut_to_the_range_of_levels():
+    images = torch.tensor([0.0, 0.25, 1.0, -0.5, 1.5, math.nan, math.inf, -math.inf]).view(1, 1, 2, 4).repeat(1, 3, 1, 1)
+    shown, finite = images_of(torch.cat([images, images.nan_to_num(0, 0, 0)]))
+    assert shown[0, 0].flatten().tolist() == [0, 64, 255, 0, 255, 0, 255, 0]
+    assert shown.dtype == torch.uint8
+    assert finite.tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"samples have shape \(3, 2, 4\); expected \(N, 3, H, W\)"):
+        images_of(images[0])
+    assert torch.equal(images_of((noise(3).float() / 255).numpy())[0], noise(3))
 
 
 @pytest.mark.parametrize(("level", "shade"), [(0, "black"), (255, "white"), (128, "flat, at level 128 of 255")])
