@@ -3,9 +3,10 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
-from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, denoisers_of, epsilon_loss
+from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, denoisers_of, epsilon_loss, epsilon_losses
 from pytest_diffusion.analytic.flows import GaussianLaw, irreducible_loss
 from pytest_diffusion.analytic.pipeline import AnalyticPipeline
+from pytest_diffusion.checks.denoising import denoising_loss
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.models.levels import level_of_timestep
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
@@ -69,6 +70,23 @@ def test_excess_loss_of_a_damaged_model_is_found(wiener):
     remembered = Denoisers(pd.create_model("optimal", gaussian_images(50)), denoisers.closed_form, denoisers.images)
     with pytest.raises(pd.QualityFailure, match=r"R² along the trajectory is .*They differ most at a log-SNR of"):
         pd.assert_trajectory_agrees(remembered, at_least=0.95)
+
+
+def test_the_excess_loss_is_that_of_the_worst_timestep_and_its_error_is_paired(wiener):
+    other, images = pd.create_model("optimal", gaussian_images(50)), gaussian_images(60, seed=1)
+    timesteps = [20, 100, 250, 500, 750, 950]
+    losses = [[epsilon_losses(model, images, timestep) for model in (other, wiener)] for timestep in timesteps]
+    excess = [ours - theirs for ours, theirs in losses]
+    worst = max(range(6), key=lambda index: float(excess[index].mean()))
+    value, error = float(excess[worst].mean()), float(excess[worst].std()) / 60**0.5
+    measured = denoising_loss(Denoisers(other, wiener, images))
+    assert measured.value == pytest.approx(value)
+    assert measured.interval == pytest.approx((value - 1.96 * error, value + 1.96 * error))
+    assert measured.series["timesteps"] == timesteps
+    assert measured.series["model"] == pytest.approx([float(ours.mean()) for ours, _ in losses])
+    assert measured.series["closed_form"] == pytest.approx([float(theirs.mean()) for _, theirs in losses])
+    assert measured.hint.startswith(f"It is largest at timestep {timesteps[worst]}, where the model has")
+    assert measured.num_samples == 60
 
 
 def test_an_untrained_unet_is_worse_than_a_linear_filter():

@@ -55,6 +55,14 @@ def test_the_demos_attention_passes(attention):
         assert verdict.outcome == "pass", verdict.message
 
 
+def test_the_report_shows_a_map_for_each_word_of_the_first_prompt(attention):
+    series = pd.assert_attention_compact(attention, thresholds="demo", min_samples=16).measurement.series
+    assert " ".join(series["tokens"]) == series["prompt"] == attention.phrases[0].prompt
+    assert {len(maps) for maps in series["maps"]} == {len(series["tokens"])}
+    assert len(series["maps"]) == len(series["map_timesteps"])
+    assert series["map_timesteps"] == sorted(series["map_timesteps"], reverse=True)
+
+
 def test_self_attention_is_refused(demo_pipeline, demo_settings):
     layers = [name for name, _ in demo_pipeline.unet.named_modules() if name.endswith(".attn1")]
     recorded = run_attention(demo_pipeline, phrases("demo", 2), replace(demo_settings, steps=2), layers=layers)
@@ -259,7 +267,10 @@ def test_a_noun_must_be_more_compact_by_a_margin():
             token_maps=lambda name, words: with_share(share).repeat(40, 1, 1),
             all_maps=lambda name: [with_share(0.4).repeat(5, 1, 1)] * 40,
         )
-        return attention_noun_specific(run).value
+        measured = attention_noun_specific(run)
+        told = f"Half of a noun's attention lies on {share:.3f} of the picture, that of a random token on 0.400."
+        assert measured.hint == told
+        return measured.value
 
     def with_share(share):
         """A map whose first pixels hold half of the sum on that share of the picture."""

@@ -350,6 +350,7 @@ def test_a_denoiser_that_fits_at_no_scale_says_on_which_side(product, square, ed
     measured = latent_scale(fit_of(lambda factor: product, square=square))
     assert (measured.value, measured.interval) == (edge, None)
     assert "fit the encoder's latents at no scale" in measured.hint
+    assert latent_scale(fit_of(lambda factor: 2 / factor)).value == 16, "from too large to too small is no crossing"
 
 
 def test_the_shift_is_the_vertex_of_the_errors():

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks.distances import fid
+from pytest_diffusion.checks.guards import images_of
 from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
 from pytest_diffusion.checks.scores import clip_score
 from pytest_diffusion.data.references import Reference
@@ -36,6 +38,17 @@ def test_nan_is_counted_and_placed():
         pd.assert_finite_images(images)
 
 
+def test_float_images_are_rounded_and_cut_to_the_range_of_levels():
+    images = torch.tensor([0.0, 0.25, 1.0, -0.5, 1.5, math.nan, math.inf, -math.inf]).view(1, 1, 2, 4).repeat(1, 3, 1, 1)
+    shown, finite = images_of(torch.cat([images, images.nan_to_num(0, 0, 0)]))
+    assert shown[0, 0].flatten().tolist() == [0, 64, 255, 0, 255, 0, 255, 0]
+    assert shown.dtype == torch.uint8
+    assert finite.tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"samples have shape \(3, 2, 4\); expected \(N, 3, H, W\)"):
+        images_of(images[0])
+    assert torch.equal(images_of((noise(3).float() / 255).numpy())[0], noise(3))
+
+
 @pytest.mark.parametrize(("level", "shade"), [(0, "black"), (255, "white"), (128, "flat, at level 128 of 255")])
 def test_constant_images_are_called_by_their_shade(level, shade):
     images = noise(5)
@@ -59,6 +72,17 @@ def test_fid_of_like_and_unlike():
     assert pd.assert_fid_below(gauss(500, seed=0), gauss(500, seed=1), at_most=1.0).outcome == "pass"
     with pytest.raises(pd.QualityFailure, match=r"Fréchet distance is 7\d.*% of it is a shift of the mean"):
         pd.assert_fid_below(gauss(500, seed=0, shift=3.0), gauss(500, seed=1), at_most=1.0)
+
+
+@pytest.mark.parametrize("shift", [0.05, 3.0])
+def test_a_difference_in_the_mean_alone_is_named(shift):
+    rows = gauss(500, seed=0)
+    measured = fid(rows + shift, rows)
+    assert measured.value == pytest.approx(8 * shift**2, rel=1e-4)
+    assert measured.hint == "100% of it is a shift of the mean, the rest is a difference in spread."
+    widened = fid(rows - rows.mean(0), 2 * (rows - rows.mean(0)))
+    assert widened.hint.startswith("0% of it is a shift of the mean")
+    assert fid(rows[:1].repeat(9, 1), rows[:1].repeat(9, 1)).hint == ""
 
 
 def test_fid_near_its_limit_is_inconclusive():

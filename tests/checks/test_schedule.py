@@ -1,6 +1,7 @@
 """Each schedule check on sound schedulers of every family, and on broken ones that must be named."""
 
 import json
+import math
 from pathlib import Path
 
 import diffusers
@@ -9,7 +10,7 @@ import torch
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks.denoising import forward_marginals
-from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, betas_in_range, timesteps_well_formed
+from pytest_diffusion.checks.schedule import alphas_cumprod_monotonic, betas_in_range, sigmas_monotonic, timesteps_well_formed
 from pytest_diffusion.models.schedulers import is_flow
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -195,6 +196,17 @@ def test_only_the_last_noise_level_may_be_zero(last, wrong):
     assert measured.hint == (f"The first is timestep 9, where ᾱ is {last:g}." if wrong else "")
     scheduler.alphas_cumprod[5:] = 0
     assert alphas_cumprod_monotonic(scheduler).value == 4 + 4, "four do not fall, and four of the five are too early"
+
+
+def test_sigmas_that_are_no_numbers_are_counted_with_those_that_rise():
+    class Overflowing(diffusers.EulerDiscreteScheduler):
+        def set_timesteps(self, *args, **kwargs):
+            super().set_timesteps(*args, **kwargs)
+            self.sigmas[0], self.sigmas[20], self.sigmas[30] = math.inf, math.nan, self.sigmas[29] + 1
+
+    measured = sigmas_monotonic(Overflowing())
+    assert measured.value == 3
+    assert measured.hint == "The first is step 29."
 
 
 def test_the_callers_scheduler_is_left_alone():

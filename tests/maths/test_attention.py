@@ -92,5 +92,7 @@ def test_maps_are_resized_by_the_areas_of_their_pixels():
     maps = torch.tensor([0.0, 4.0, 1.0, 0.0]).view(1, 1, 4).repeat(3, 1, 1)
     masks = torch.tensor([[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]).bool().view(3, 1, 8)
     assert area_matched_iou(maps, masks).tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        area_matched_iou(maps[:2], masks)
     wider = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0]).bool().view(1, 1, 8)
     assert area_matched_iou(maps[:1], wider).item() == pytest.approx(2 / 4)

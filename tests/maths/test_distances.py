@@ -96,8 +96,17 @@ def test_blocks_do_not_change_the_answer():
 
 
 def test_too_few_points_are_refused():
-    with pytest.raises(ValueError, match="features has 3 rows; at least 4 are needed"):
-        precision_recall(torch.rand(3, 2), torch.rand(10, 2))
+    for counts, name in (((3, 10), "features"), ((10, 3), "reference")):
+        with pytest.raises(ValueError, match=f"{name} has 3 rows; at least 4 are needed"):
+            precision_recall(*(torch.rand(count, 2) for count in counts))
+
+
+@pytest.mark.parametrize("figure", [kernel_distance, cmmd])
+def test_one_point_is_too_few_for_a_kernel_distance(figure):
+    for counts, name in (((1, 9), "features"), ((9, 1), "reference")):
+        with pytest.raises(ValueError, match=f"{name} has 1 rows; at least 2 are needed"):
+            figure(*(torch.rand(count, 4) for count in counts))
+    assert math.isfinite(figure(torch.rand(2, 4), torch.rand(2, 4)))
 
 
 def brute_force_density_coverage(left, right, k):
@@ -146,13 +155,18 @@ def test_single_precision_products_stay_close(monkeypatch):
 
 def test_estimates_agree_with_the_figures():
     left, right = features(200, 5, seed=0, scale=1.2), features(180, 5, seed=1)
+    assert manifold_scores(left, right) == manifold_scores(left, right, k=5)
+    assert manifold_scores(left, right, k=3) == (*precision_recall(left, right), *density_coverage(left, right, k=3))
+    assert manifold_scores(left, right)[2:] == density_coverage(left, right)
     estimates = manifold_estimates(left, right, k=3)
     assert (estimates["precision"].value, estimates["recall"].value) == pytest.approx(precision_recall(left, right, k=3))
+    assert estimates == manifold_estimates(left, right, k=3, seed=0) != manifold_estimates(left, right, k=3, seed=1)
     assert (estimates["density"].value, estimates["coverage"].value) == pytest.approx(density_coverage(left, right, k=3))
 
 
-def test_the_fewest_points_that_have_neighbours():
-    left, right = features(4, 2, seed=0), features(5, 2, seed=1)
+@pytest.mark.parametrize("counts", [(4, 5), (5, 4)])
+def test_the_fewest_points_that_have_neighbours(counts):
+    left, right = (features(count, 2, seed=count) for count in counts)
     estimates = manifold_estimates(left, right, k=3)
     assert [one.value for one in estimates.values()] == pytest.approx(manifold_scores(left, right, k=3))
     assert all(math.isfinite(one.standard_error) for one in estimates.values())
@@ -160,7 +174,7 @@ def test_the_fewest_points_that_have_neighbours():
 
 def test_points_just_outside_of_every_ball_are_outside():
     """References ten apart on a line, and samples a millionth farther from the line than that."""
-    line = torch.stack([10 * torch.arange(200.0), torch.zeros(200)], 1).double()
+    line = torch.stack([10 * torch.arange(900.0), torch.zeros(900)], 1).double()
     beside = line + torch.tensor([0.0, 10 + 1e-5])
     assert density_coverage(beside, line, k=1) == (0, 0)
     assert precision_recall(beside, line, k=1) == (0, 0)
@@ -304,6 +318,14 @@ def test_memorisation_of_one_sample_against_two_training_images():
     assert memorisation(training[:1], training, held_out).nearest_ratio == 0
     with pytest.raises(ValueError, match="at least 2 are needed"):
         memorisation(training, training[:1], held_out)
+
+
+def test_the_unit_of_the_features_is_no_part_of_memorisation():
+    samples, training, held_out = features(40, 3, seed=0), features(60, 3, seed=1), features(30, 3, seed=2)
+    samples[:9] = training[:9] + 0.01
+    expected = memorisation(samples, training, held_out)
+    for unit in (2.0**-10, 2.0**10):
+        assert memorisation(unit * samples, unit * training, unit * held_out) == pytest.approx(expected)
 
 
 def test_held_out_images_that_were_trained_on_are_no_control():

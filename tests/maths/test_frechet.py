@@ -99,6 +99,20 @@ def test_error_against_fixed_statistics_is_smaller():
     assert frechet_standard_error(left, fixed) < frechet_standard_error(left, right)
 
 
+def test_the_error_depends_on_no_axes_and_no_origin():
+    left, right = features(80, 5, seed=0, shift=0.3), features(90, 5, seed=1, scale=1.5)
+    turn = torch.linalg.qr(features(5, 5, seed=2)).Q
+    expected = frechet_standard_error(left, right)
+    assert frechet_standard_error(left @ turn + 100, right @ turn + 100) == pytest.approx(expected, rel=1e-8)
+    # By leaving out one sample at a time instead, on both sides.
+    without = [
+        torch.tensor([frechet_distance(left[torch.arange(80) != row], right) for row in range(80)]),
+        torch.tensor([frechet_distance(left, right[torch.arange(90) != row]) for row in range(90)]),
+    ]
+    jackknifed = math.sqrt(sum((len(one) - 1) ** 2 / len(one) * float(one.var()) for one in without))
+    assert expected == pytest.approx(jackknifed, rel=0.1)
+
+
 def test_distance_and_error_have_the_units_of_squared_features():
     widths = torch.tensor([1.0, 0.1, 0.01, 0.3])
     left, right = features(80, 4, seed=0, shift=1.0) * widths, features(90, 4, seed=1) * widths
@@ -109,11 +123,12 @@ def test_distance_and_error_have_the_units_of_squared_features():
     assert [figure / unit**2 for figure in small] == pytest.approx(whole, rel=1e-9)
 
 
-def test_singular_statistics_are_as_precise_at_any_unit():
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**-30])
+def test_singular_statistics_are_as_precise_at_any_unit(unit):
     left, right = features(20, 40, seed=0), features(70, 40, seed=1)
-    unit = 2.0**-20
     sides = [[FeatureStatistics.from_features(scale * side) for side in (left, right)] for scale in (unit, 1.0)]
     assert frechet_distance(*sides[0]) / unit**2 == pytest.approx(frechet_distance(*sides[1]), rel=1e-11)
+    assert sides[0][0].factor.shape == (40, 19)
 
 
 def test_a_repeated_row_does_not_cost_digits():
@@ -228,8 +243,10 @@ def test_statistics_say_what_they_lack(tmp_path):
     assert foreign.protocol == {"statistics": "protocol unverified"}
     with pytest.raises(ValueError, match="have no count"):
         foreign.update(torch.rand(5, 3))
-    with pytest.raises(ValueError, match="features have 4 columns; the batches before had 3"):
-        FeatureStatistics.from_features(torch.rand(5, 3)).update(torch.rand(5, 4))
+    for before in (5, 2000):
+        for width in (2, 4):
+            with pytest.raises(ValueError, match=f"features have {width} columns; the batches before had 3"):
+                FeatureStatistics.from_features(torch.rand(before, 3)).update(torch.rand(5, width))
 
 
 def test_two_rows_have_statistics():

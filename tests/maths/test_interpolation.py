@@ -150,6 +150,14 @@ def test_a_path_that_goes_back_the_same_way_turns_by_half_a_circle():
         assert figures.over_chord == pytest.approx(5)
 
 
+@pytest.mark.parametrize("unit", [2.0**-31, 2.0**31])
+def test_the_unit_of_a_path_is_no_part_of_its_lengths(unit):
+    there_and_back = torch.cat([torch.linspace(0, 1, 9), torch.linspace(0.9, 0, 8)])[:, None].double()
+    wave = torch.stack([there_and_back[:, 0], (9 * there_and_back[:, 0]).sin()], 1)
+    for path in (there_and_back[:-1], wave[:-1]):
+        assert path_figures(unit * path)[:4] == pytest.approx(path_figures(path)[:4], rel=1e-12)
+
+
 def test_a_path_that_stands_still_has_no_figures_but_never_came_back():
     figures = path_figures(torch.ones(5, 3, 4, 4))
     assert math.isnan(figures.jump)

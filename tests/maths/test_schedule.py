@@ -59,7 +59,7 @@ def test_the_midway_fall_is_the_steepest_tenth_between_the_quarters():
         assert midway_fall(inside) == pytest.approx(50)
 
 
-@pytest.mark.parametrize(("log_snr", "fall"), [([5.0, 1.0], 8), ([9.0, 4.0, 3.0], 15), ([9.0, 8.0, 6.0, -9.0], 8)])
+@pytest.mark.parametrize(("log_snr", "fall"), [([5.0, 1.0], 8), ([9.0, 8.0, 3.0], 3), ([9.0, 8.0, 6.0, -9.0], 8)])
 def test_the_midway_fall_of_a_few_steps(log_snr, fall):
     """One step is the least that can fall; of four it is the one in the middle, and not the last."""
     assert midway_fall(torch.tensor(log_snr)) == pytest.approx(fall)

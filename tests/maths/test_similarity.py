@@ -35,6 +35,13 @@ def test_closed_forms():
     assert ssim(images, pictures(3)).abs().max() < 0.2
 
 
+def test_each_image_needs_its_partner():
+    for figure in (psnr, ssim):
+        assert figure(pictures(0, 9), pictures(1, 9)).shape == (9,)
+        with pytest.raises(ValueError, match="argument 2 is longer"):
+            figure(pictures(0, 4), pictures(1, 8))
+
+
 def test_images_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match="images are 20x8; SSIM needs at least 11"):
         ssim(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))

@@ -52,6 +52,7 @@ def test_limits_in_words(limits, text):
         (3.0, "3"),
         (-999_999.0, "-999999"),
         (1e6, "1000000.0"),
+        (-2e6, "-2000000.0"),
         (0.12345, "0.123"),
         (99.96, "100"),
         (-99.94, "-99.9"),
@@ -144,8 +145,8 @@ def test_inconclusive_says_how_many_samples_would_decide():
     message = judge("x", Measurement(29.0, interval=(26.0, 32.0), num_samples=100), AT_MOST_30).message
     assert message.endswith(" About 900 samples would decide.")
     between = Limits(at_least=10.0, at_most=30.0)
-    message = judge("x", Measurement(14.0, interval=(9.0, 17.0), num_samples=100), between).message
-    assert message.endswith(" About 101 samples would decide.")
+    message = judge("x", Measurement(14.0, interval=(9.0, 17.0), num_samples=101), between).message
+    assert message.endswith(" About 102 samples would decide.")
     message = judge("x", Measurement(30 - 1 / 999.5, interval=(29.0, 31.0), num_samples=100), AT_MOST_30).message
     assert "samples would decide." in message
 
