@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pytest_diffusion.checks.registry import check
@@ -11,6 +13,21 @@ from pytest_diffusion.verdicts.verdict import Measurement
 
 ROUNDING_UNITS = 2
 """Units in the last place of the latents that rounding explains."""
+
+
+@check(
+    "always",
+    "every stored tensor is used",
+    figure="stored tensors that no part of the pipeline uses",
+    sees="LoRA weights that were saved beside a model and never loaded, weights of another architecture",
+    blind_to="pipelines that your own code builds, and single files; missing tensors are refused before anything is judged",
+)
+def unused_tensors(pipeline: Any) -> Measurement:
+    """Number of tensors in a checkpoint's files that no part of the loaded pipeline uses."""
+    report = getattr(pipeline, "load_report", None)
+    if report is None:
+        raise NotApplicable("the pipeline was not loaded from a folder or a repository, so its files are not known.")
+    return Measurement(report.count, "number of unused tensors", hint=f"{report.text}." if report.count else "")
 
 
 @check(

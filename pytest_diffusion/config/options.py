@@ -24,6 +24,8 @@ class Option:
     help: str
     many: bool = False
     """Whether it may be given more than once; its value is then a tuple."""
+    is_switch: bool = False
+    """Whether it is given without a value on the command line; in the ini file it is true or false."""
     is_list: bool = False
     """Whether its text is a list with commas."""
     aliases: tuple[str, ...] = ()
@@ -121,6 +123,12 @@ def _device(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
 def _report(text: str) -> str:
     if not text.endswith(".html"):
         raise ValueError("expected a path that ends in .html; the .json lies beside it")
@@ -183,5 +191,12 @@ OPTIONS = (
     ),
     Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)", many=True),
     Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it"),
+    Option(
+        "trust_remote_code",
+        _switch,
+        "",
+        "let a model's folder or repository run code of its own, which is refused otherwise",
+        is_switch=True,
+    ),
     Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)"),
 )

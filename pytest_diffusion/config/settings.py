@@ -20,7 +20,7 @@ SOURCES_BY_SETTING: tuple[tuple[Kind, str], ...] = (
     ("scheduler", "scheduler"),
 )
 """Kinds of sources, and the setting whose value names one."""
-_NOT_FROM_FILES = ("model", "thresholds", "report", "cache_dir")
+_NOT_FROM_FILES = ("model", "thresholds", "report", "cache_dir", "trust_remote_code")
 """Settings that a file of limits may not decide: what is judged, by what, and where files are written."""
 
 
@@ -50,6 +50,7 @@ class Settings:
     thresholds: tuple[str, ...] = ()
     report: str = "diffusion-report.html"
     cache_dir: str | None = None
+    trust_remote_code: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
 
 
@@ -121,7 +122,7 @@ def validate(settings: Settings) -> None:
     for kind, name in SOURCES_BY_SETTING:
         value = getattr(settings, name)
         if value is not None:
-            check_source(kind, value)
+            check_source(kind, value, trusts_code=settings.trust_remote_code)
 
 
 def _file_settings(thresholds: Thresholds) -> dict[str, tuple[Any, str]]:

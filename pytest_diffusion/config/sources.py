@@ -58,6 +58,8 @@ class Source:
     """What the report says of where a thing came from: "folder", "hub"; by default the name."""
     cost: str = ""
     """What opening it costs, for people: "downloads from the hub"."""
+    check_code: Callable[[str, str], None] | None = None
+    """Raises SettingsError where loading may run code that came with the thing; not asked where the user trusts it."""
 
     def accepts(self, value: str) -> bool:
         """Whether a value is of this source."""
@@ -129,11 +131,13 @@ def model_source(value: str) -> ModelSource:
     return found if isinstance(found, ModelSource) else ModelSource("model", found.name, found.load, found.fits, is_own_code=True)
 
 
-def check_source(kind: Kind, value: str) -> None:
+def check_source(kind: Kind, value: str, *, trusts_code: bool = False) -> None:
     """Raise SettingsError, in one line, unless a value can be loaded as far as can be seen without loading it."""
     source = source_of(kind, value)
     if source.check is not None:
         source.check(FLAGS[kind], value)
+    if source.check_code is not None and not trusts_code:
+        source.check_code(FLAGS[kind], value)
 
 
 def load_source(kind: Kind, value: str, **context: Any) -> Any:

@@ -11,8 +11,10 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.sources import ModelSource, model_source
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.models.capabilities import FAMILY_PARTS, denoiser, dtype_of, family_of_parts, modules
+from pytest_diffusion.models.code import refuse_code
 from pytest_diffusion.models.hub import hub_failure
 from pytest_diffusion.models.memory import is_offloaded
+from pytest_diffusion.models.parts import load_parts
 from pytest_diffusion.models.schedulers import build_scheduler
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError, SetupError
 
@@ -29,6 +31,8 @@ def load_pipeline(settings: Settings) -> Any:
     source = model_source(settings.model)
     try:
         pipeline = source.loader()(settings.model, settings=settings)
+    except ModelError as error:
+        raise ModelError(f"--diffusion-model: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _unloadable(source, settings.model, error, f"{type(error).__name__}: {error}") from error
     if settings.scheduler is not None or settings.scheduler_config:
@@ -102,14 +106,33 @@ def load_folder(value: str, *, settings: Settings | None = None) -> Any:
     """The pipeline of a diffusers folder, or the demo's."""
     import diffusers
 
-    return diffusers.DiffusionPipeline.from_pretrained(model_source(value).folder(value), use_safetensors=True)
+    folder = model_source(value).folder(value)
+    if settings is not None and settings.trust_remote_code:
+        return diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=True)
+    if folder is None:
+        raise ModelError(f"{value} is not a folder of diffusers.")
+    return _whole_pipeline(folder)
 
 
 def load_hub_id(value: str, *, settings: Settings | None = None) -> Any:
-    """The pipeline of a hub id, downloaded once by the hub's own client."""
+    """The pipeline of a hub id, downloaded once by the hub's own client, and looked through for code before anything is loaded."""
     import diffusers
 
-    return diffusers.DiffusionPipeline.from_pretrained(value, use_safetensors=True)
+    if settings is not None and settings.trust_remote_code:
+        return diffusers.DiffusionPipeline.from_pretrained(value, use_safetensors=True, trust_remote_code=True)
+    folder = Path(diffusers.DiffusionPipeline.download(value, use_safetensors=True))
+    refuse_code("--diffusion-model", folder)
+    return _whole_pipeline(folder)
+
+
+def _whole_pipeline(folder: Path) -> Any:
+    """The pipeline of a folder, none of whose tensors is missing; what is stored and not used is its `load_report`."""
+    import diffusers
+
+    parts, report = load_parts(folder)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **parts)
+    pipeline.load_report = report
+    return pipeline
 
 
 def load_callable(value: str, *, settings: Settings | None = None) -> Any:

@@ -54,13 +54,24 @@ def _check_folder(flag: str, value: str) -> None:
         raise SettingsError(
             f"{flag}: {folder} has no model_index.json, so it is not a diffusers pipeline folder (save it with pipeline.save_pretrained)."
         )
-    parts = [name for name, entry in _read_json(flag, index).items() if isinstance(entry, list) and len(entry) == 2 and entry[0]]
+    parts = [
+        name
+        for name, entry in _read_json(flag, index).items()
+        if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry[0]
+    ]
     for name in parts:
         if not (folder / name).is_dir():
             raise SettingsError(f"{flag}: {index} names the part {name!r}, but {folder / name} does not exist.")
         for config in ("config.json", "scheduler_config.json"):
             if (folder / name / config).is_file():
                 _read_json(flag, folder / name / config)
+
+
+def _refuse_code(flag: str, value: str) -> None:
+    # Imported here, so that the register of sources stays light.
+    from pytest_diffusion.models.code import refuse_code
+
+    refuse_code(flag, Path(value))
 
 
 def _read_json(flag: str, path: Path) -> dict[str, Any]:
@@ -119,6 +130,7 @@ SOURCES = (
         _is_folder_name,
         _check_folder,
         "folder",
+        check_code=_refuse_code,
         folder=_folder_of,
         is_checkpoint=True,
     ),

@@ -26,8 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("diffusion", "diffusion model quality (pytest-diffusion)")
     for option in OPTIONS:
         text = option.help.replace("%", "%%")
-        action = "append" if option.many else "store"
-        group.addoption(*option.flags, dest=option.ini, metavar=option.metavar, action=action, default=None, help=text)
+        if option.is_switch:
+            group.addoption(*option.flags, dest=option.ini, action="store_const", const="true", default=None, help=text)
+        else:
+            action = "append" if option.many else "store"
+            group.addoption(*option.flags, dest=option.ini, metavar=option.metavar, action=action, default=None, help=text)
         for name in option.ini_names:
             if option.many:
                 parser.addini(name, f"the same as {option.flag}", type="args", default=[])

@@ -176,6 +176,9 @@ def _command(config: pytest.Config, settings: Settings) -> str:
         value = getattr(settings, option.name)
         if settings.sources.get(option.name) not in ("option", "ini"):
             continue
+        if option.is_switch:
+            parts += [option.flag] if value else []
+            continue
         texts = value if option.many else [",".join(value) if isinstance(value, tuple) else str(value)]
         parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
     return " ".join([*parts, *map(shlex.quote, selection_of(config))])

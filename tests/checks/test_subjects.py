@@ -27,6 +27,7 @@ from pytest_diffusion.data.prompts import DirectionPair, Phrase
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.demo import reference_captions, reference_images
 from pytest_diffusion.maths.interpolation import slerp
+from pytest_diffusion.models.parts import LoadReport
 from pytest_diffusion.samples.direction import Direction
 from pytest_diffusion.samples.paths import LatentPaths
 from pytest_diffusion.samples.store import Samples
@@ -511,6 +512,12 @@ SUBJECTS = {
         {"latents": Codec(), "reference": two_kinds()},
         "share of references flagged as outliers is 1",
         at_most=0.2,
+    ),
+    "unused_tensors": lambda: subjects(
+        {"pipeline": SimpleNamespace(load_report=LoadReport(("unet",)))},
+        {"pipeline": SimpleNamespace(load_report=LoadReport(("unet",), {"unet": ["lora.down", "lora.up"]}))},
+        r"unet: 2 unused \(lora.down, lora.up\)\.",
+        at_most=0,
     ),
     "same_seed": lambda: subjects(
         {"trials": trials()}, {"trials": trials(again=trials().plain.flip(1))}, "4 of 4 images changed", at_most=0

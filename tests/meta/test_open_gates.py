@@ -100,7 +100,7 @@ WAYS = {
         ("--diffusion-model=demo",),
         1,
         "empty",
-        "Partial: 0 of 62 checks were run (-m unit).",
+        "Partial: 0 of 63 checks were run (-m unit).",
         {**PASSING, "pytest.ini": "[pytest]\naddopts = -m unit\nmarkers = unit\n"},
     ),
     "addopts with -k": Way(SCHEDULE, 1, "partial", "Partial: 3 of 8 *(-k log_snr).", {"pytest.ini": "[pytest]\naddopts = -k log_snr\n"}),
