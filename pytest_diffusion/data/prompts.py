@@ -75,6 +75,8 @@ def read_prompts(name: str) -> list[str]:
     for number, row in rows:
         if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
             raise SetupError(f"--diffusion-prompts: {path}, line {number} has no 'prompt'.")
+    if not rows:
+        raise SetupError(f"--diffusion-prompts: {path} holds no prompts.")
     return [row["prompt"] for _, row in rows]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pytest_diffusion.config.sources import ReferenceSource, load_source, source_of
+from pytest_diffusion.data.files import ImageRows, first_images, open_image, require_size
 from pytest_diffusion.data.images import as_uint8, resize_images
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.data.rows import read_rows
@@ -145,35 +146,41 @@ def load_callable(name: str, *, height: int, width: int, limit: int) -> Referenc
 
 
 def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int) -> Reference:
-    images, prompts, labels = list[torch.Tensor](), list[str | None](), list[str]()
+    with ImageRows() as images:
+        return _gathered(name, rows, images, height, width, limit)
+
+
+def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, width: int, limit: int) -> Reference:
+    prompts, labels = list[str | None](), list[str]()
     sizes, alpha, masks = dict[str, int](), list[int](), list[torch.Tensor]()
     words = list[tuple[str, ...]]()
     for row in rows:
-        if len(images) == limit:
+        if images.count == limit:
             break
         try:
+            require_size(row.image.size, row.label)
             pixels, transparent = rgb_pixels(row.image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise SetupError(f"{_OPTION}: {row.label} cannot be read as an image: {error}") from error
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         sizes[size] = sizes.get(size, 0) + 1
         if transparent:
-            alpha.append(len(images))
-        images.append(resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None], height, width))
+            alpha.append(images.count)
+        images.add(resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None], height, width)[0])
         prompts.append(row.prompt)
         labels.append(row.label)
         words.append(row.words)
         if row.mask is not None:
             masks.append(_mask(row, row.mask, pixels.shape[:2], height, width))
-    if not images:
+    if not images.count:
         raise SetupError(f"{_OPTION}: {name} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     known = [prompt for prompt in prompts if prompt]
-    if masks and (len(masks) < len(images) or not all(words) or len(known) < len(images)):
+    if masks and (len(masks) < images.count or not all(words) or len(known) < images.count):
         raise SetupError(f"{_OPTION}: {name}: with masks, every row needs 'mask', 'words' and a prompt.")
-    captions = known if len(known) == len(images) else None
+    captions = known if len(known) == images.count else None
     return Reference(
         name,
-        _stacked(images),
+        images.mapped(),
         None,
         sizes,
         captions,
@@ -182,15 +189,6 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
         torch.stack(masks) if masks else None,
         tuple(words) if masks else (),
     )
-
-
-def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """The images (1, 3, H, W) of a list as one tensor. The list is emptied meanwhile: many large images fit into memory only once."""
-    whole = torch.empty(len(images), *images[0].shape[1:], dtype=images[0].dtype)
-    while images:
-        last = images.pop()
-        whole[len(images)] = last[0]
-    return whole
 
 
 def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
@@ -206,8 +204,8 @@ def _mask(row: _Row, mask: Image.Image, size: tuple[int, ...], height: int, widt
 
 
 def _folder(folder: Path) -> Iterator[_Row]:
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
-        yield _Row(str(file), _open(file, str(file)), None)
+    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.is_dir()):
+        yield _Row(str(file), open_image(file, str(file)), None)
 
 
 def _pairs(path: Path) -> Iterator[_Row]:
@@ -218,24 +216,15 @@ def _pairs(path: Path) -> Iterator[_Row]:
         mask, words = row.get("mask"), str(row.get("words") or "")
         yield _Row(
             image,
-            _open(path.parent / image, f"{path}, line {number}: {image}"),
+            open_image(path.parent / image, f"{path}, line {number}: {image}"),
             _prompt(row),
-            _open(path.parent / mask, f"{path}, line {number}: {mask}") if isinstance(mask, str) and mask.strip() else None,
+            open_image(path.parent / mask, f"{path}, line {number}: {mask}") if isinstance(mask, str) and mask.strip() else None,
             tuple(words.split()),
         )
 
 
 def _prompt(row: dict[str, Any]) -> str | None:
     return next((row[key].strip() for key in _CAPTIONS if isinstance(row.get(key), str) and row[key].strip()), None)
-
-
-def _open(file: Path, label: str) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SetupError(f"{_OPTION}: {label} cannot be read as an image: {error}") from error
 
 
 def _hub(name: str, limit: int) -> Iterator[_Row]:
@@ -259,15 +248,13 @@ def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:
     """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), or its statistics where it holds no images."""
     path, pixels = Path(name), None
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        pixels = next((array for array in arrays.values() if array.ndim == 4), None)
+        pixels = first_images(path, limit)
         if pixels is None:
             return Reference(str(path), statistics=FeatureStatistics.load(path))
     except UNREADABLE as error:
         shown = str(error) if str(error).startswith(str(path)) else f"{path} cannot be read as an .npz of plain arrays: {error}"
         raise SetupError(f"{_OPTION}: {shown}") from error
-    tensor = torch.from_numpy(pixels[:limit])
+    tensor = torch.from_numpy(pixels)
     try:
         images = as_uint8(tensor.permute(0, 3, 1, 2) if pixels.shape[-1] in (1, 3) else tensor, f"images of {path}")
     except ValueError as error:

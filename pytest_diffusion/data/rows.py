@@ -10,6 +10,11 @@ from typing import Any
 
 from pytest_diffusion.verdicts.errors import SetupError
 
+_COLUMNS = {"prompt", "caption", "text", "image", "file_name"}
+"""Columns of which a `.csv` has at least one."""
+_LONGEST = 1_000_000
+"""Characters in a line; a prompt has some hundreds."""
+
 
 def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
     """Line number and row of each line of a `.jsonl`, or of each record of a `.csv`, whose captions may span lines.
@@ -20,15 +25,27 @@ def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
         text = file.read()
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        return [(reader.line_num, row) for row in reader]
+        try:
+            header = list(reader.fieldnames or [])
+            if not _COLUMNS & set(header):
+                semicolon = " Its columns are separated by ';': use commas." if ";" in "".join(header) else " Is its header line missing?"
+                known = ", ".join(sorted(_COLUMNS))
+                raise SetupError(f"{option}: {path} has the columns {', '.join(header)!r}; expected some of {known}.{semicolon}")
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise SetupError(f"{option}: {path}, line {reader.line_num} is not valid CSV: {error}.") from None
     rows = []
     # Not splitlines: JSON strings may contain other line separators of Unicode.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        if len(line) > _LONGEST:
+            raise SetupError(f"{option}: {path}, line {number} has {len(line)} characters; at most {_LONGEST} are read.")
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise SetupError(f"{option}: {path}, line {number} is not valid JSON: {error}.") from None
+        except RecursionError:
+            raise SetupError(f"{option}: {path}, line {number} is nested too deeply.") from None
         rows.append((number, row if isinstance(row, dict) else {}))
     return rows

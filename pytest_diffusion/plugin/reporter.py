@@ -19,6 +19,7 @@ from pytest_diffusion.report.write import ReportFiles
 from pytest_diffusion.verdicts.errors import SettingsError
 from pytest_diffusion.verdicts.gate import Course, Decision, Promise, decide
 from pytest_diffusion.verdicts.run import Carried, Entry
+from pytest_diffusion.verdicts.text import shown
 
 
 class Reporter:
@@ -170,7 +171,7 @@ def _excuse(report: pytest.TestReport) -> str:
 
 
 def _command(config: pytest.Config, settings: Settings) -> str:
-    """The command that reproduces the run, from our own options and the selection alone: no token can slip in."""
+    """The command that reproduces the run, from our own options and the selection alone, with credentials masked."""
     parts = ["pytest"]
     for option in OPTIONS:
         value = getattr(settings, option.name)
@@ -181,4 +182,4 @@ def _command(config: pytest.Config, settings: Settings) -> str:
             continue
         texts = value if option.many else [",".join(value) if isinstance(value, tuple) else str(value)]
         parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
-    return " ".join([*parts, *map(shlex.quote, selection_of(config))])
+    return shown(" ".join([*parts, *map(shlex.quote, selection_of(config))]))

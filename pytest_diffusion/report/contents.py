@@ -11,6 +11,7 @@ from typing import Any
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.verdicts.gate import Decision, Gate
 from pytest_diffusion.verdicts.run import Entry
+from pytest_diffusion.verdicts.text import shown
 from pytest_diffusion.verdicts.verdict import Outcome, Verdict
 
 SCHEMA = 2
@@ -37,6 +38,12 @@ def grouped(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, list[str]]]:
     for verdict in verdicts:
         found.setdefault((verdict.outcome, verdict.message), (verdict, []))[1].append(verdict.check)
     return list(found.values())
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_shown(item) for item in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,9 @@ class Report:
 
     @property
     def shown_settings(self) -> dict[str, Any]:
-        """Settings as plain values."""
-        shown = {item.name: getattr(self.settings, item.name) for item in fields(self.settings) if item.name != "sources"}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+        """Settings as plain values, with credentials masked."""
+        values = {item.name: getattr(self.settings, item.name) for item in fields(self.settings) if item.name != "sources"}
+        return {name: _shown(value) for name, value in values.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `report.json` holds them."""

@@ -6,15 +6,24 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from pytest_diffusion.verdicts.text import shown
+
 if TYPE_CHECKING:
     from pytest_diffusion.verdicts.verdict import Verdict
 
 
-class SettingsError(ValueError):
+class _Shown(Exception):  # noqa: N818 - a part of errors
+    """An error whose text may hold names and texts of files: it is shown without control characters and credentials."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
+
+
+class SettingsError(_Shown, ValueError):
     """A wrong option, ini value, marker argument or thresholds file; the plugin turns it into a usage error."""
 
 
-class ModelError(RuntimeError):
+class ModelError(_Shown, RuntimeError):
     """A model, reference or sample set that cannot be used as it is."""
 
 
@@ -22,7 +31,7 @@ class SetupError(ModelError):
     """The measuring itself is broken: extractor, reference or pairs. It says nothing about the model."""
 
 
-class NotApplicable(Exception):  # noqa: N818 - not an error: the check has nothing to look at
+class NotApplicable(_Shown):
     """Raised by a check that cannot see what it needs; becomes the verdict `skipped` with this reason."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pytest_diffusion.verdicts.text import shown
+
 Outcome = Literal["pass", "fail", "inconclusive", "undersampled", "missing", "broken", "reported", "skipped"]
 """`pass`, `fail`: the whole interval within, or outside, the limits. `inconclusive`: the interval straddles a limit.
 `undersampled`: fewer samples than the limit needs. `missing`: required, and not judged. `broken`: the set-up failed, so
@@ -115,6 +117,10 @@ class Verdict:
     """Where the check is declared, with its plot and its pictures: the checklist or the scheduler checks."""
     is_setups_fault: bool = False
     """Whether a `broken` check says nothing about the model: a package is missing, the hub cannot be reached."""
+
+    def __post_init__(self) -> None:
+        """Messages hold names and texts of files, and go to terminals and pages."""
+        object.__setattr__(self, "message", shown(self.message))
 
     def to_json(self) -> dict[str, Any]:
         """Plain `dict`, `list`, `str`, `float`, `int`, `bool` and None; non-finite numbers become strings.

@@ -269,6 +269,13 @@ WAYS = {
         {"own.toml": '[gate]\ninconclusive = "warn"\n[clip_score]\nat_most = 100\nmin_samples = 10\nsource = "ours"\n'},
     ),
     # A broken set-up.
+    "a reference of three images": Way(
+        (*OF_PIXELS, "--diffusion-reference=three:images", "--diffusion-features=pixels", "--diffusion-lenses=metrics", "-k", "fid"),
+        BROKEN_SETUP,
+        "closed",
+        "broken*three:images holds 3 images; at least 5 are needed*",
+        {**PIXELS, "three.py": "import torch\nimages = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)\n"},
+    ),
     "a model on a hub that cannot be reached": Way(
         ("--diffusion-model=nobody/nothing", "--diffusion-lenses=schedule"), BROKEN_SETUP, "closed", "broken*8 checks*cannot be loaded*"
     ),

@@ -1,0 +1,94 @@
+"""Files of references, read with care: they come from elsewhere, may be huge when unpacked, and may be no files at all."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pytest_diffusion.verdicts.errors import SetupError
+
+MAX_PIXELS = 2**26
+"""Pixels of the largest image that is unpacked, 8192x8192: a file of a few kilobytes may claim to hold billions."""
+_OPTION = "--diffusion-reference"
+
+
+def open_image(file: Path, label: str) -> Image.Image:
+    """The image of a regular file, unpacked. Raises SetupError, with the label, for anything else and for too many pixels."""
+    if not file.is_file():
+        raise SetupError(
+            f"{_OPTION}: {label} cannot be read as an image: {'it is no regular file' if file.exists() else 'it does not exist'}."
+        )
+    try:
+        with Image.open(file) as image:
+            require_size(image.size, label)
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SetupError(f"{_OPTION}: {label} cannot be read as an image: {error}") from error
+
+
+def require_size(size: tuple[int, int], label: str) -> None:
+    """Raise SetupError for an image with too many pixels to be unpacked."""
+    if size[0] * size[1] > MAX_PIXELS:
+        side = int(MAX_PIXELS**0.5)
+        raise SetupError(f"{_OPTION}: {label} has {size[0]}x{size[1]} pixels; at most {side}x{side} are read. Scale it down first.")
+
+
+def first_images(path: Path, limit: int) -> NDArray[Any] | None:
+    """The first `limit` images of the array with four axes in an `.npz`; None where there is none.
+
+    Only the rows that are needed are unpacked. Raises ValueError for pickled arrays, and what a damaged file raises.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".npy"):
+                continue
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, is_fortran, dtype = read(member)
+                if dtype.hasobject:
+                    raise ValueError(f"the array {name!r} is pickled, and could run code")
+                if len(shape) != 4:
+                    continue
+                if is_fortran:
+                    raise ValueError(f"the array {name!r} is stored column by column: save it with numpy.ascontiguousarray")
+                count = min(limit, shape[0])
+                size = int(np.prod(shape[1:])) * dtype.itemsize
+                data = member.read(count * size)
+                return np.frombuffer(data, dtype=dtype).reshape(count, *shape[1:]).copy()
+    return None
+
+
+class ImageRows:
+    """Images of one size, written to a temporary file as they come and mapped into memory at the end, so that many large ones fit."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="pytest-diffusion-")
+        self.count = 0
+        self._shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> ImageRows:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()  # what is mapped stays
+
+    def add(self, image: torch.Tensor) -> None:
+        """One more image, uint8 (3, H, W)."""
+        self._shape = tuple(image.shape)
+        self._file.write(image.contiguous().numpy().tobytes())
+        self.count += 1
+
+    def mapped(self) -> torch.Tensor:
+        """All images, uint8 (N, 3, H, W), mapped from the file. Changes to them are not written."""
+        self._file.flush()
+        rows: NDArray[np.uint8] = np.memmap(self._file, dtype=np.uint8, mode="c", shape=(self.count, *self._shape))
+        return torch.from_numpy(rows)

@@ -1,0 +1,35 @@
+"""Text from files and options as it may be shown: no control characters that a terminal obeys, and no credentials."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_MASK = "***"
+_USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+_NAMED = re.compile(
+    r"((?:[\w-]*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key|signature|credential)|\bsig|\bkey)=)[^&\s'\"]+", re.IGNORECASE
+)
+_TOKENS = re.compile(r"\b(hf_|gh[pousr]_|sk-|AKIA)[A-Za-z0-9_-]{12,}")
+_KEPT = "\n\t"
+_UNSEEN = ("Cc", "Cf", "Cs")
+"""Categories of Unicode: control, formatting and half characters."""
+
+
+def printable(text: str) -> str:
+    """The text with control and formatting characters (escape sequences, reversed writing) spelled out, but for new lines and tabs."""
+    return "".join(one if one in _KEPT or unicodedata.category(one) not in _UNSEEN else _spelled(one) for one in text)
+
+
+def masked(text: str) -> str:
+    """The text without user names and passwords of URLs, values of parameters such as `token=`, and tokens known by their form."""
+    return _TOKENS.sub(rf"\g<1>{_MASK}", _NAMED.sub(rf"\g<1>{_MASK}", _USER.sub(_MASK, text)))
+
+
+def shown(text: str) -> str:
+    """Both."""
+    return masked(printable(text))
+
+
+def _spelled(one: str) -> str:
+    return one.encode("unicode_escape").decode("ascii")
