@@ -4,12 +4,12 @@ import ast
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import grimp
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_diffusion"

@@ -26,6 +26,8 @@ class Option:
     """Whether it may be given more than once; its value is then a tuple."""
     is_switch: bool = False
     """Whether it is given without a value on the command line; in the ini file it is true or false."""
+    is_path: bool = False
+    """Whether its text may be a path, which in the ini file is relative to that file."""
     is_list: bool = False
     """Whether its text is a list with commas."""
     aliases: tuple[str, ...] = ()
@@ -141,6 +143,7 @@ OPTIONS = (
         str,
         "NAME",
         f"what is tested: {listed('model')}",
+        is_path=True,
     ),
     Option(
         "lenses",
@@ -155,8 +158,11 @@ OPTIONS = (
         str,
         "REF",
         f"real images: {listed('reference')}",
+        is_path=True,
     ),
-    Option("prompts", str, "FILE", f"prompts: {listed('prompts')} (default: those of a reference of pairs, else a built-in list)"),
+    Option(
+        "prompts", str, "FILE", f"prompts: {listed('prompts')} (default: those of a reference of pairs, else a built-in list)", is_path=True
+    ),
     Option("num_samples", _positive, "N", "samples generated for the metrics (default: 10000)"),
     Option("steps", _positive, "N", "inference steps (default: 50)"),
     Option("guidance_scale", _scale, "X", "classifier-free guidance (default: the pipeline's own)"),
@@ -181,7 +187,9 @@ OPTIONS = (
         "NAME",
         f"feature extractor: {listed('extractor')} (default: inception)",
     ),
-    Option("clip_model", str, "NAME", f"CLIP for the CLIP score: {listed('scorer')} (default: openai/clip-vit-large-patch14)"),
+    Option(
+        "clip_model", str, "NAME", f"CLIP for the CLIP score: {listed('scorer')} (default: openai/clip-vit-large-patch14)", is_path=True
+    ),
     Option(
         "attention_layers",
         _layers,
@@ -189,8 +197,15 @@ OPTIONS = (
         "layers whose attention is judged, by name or prefix, separated by commas (default: up_blocks, else all)",
         is_list=True,
     ),
-    Option("thresholds", str, "NAME", "a preset or a TOML file; may be given twice, later wins (default: by model family)", many=True),
-    Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it"),
+    Option(
+        "thresholds",
+        str,
+        "NAME",
+        "a preset or a TOML file; may be given twice, later wins (default: by model family)",
+        many=True,
+        is_path=True,
+    ),
+    Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it", is_path=True),
     Option(
         "trust_remote_code",
         _switch,
@@ -198,5 +213,5 @@ OPTIONS = (
         "let a model's folder or repository run code of its own, which is refused otherwise",
         is_switch=True,
     ),
-    Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)"),
+    Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)", is_path=True),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,6 @@ from pytest_diffusion.config.options import LENSES
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 from pytest_diffusion.verdicts.verdict import Limits
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _EXTRACTORS = ("inception", "pixels", "demo-judge", "clip:", "clip-score:", "dinov2:", "CLIP ")
 """How the names of extractors begin, as figures show them; those of a user's own have a colon."""

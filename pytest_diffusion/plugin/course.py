@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.plugin.stash import REPORT_FILES, is_given
+from pytest_diffusion.plugin.stash import REPORT_FILES, ini_value, is_given
 from pytest_diffusion.report.write import ReportFiles
 
 _ONLY_SHOWN = ("collectonly", "help", "version", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow", "setupplan")
@@ -30,12 +30,11 @@ def begin(early_config: pytest.Config) -> None:
     if not runs_tests(options):
         return
     values = {
-        name: getattr(options, f"diffusion_{name}", None) or early_config.getini(f"diffusion_{name}")
-        for name in ("model", "scheduler", "report")
+        name: getattr(options, f"diffusion_{name}", None) or ini_value(early_config, name) for name in ("model", "scheduler", "report")
     }
     if not values["model"] and not values["scheduler"] and not getattr(options, "diffusion_report", None):
         return
-    files = ReportFiles(early_config.invocation_params.dir / (values["report"] or Settings.report))
+    files = ReportFiles(early_config.invocation_params.dir / str(values["report"] or Settings.report))
     files.say_unfinished("Running, or not finished", f"A run began in process {os.getpid()} and has not ended. There is no verdict yet.")
     early_config.stash[REPORT_FILES] = files
 

@@ -64,7 +64,7 @@ class Reporter:
 
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self.stopped = str(getattr(excinfo.value, "msg", "") or excinfo.value) or excinfo.typename
+        self.stopped = "; ".join(filter(None, map(str, excinfo.value.args))) or excinfo.typename
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.options import OPTIONS, Option
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import Thresholds
 from pytest_diffusion.report.write import ReportFiles
@@ -24,6 +25,8 @@ NODES = pytest.StashKey[dict[str, pytest.Collector]]()
 """Folders and files that were collected, by their ids."""
 VIEW = pytest.StashKey[tuple[str, ...]]()
 """The overrides that the last test with fixtures of ours saw."""
+THREADS = pytest.StashKey[int]()
+"""Threads of torch before they were divided among workers."""
 REPORT_FILES = pytest.StashKey[ReportFiles]()
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 
@@ -32,9 +35,27 @@ def active_settings(config: pytest.Config) -> tuple[Settings, Thresholds]:
     """Settings and thresholds of the session. Raises SettingsError for wrong values."""
     if SETTINGS not in config.stash:
         options = {option.name: config.getoption(option.ini) for option in OPTIONS}
-        ini = {option.name: next(filter(None, map(config.getini, option.ini_names)), None) for option in OPTIONS}
+        ini = {option.name: ini_value(config, option.name) for option in OPTIONS}
         config.stash[SETTINGS] = resolve(options=options, ini=ini)
     return config.stash[SETTINGS]
+
+
+def ini_value(config: pytest.Config, name: str) -> str | list[str] | None:
+    """The text of a setting in the ini file, or None. Relative paths in it are relative to the file, wherever pytest is started."""
+    option = next(option for option in OPTIONS if option.name == name)
+    found: str | list[str] | None = next(filter(None, map(config.getini, option.ini_names)), None)
+    if not found or not option.is_path or config.inipath is None:
+        return found
+    base = config.inipath.parent
+    texts = [str(base / text) if _is_below(base, text, option) else text for text in ([found] if isinstance(found, str) else found)]
+    return texts[0] if isinstance(found, str) else texts
+
+
+def _is_below(base: Path, text: str, option: Option) -> bool:
+    """Whether a text is a path below a folder: one that will be written, or one that is there and no name of ours."""
+    if Path(text).is_absolute() or text.startswith("~"):
+        return False
+    return option.name in ("report", "cache_dir") or (("/" in text or "." in text) and (base / text).exists())
 
 
 def is_given(config: pytest.Config, *names: str) -> bool:

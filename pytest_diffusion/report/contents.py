@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from pytest_diffusion.config.settings import Settings
@@ -65,7 +65,7 @@ class Report:
     """What tests attached: a node id, numbers and figures."""
     extra: dict[str, str] = field(default_factory=dict)
     """Text by title that the user's conftest.py adds (`pytest_diffusion_report_context`)."""
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
     def of(cls, decision: Decision, settings: Settings, **rest: Any) -> Report:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ from pytest_diffusion.verdicts.errors import ModelError, SetupError
 
 SHARD_SIZE = 64
 """Samples in a shard, or a whole batch where that is more. A killed run loses at most one shard."""
+_LOG = logging.getLogger(__name__)
+_PATIENCE = 10.0
+"""Seconds between two words about a lock that another process holds."""
 _ATTEMPTS = 3
 """Once to write, once to verify, and once more where something was lost in between."""
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
@@ -55,15 +60,21 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
     }
 
 
-def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, progress: Progress | None = None) -> Samples:
+def generate_samples(
+    pipeline: Any,
+    prompts: Sequence[str] | None,
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], object] | None = None,
+) -> Samples:
     """`settings.num_samples` images from the store, generated first where they are missing.
 
     Sample i has prompt i modulo the number of prompts, and its own seed (`samples.seeds`). A larger number of samples
-    therefore extends a smaller one. Another process that needs the same samples waits and then reads them. Raises
+    therefore extends a smaller one. Another process that needs the same samples waits, tells `say` for whom (by default the
+    log), and then reads them. Raises
     ModelError where the store cannot be written; existing samples are kept.
     """
-    from filelock import FileLock
-
     count = settings.num_samples
     chosen = prompts if prompts and is_text_conditioned(pipeline) else None
     texts = [chosen[index % len(chosen)] for index in range(count)] if chosen else None
@@ -76,23 +87,69 @@ def generate_samples(pipeline: Any, prompts: Sequence[str] | None, settings: Set
         if missing := store.missing(count, shard_size):
             raise ModelError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
-    generated = 0
-    with FileLock(store.lock_path):
-        store.discard_leftovers()
-        # What was written is verified before it is read: disks fail, and a cache may be removed under a run.
-        for _ in range(_ATTEMPTS):
-            if not (missing := store.missing(count, shard_size)):
-                return store.read(count, texts, seeds, generated)
-            show = progress or (lambda ranges, total: nullcontext(ranges))
-            with show(missing, count) as ranges:
-                for indices in ranges:
-                    chunk = texts[indices.start : indices.stop] if texts else None
-                    own_seeds = seeds[indices.start : indices.stop]
-                    images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
-                    record = {"batch_size": batch.size, "seeds": own_seeds, "prompts": chunk, "finite": finite.tolist()}
-                    store.write(indices, images, record, count=count)
-            generated += sum(len(indices) for indices in missing)
+    with _locked(store, say or _LOG.warning), _says_what_is_kept(store, count):
+        return _complete(store, pipeline, texts, seeds, settings, batch, progress)
+
+
+def _complete(
+    store: SampleStore,
+    pipeline: Any,
+    texts: list[str] | None,
+    seeds: list[int],
+    settings: Settings,
+    batch: BatchSize,
+    progress: Progress | None,
+) -> Samples:
+    """All samples, those that are missing generated and verified. The caller must hold the lock."""
+    count, shard_size, generated = len(seeds), max(SHARD_SIZE, batch.size), 0
+    store.discard_leftovers()
+    for _ in range(_ATTEMPTS):
+        if not (missing := store.missing(count, shard_size)):
+            return store.read(count, texts, seeds, generated)
+        show = progress or (lambda ranges, total: nullcontext(ranges))
+        with show(missing, count) as ranges:
+            for indices in ranges:
+                chunk = texts[indices.start : indices.stop] if texts else None
+                own_seeds = seeds[indices.start : indices.stop]
+                images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
+                record = {"batch_size": batch.size, "seeds": own_seeds, "prompts": chunk, "finite": finite.tolist()}
+                store.write(indices, images, record, count=count)
+        generated += sum(len(indices) for indices in missing)
     raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
+
+
+@contextmanager
+def _locked(store: SampleStore, say: Callable[[str], object]) -> Iterator[None]:
+    """The lock of a store. Whoever waits for it says for whom, and how long it has waited."""
+    from filelock import FileLock, Timeout
+
+    lock, begun = FileLock(store.lock_path), time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=_PATIENCE)
+            break
+        except Timeout:
+            waited = round(time.monotonic() - begun)
+            say(f"waiting for {store.holder}, which generates the same samples in {store.folder} ({waited} s so far)")
+    try:
+        with store.held():
+            yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _says_what_is_kept(store: SampleStore, count: int) -> Iterator[None]:
+    """Whoever stops the run is told what was drawn, and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            error.args = (
+                *error.args,
+                f"{min(store.held_samples(), count)} of {count} samples are kept, and the same command goes on from there",
+            )
+        raise
 
 
 def to_uint8(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

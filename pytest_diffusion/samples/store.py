@@ -12,11 +12,12 @@ detected. A larger number of samples extends the same folder.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
+import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, checksum_of, mark_used, read_json, write_text
+from pytest_diffusion.samples.array_file import HEADER, header, shape_of, write_at
 from pytest_diffusion.verdicts.errors import SetupError
 
 FORMAT = 3
@@ -72,6 +74,31 @@ class SampleStore:
         """Path of the lock that a process holds while it writes."""
         return self.folder / "store.lock"
 
+    @property
+    def holder(self) -> str:
+        """Who holds the lock, as it wrote itself: process, machine and time."""
+        try:
+            return (self.folder / "store.holder").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return "another process"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Say who holds the lock, while it does."""
+        path = self.folder / "store.holder"
+        with self._writing():
+            _remove_unless(path, Path.is_file)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} (since {since})", encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def held_samples(self) -> int:
+        """Number of samples with a sealed record."""
+        return sum(len(_indices(record)) for record in self._records())
+
     def missing(self, count: int, shard_size: int) -> list[range]:
         """Index ranges below `count` that are not stored, cut at multiples of `shard_size`. Damaged shards are dropped."""
         records = self._records()
@@ -105,7 +132,7 @@ class SampleStore:
             self._reserve(count, [kept, *self._records()])
             file = os.open(self.folder / "images.npy", os.O_WRONLY)
             try:
-                _write_at(file, pixels, _HEADER + indices.start * pixels[0].nbytes)
+                write_at(file, pixels, HEADER + indices.start * pixels[0].nbytes)
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -147,13 +174,13 @@ class SampleStore:
         count = max(count, *(record["stop"] for record in records), 0)
         file = os.open(self.folder / "images.npy", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            header, held = _header((count, *shape)), os.fstat(file).st_size
-            found = os.pread(file, _HEADER, 0)
-            if found != header:
-                if held and _shape_of(found) is None:
+            head, held = header((count, *shape)), os.fstat(file).st_size
+            found = os.pread(file, HEADER, 0)
+            if found != head:
+                if held and shape_of(found) is None:
                     _warn(f"The header of {self.folder / 'images.npy'} was damaged and is written again.")
-                os.pwrite(file, header, 0)
-            if held != (size := _HEADER + count * int(np.prod(shape))):
+                os.pwrite(file, head, 0)
+            if held != (size := HEADER + count * int(np.prod(shape))):
                 os.ftruncate(file, size)
         finally:
             os.close(file)
@@ -166,7 +193,7 @@ class SampleStore:
         """Whether a shard's pixels match its record; if not, its record is deleted with a warning."""
         indices, size = _indices(record), int(np.prod(record["shape"]))
         try:
-            if checksum_of(self._bytes_at(_HEADER + indices.start * size, len(indices) * size)) == record["checksum"]:
+            if checksum_of(self._bytes_at(HEADER + indices.start * size, len(indices) * size)) == record["checksum"]:
                 return True
         except OSError:
             pass
@@ -221,10 +248,6 @@ class SampleStore:
             ) from error
 
 
-_HEADER = 128
-"""Bytes before the first pixel: numpy pads the header of a four-axis array to this size."""
-
-
 def _seal(record: dict[str, Any]) -> str:
     """Checksum of all of a record."""
     return checksum(json.dumps(record, sort_keys=True))
@@ -232,17 +255,6 @@ def _seal(record: dict[str, Any]) -> str:
 
 def _indices(record: dict[str, Any]) -> range:
     return range(record["first"], record["stop"])
-
-
-def _shape_of(header: bytes) -> tuple[int, ...] | None:
-    """The shape in the header of an array's file; None where it cannot be read."""
-    try:
-        file = io.BytesIO(header)
-        np.lib.format.read_magic(file)
-        shape: tuple[int, ...] = np.lib.format.read_array_header_1_0(file)[0]
-    except (ValueError, EOFError):
-        return None
-    return shape
 
 
 def _remove_unless(path: Path, is_right: Callable[[Path], bool]) -> None:
@@ -258,18 +270,3 @@ def _remove_unless(path: Path, is_right: Callable[[Path], bool]) -> None:
 
 def _warn(text: str) -> None:
     warnings.warn(text, StoreWarning, stacklevel=3)
-
-
-def _header(shape: Sequence[int]) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)})
-    if len(buffer.getvalue()) != _HEADER:
-        raise ValueError(f"numpy wrote a header of {len(buffer.getvalue())} bytes; expected {_HEADER}.")
-    return buffer.getvalue()
-
-
-def _write_at(file: int, pixels: NDArray[np.uint8], offset: int) -> None:
-    view = pixels.data.cast("B")
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written

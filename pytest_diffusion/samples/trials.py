@@ -96,8 +96,7 @@ class Trials:
         dtype = dtype_of(self.pipeline)
         if dtype not in ("", "float32", "float64"):
             return dtype
-        reduced = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-        return "TF32" if reduced and device_of(self.pipeline).type == "cuda" else ""
+        return "TF32" if device_of(self.pipeline).type == "cuda" and _is_tf32_allowed() else ""
 
     def _of(self, prompts: Sequence[str] | None) -> Trials:
         """The same pipeline with other prompts."""
@@ -160,3 +159,12 @@ class Trials:
         if self.prompts is None or not is_text_conditioned(self.pipeline):
             return None
         return [self.prompts[(start + index) % len(self.prompts)] for index in range(count)]
+
+
+def _is_tf32_allowed() -> bool:
+    """Whether CUDA may round float32 to TF32; torch refuses to answer by the old names once a new one was set."""
+    try:
+        return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        conv: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - unknown to type checkers
+        return "tf32" in (torch.backends.cuda.matmul.fp32_precision, conv.fp32_precision)

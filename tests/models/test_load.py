@@ -73,6 +73,28 @@ def test_fingerprint_follows_the_weights(demo_copy):
     assert fingerprint(demo_copy) != before
 
 
+def test_fingerprint_follows_scales_that_are_no_weights(demo_copy):
+    """The scale of a LoRA, and of an attention processor, is an attribute."""
+    from peft import LoraConfig
+
+    plain = fingerprint(demo_copy)
+    demo_copy.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights="gaussian"))
+    adapted = fingerprint(demo_copy)
+    demo_copy.unet.set_adapters("default", 0.5)
+    halved = fingerprint(demo_copy)
+    demo_copy.unet.disable_adapters()
+    disabled = fingerprint(demo_copy)
+    processor = next(module for module in demo_copy.unet.modules() if hasattr(module, "processor")).processor
+    processor.scale = [0.3]
+    assert len({plain, adapted, halved, disabled, fingerprint(demo_copy)}) == 5
+
+
+def test_a_run_does_not_change_the_fingerprint(demo_copy):
+    before = fingerprint(demo_copy)
+    demo_copy("a red circle", num_inference_steps=1, output_type="pt")
+    assert fingerprint(demo_copy) == before
+
+
 def test_single_file_checkpoints_are_loaded_as_diffusers_does(tmp_path, monkeypatch):
     """The class is inferred from the keys; the configuration comes from the folder beside the file."""
     from safetensors.torch import save_file

@@ -20,10 +20,10 @@ import shutil
 import signal
 import sys
 import time
+import tomllib
 import traceback
 from pathlib import Path
 
-import tomllib
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import apply_mutation
 from cosmic_ray.plugins import get_operator

@@ -1,6 +1,8 @@
 """The plugin as a user meets it: collection, overriding, selection, xdist, the marker, the report."""
 
 import json
+import textwrap
+import types
 
 import pytest
 
@@ -75,8 +77,6 @@ OVERRIDE = """
 def test_an_overridden_pipeline_is_the_one_that_is_checked(pytester, place):
     folder = pytester.path / place
     folder.mkdir(exist_ok=True)
-    import textwrap
-
     (folder / "conftest.py").write_text(textwrap.dedent(OVERRIDE))
     (folder / "test_mine.py").write_text("def test_mine():\n    pass\n")
     result = pytester.runpytest("-v", *SCHEDULE, place)
@@ -391,3 +391,95 @@ def test_generation_shows_its_progress_on_a_terminal(pytester, tmp_path):
     assert done.returncode == 0
     assert "generating" in shown
     assert "/80" in shown
+
+
+def test_paths_in_the_ini_file_are_relative_to_it(pytester, monkeypatch):
+    (pytester.path / "own.toml").write_text('[log_snr_last]\nat_most = -5.0\nsource = "ours"\n')
+    pytester.makeini(
+        "[pytest]\ndiffusion_model = demo\ndiffusion_lenses = schedule\ndiffusion_thresholds = demo ./own.toml\n"
+        "diffusion_report = out/r.html\ndiffusion_cache_dir = kept\n"
+    )
+    (pytester.path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(pytester.path / "deep" / "er")
+    result = pytester.runpytest_inprocess()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([f"*thresholds=demo,*own.toml*cache_dir={pytester.path / 'kept'}*"])
+    assert json.loads((pytester.path / "out" / "r.json").read_text())["gate"] == "open"
+    # An option is relative to where it was typed.
+    pytester.runpytest_inprocess("--diffusion-report=typed.html")
+    assert (pytester.path / "deep" / "er" / "typed.json").exists()
+
+
+def test_cores_are_shared_once_however_often_the_pipeline_is_built():
+    import torch
+
+    from pytest_diffusion.plugin.fixtures.model import _share_cores
+
+    config = types.SimpleNamespace(workerinput={"workercount": 2}, stash=pytest.Stash())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        for _ in range(3):
+            _share_cores(config)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_was_made_from_one_override_is_not_used_beside_another(pytester, shared_cache):
+    """The second folder once had one pipeline and the samples of another."""
+    level = """
+        import pytest
+        @pytest.fixture(scope="session")
+        def diffusion_pipeline(diffusion_settings):
+            from pytest_diffusion.models.load import load_pipeline
+            pipeline = load_pipeline(diffusion_settings)
+            decode = pipeline.vae.decode
+            pipeline.vae.decode = lambda *args, **kwargs: (decode(*args, **kwargs)[0] * 0 + {level},)
+            return pipeline
+        """
+    for name, value in (("a", -1.0), ("b", 1.0)):
+        (pytester.path / name).mkdir()
+        (pytester.path / name / "conftest.py").write_text(textwrap.dedent(level.format(level=value)))
+        (pytester.path / name / f"test_{name}.py").write_text(
+            f"def test_it(diffusion_samples):\n    assert diffusion_samples.images.float().mean() == {255 * (value > 0)}\n"
+        )
+    (pytester.path / "test_stock.py").write_text(
+        "def test_it(diffusion_samples):\n    assert 20 < diffusion_samples.images.float().mean() < 235\n"
+    )
+    pytester.makeini("[pytest]\ndiffusion_num_samples = 2\ndiffusion_steps = 1\ndiffusion_prompts = demo\n")
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.fixture(scope="session")
+        def diffusion_settings():
+            from pytest_diffusion.config.settings import Settings
+            return Settings(model="demo", num_samples=2, steps=1, prompts="demo", device="cpu", cache_dir="cache")
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=3)
+
+
+def test_each_parameter_of_an_override_has_its_own_samples(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="session")
+        def diffusion_settings():
+            from pytest_diffusion.config.settings import Settings
+            return Settings(model="demo", num_samples=2, steps=1, prompts="demo", device="cpu", cache_dir="cache")
+        @pytest.fixture(scope="session", params=[-1.0, 1.0])
+        def diffusion_pipeline(request, diffusion_settings):
+            from pytest_diffusion.models.load import load_pipeline
+            pipeline = load_pipeline(diffusion_settings)
+            decode, level = pipeline.vae.decode, request.param
+            pipeline.vae.decode = lambda *args, **kwargs: (decode(*args, **kwargs)[0] * 0 + level,)
+            return pipeline
+        @pytest.fixture
+        def level(diffusion_pipeline, request):
+            return request.node.callspec.params["diffusion_pipeline"]
+        def test_it(diffusion_samples, level):
+            assert diffusion_samples.images.float().mean() == 255 * (level > 0)
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=2)

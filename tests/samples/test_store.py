@@ -1,15 +1,18 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from pytest_diffusion.config.cache import StoreWarning
 from pytest_diffusion.config.settings import Settings
@@ -235,12 +238,29 @@ def test_an_interrupted_run_goes_on(demo_pipeline, small, monkeypatch):
         return own(*args, **kwargs)
 
     monkeypatch.setattr(generate, "generate_images", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="8 of 10 samples are kept, and the same command goes on from there"):
         generate.generate_samples(demo_pipeline, PROMPTS, small)
     resumed = generate.generate_samples(demo_pipeline, PROMPTS, small)
     assert resumed.generated == 2
     assert torch.equal(resumed.images, whole.images)
     assert contents(resumed.folder) == contents(whole.folder)
+
+
+def test_whoever_waits_says_for_whom(demo_pipeline, small, monkeypatch):
+    monkeypatch.setattr(generate, "_PATIENCE", 0.05)
+    store = SampleStore(Path(small.cache_dir), generate.sample_identity(demo_pipeline, PROMPTS, small))
+    said, lock = [], FileLock(store.lock_path)
+    lock.acquire()
+    with store.held():
+
+        def hear(text):
+            said.append(text)
+            lock.release(force=True)
+
+        generate.generate_samples(demo_pipeline, PROMPTS, small, say=hear)
+    pattern = rf"waiting for process {os.getpid()} on \S+ \(since [\d: -]+\), which generates the same samples in .* \(\d s so far\)"
+    assert len(said) == 1
+    assert re.fullmatch(pattern, said[0])
 
 
 @pytest.fixture
