@@ -55,6 +55,11 @@ def test_the_demos_attention_passes(attention):
         assert verdict.outcome == "pass", verdict.message
 
 
+def test_the_protocol_says_that_it_is_cross_attention(attention):
+    count = len(attention.records[0].layers)
+    assert pd.assert_attention_is_cross(attention).measurement.protocol == {"layer": f"{count} layers, cross-attention"}
+
+
 def test_the_report_shows_a_map_for_each_word_of_the_first_prompt(attention):
     series = pd.assert_attention_compact(attention, thresholds="demo", min_samples=16).measurement.series
     assert " ".join(series["tokens"]) == series["prompt"] == attention.phrases[0].prompt

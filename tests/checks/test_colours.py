@@ -49,6 +49,15 @@ def test_the_gain_is_plus_one_for_a_wrong_mapping_of_the_reference_itself_and_mi
     assert right.hint == f"Their mean level is {mean:.0f} of 255, the reference's {mean:.0f}."
 
 
+def test_half_a_level_is_rounded_to_the_nearer_one():
+    """Levels 127 and 128 of 255 are 0 and 1 where [0, 1] is taken for levels; all samples have level 1, which lies between them."""
+    reference = torch.tensor([127, 128, 255]).view(1, 3, 1, 1).repeat(50, 1, 16, 16).to(torch.uint8)
+    measured = value_range(torch.ones_like(reference), Reference("levels", reference))
+    assert measured.hint.endswith("they look as if [0, 1] was taken for levels of 255.")
+    # Samples are 169 levels from the reference and a third of one from the mapped reference, which is 169 1/3 from it.
+    assert measured.value == pytest.approx((169 - 1 / 3) / (170 - 2 / 3))
+
+
 def test_a_range_mapped_twice_is_found(samples, reference):
     with pytest.raises(pd.QualityFailure, match=r"gain by another value range is 0\.\d.*look as if \[-1, 1\] was mapped to \[0, 1\] twice"):
         pd.assert_value_range((samples.float() / 2 + 127).to(torch.uint8), reference)

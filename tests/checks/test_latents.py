@@ -353,6 +353,12 @@ def test_a_denoiser_that_fits_at_no_scale_says_on_which_side(product, square, ed
     assert latent_scale(fit_of(lambda factor: 2 / factor)).value == 16, "from too large to too small is no crossing"
 
 
+def test_a_scale_that_only_the_first_few_images_show_is_no_number():
+    fit = fit_of(lambda factor: 0.5)
+    fit.scout = fit_of(lambda factor: factor).scout
+    assert math.isnan(latent_scale(fit).value)
+
+
 def test_the_shift_is_the_vertex_of_the_errors():
     errors = {"best": 0.03, "count": 24}
 

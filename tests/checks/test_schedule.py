@@ -234,6 +234,12 @@ def test_a_warm_up_may_take_nine_more_evaluations_and_no_more(extra, wrong):
     assert (measured.value > 0) == wrong
 
 
+def test_timesteps_that_fall_by_one_are_well_formed():
+    measured = timesteps_well_formed(diffusers.DDIMScheduler(num_train_timesteps=10))
+    assert (measured.value, measured.hint) == (0, "")
+    assert measured.protocol == {"step counts": [1, 2, 3, 7, 10]}
+
+
 def test_a_scheduler_that_takes_none_of_the_step_counts_is_not_judged():
     with pytest.raises(NotApplicable, match="needs at least 4 steps and has only 1 training timesteps"):
         timesteps_well_formed(diffusers.PNDMScheduler(num_train_timesteps=1))

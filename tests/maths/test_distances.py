@@ -143,6 +143,15 @@ def test_blocks_change_nothing(seed, block):
     assert again == pytest.approx(whole, rel=1e-9)
 
 
+def test_blocks_do_not_change_an_error(monkeypatch):
+    left, right = features(70, 3, seed=0, scale=1.2), features(60, 3, seed=1)
+    whole = manifold_estimates(left, right, k=3)
+    monkeypatch.setattr(manifold, "_BLOCK", 17)
+    blocks = manifold_estimates(left, right, k=3)
+    for name, estimate in whole.items():
+        assert blocks[name] == pytest.approx(estimate), name
+
+
 def test_single_precision_products_stay_close(monkeypatch):
     left, right = features(300, 16, seed=0, shift=0.4), features(280, 16, seed=1)
     exact = [kernel_distance(left, right), *precision_recall(left, right), *density_coverage(left, right)]
@@ -299,13 +308,14 @@ def test_the_error_of_kid_has_both_terms():
     assert estimate.standard_error == pytest.approx((first + second) ** 0.5)
 
 
-def test_the_interval_of_memorisation_adds_the_errors_of_share_and_threshold():
+@pytest.mark.parametrize(("count", "copies"), [(300, 60), (12, 2)])
+def test_the_interval_of_memorisation_adds_the_errors_of_share_and_threshold(count, copies):
     generator = torch.Generator().manual_seed(0)
-    samples, training, held_out = (torch.randn(count, 4, generator=generator) for count in (300, 200, 120))
-    samples[:60] = training[:60]
+    samples, training, held_out = (torch.randn(size, 4, generator=generator) for size in (count, 200, 120))
+    samples[:copies] = training[:copies]
     found = memorisation(samples, training, held_out)
     portion = 0.05 + 0.95 * found.share
-    low, high = wilson_interval(round(portion * 300), 300)
+    low, high = wilson_interval(round(portion * count), count)
     rare, common = wilson_interval(6, 120)
     down, up = math.hypot(portion - low, common - 0.05), math.hypot(high - portion, 0.05 - rare)
     assert found.low == pytest.approx((portion - down - 0.05) / 0.95)
@@ -326,6 +336,7 @@ def test_the_unit_of_the_features_is_no_part_of_memorisation():
     expected = memorisation(samples, training, held_out)
     for unit in (2.0**-10, 2.0**10):
         assert memorisation(unit * samples, unit * training, unit * held_out) == pytest.approx(expected)
+    assert expected == memorisation(samples, training, held_out, neighbours=50), "fifty neighbours unless another number is given"
 
 
 def test_held_out_images_that_were_trained_on_are_no_control():
