@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import accelerate.utils  # noqa: F401
+import contourpy  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import pytest
 import torch

@@ -48,7 +48,7 @@ class Promise:
         why = f": {reason}" if reason else ", since its test was not run." if self.kind == "check" else ", since none of them was run."
         message = f"{self.name} is required by {self.by}, but {what}{why}"
         verdict = about[0].verdict if self.kind == "check" and about else None
-        lens = verdict.lens if verdict is not None else self.name if self.kind == "lens" else ""
+        lens = verdict.lens if verdict is not None else {"check": "", "lens": self.name, "reference": "metrics"}[self.kind]
         title = verdict.title if verdict is not None else "What was promised is judged"
         measurement, limits = (verdict.measurement, verdict.limits) if verdict is not None else (None, None)
         return Verdict(self.name, "missing", message, measurement, limits, lens=lens, title=title)

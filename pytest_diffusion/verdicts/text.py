@@ -8,7 +8,7 @@ import unicodedata
 _MASK = "***"
 _USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 _NAMED = re.compile(
-    r"((?:[\w-]*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key|signature|credential)|\bsig|\bkey)=)[^&\s'\"]+", re.IGNORECASE
+    r"((?:[\w-]*(?:token|passw(?:or)?d|secret|api[_-]?key|access[_-]?key|signature|credential)|\bsig)=)[^&\s'\"]+", re.IGNORECASE
 )
 _TOKENS = re.compile(r"\b(hf_|gh[pousr]_|sk-|AKIA)[A-Za-z0-9_-]{12,}")
 _KEPT = "\n\t"

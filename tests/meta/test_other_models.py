@@ -121,7 +121,7 @@ def test_a_pixel_model_skips_what_it_does_not_have(pytester, shared_cache, pixel
     for name, verdict in verdicts.items():
         by_outcome.setdefault((verdict["lens"], verdict["outcome"]), set()).add(name)
     assert data["run"]["thresholds"] == ["thresholds/default.toml", "thresholds/ddpm.toml"]
-    assert by_outcome["always", "pass"] == {"same_seed", "batch_invariance", "seeds_differ"}
+    assert by_outcome["always", "pass"] == {"same_seed", "batch_invariance", "seeds_differ", "unused_tensors"}
     assert by_outcome["always", "skipped"] == {"guidance_effect", "guidance_linearity", "prompt_sensitivity"}
     assert {outcome for mode, outcome in by_outcome if mode in ("attention", "latent")} == {"skipped"}
     assert by_outcome["metrics", "pass"] == {"finite_images", "constant_images", "duplicate_images"}
@@ -140,7 +140,8 @@ def test_an_extractor_that_is_missing_leaves_no_gap(pytester, shared_cache, pixe
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     pixel_pipeline.save_pretrained(pytester.path / "pixels")
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "a.png")
+    for index in range(5):
+        Image.new("RGB", (16, 16), (40 * index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
     result = pytester.runpytest(
         "--diffusion-model=./pixels",
         "--diffusion-num-samples=8",

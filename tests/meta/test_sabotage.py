@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_diffusion.verdicts.gate import BROKEN_SETUP
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 THRESHOLDS = Path(__file__).parents[1] / "data" / "demo-256.toml"
 HEAD = """
@@ -127,9 +129,11 @@ def test_a_blind_extractor_is_a_broken_set_up_and_no_verdict_on_the_model(pytest
     pytester.syspathinsert()
     result = gate(pytester, shared_cache, extra=["--diffusion-features=blind:extract"], select="fid or precision")
     result.stdout.fnmatch_lines(
-        ["inconclusive *fid * The metrics do not separate real images from faulty ones *The model was not judged.*"]
+        [
+            "broken *3 checks (fid, fid_infinity, precision) * The metrics do not separate real images from faulty ones *The model was not judged.*"
+        ]
     )
-    assert result.ret == 1
+    assert result.ret == BROKEN_SETUP
 
 
 def test_two_steps_are_too_few(pytester, shared_cache):

@@ -137,6 +137,11 @@ def _run(session: Path, pending: list, seconds: float, jobs: int) -> None:
             target = trees[job] / mutation.module_path
             original = target.read_bytes()
             _, mutated = apply_mutation(target, operator, mutation.occurrence)
+            if mutated is None:
+                # The plan was made for another version of the module: its mutant says nothing of this one.
+                print(f"{item.job_id}: no such place in {module} any more; make a new plan.", flush=True)  # noqa: T201
+                free.append(job)
+                continue
             pid = _forked(trees[job], tests)
             running[pid] = (item, job, original, target, mutated, time.monotonic() + 20 + 6 * baselines[module])
         for pid, (item, job, original, target, mutated, limit) in list(running.items()):

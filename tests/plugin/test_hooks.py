@@ -366,7 +366,7 @@ def test_help_lists_every_option(pytester):
 
     text = "\n".join(pytester.runpytest("--help").outlines)
     for option in OPTIONS:
-        assert f"{option.flag}=" in text
+        assert f"{option.flag}{'' if option.is_switch else '='}" in text
         assert f"{option.ini} (" in text
 
 
