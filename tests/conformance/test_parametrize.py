@@ -20,7 +20,7 @@ def _on_the_path(pytester, monkeypatch, request):
 
 
 def run(pytester, *arguments):
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    return pytester.runpytest("-p", "no:cacheprovider", *arguments)
 
 
 def test_a_test_for_every_scheduler_and_check(pytester):

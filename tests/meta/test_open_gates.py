@@ -354,7 +354,6 @@ WAYS = {
     ),
 }
 WITH_XDIST = {
-    "-m that leaves the checklist out": {},
     "xfail": {},
     "an option without a model": {},
     # Workers collect by themselves: an error of theirs stops nobody, and it counts as a failure.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_diffusion.verdicts.gate import BROKEN_SETUP
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 THRESHOLDS = Path(__file__).parents[1] / "data" / "demo-256.toml"
 HEAD = """
@@ -128,12 +126,10 @@ def test_a_blind_extractor_is_a_broken_set_up_and_no_verdict_on_the_model(pytest
     (pytester.path / "blind.py").write_text("def extract(images):\n    return images.float().mean((1, 2, 3))[:, None].repeat(1, 4) * 0\n")
     pytester.syspathinsert()
     result = gate(pytester, shared_cache, extra=["--diffusion-features=blind:extract"], select="fid or precision")
-    result.stdout.fnmatch_lines(
-        [
-            "broken *3 checks (fid, fid_infinity, precision) * The metrics do not separate real images from faulty ones *The model was not judged.*"
-        ]
-    )
-    assert result.ret == BROKEN_SETUP
+    reason = "The metrics do not separate real images from faulty ones *The model was not judged.*"
+    result.stdout.fnmatch_lines([f"broken *3 checks (fid, fid_infinity, precision) *{reason}"])
+    # The file has limits for checks that were not chosen: a promise that was not kept, beside the broken set-up.
+    assert result.ret == 1
 
 
 def test_two_steps_are_too_few(pytester, shared_cache):
