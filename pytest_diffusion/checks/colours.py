@@ -15,7 +15,7 @@ from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.statistics import jackknife, wilson_interval
 from pytest_diffusion.maths.tensors import ArrayLike
 from pytest_diffusion.samples.store import Samples
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, TooFewSamples
 from pytest_diffusion.verdicts.protocol import difference_interval
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -161,7 +161,7 @@ def _both(samples: Samples | ArrayLike, reference: Reference) -> tuple[torch.Ten
         raise NotApplicable("the reference is a file of statistics, whose colours cannot be seen.")
     ours = images_of(samples)[0]
     if min(len(ours), len(reference.images)) < 2 * _GROUPS:
-        raise NotApplicable(f"at least {2 * _GROUPS} images are needed on both sides.")
+        raise TooFewSamples(f"at least {2 * _GROUPS} images are needed on both sides.")
     return ours, reference.images
 
 

@@ -23,7 +23,7 @@ from pytest_diffusion.features.clip import Scorer
 from pytest_diffusion.maths.frechet import extrapolated_distance, frechet_distance, frechet_standard_error
 from pytest_diffusion.maths.kernel import cmmd_estimate, kernel_estimate
 from pytest_diffusion.samples.store import Samples
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, TooFewSamples
 from pytest_diffusion.verdicts.verdict import Measurement
 
 
@@ -61,7 +61,7 @@ def fid_infinity(features: FeatureLike, reference_features: ReferenceLike) -> Me
     require_comparable(features, reference_features)
     fewest = min(len(side) for side in (values, reference) if isinstance(side, torch.Tensor))
     if fewest < 2 * values.shape[1]:
-        raise NotApplicable(f"{fewest} samples of {values.shape[1]} features cannot be extrapolated: {2 * values.shape[1]} are needed.")
+        raise TooFewSamples(f"{fewest} samples of {values.shape[1]} features cannot be extrapolated: {2 * values.shape[1]} are needed.")
     found = extrapolated_distance(values, reference)
     name = "FID∞" if extractor_of(features).startswith("inception") else "extrapolated Fréchet distance"
     series = {"sizes": found.sizes[::-1], "distances": found.distances[::-1], "infinity": found.estimate.value}

@@ -10,7 +10,7 @@ from pytest_diffusion.checks.registry import check
 from pytest_diffusion.features.manifold import Manifold
 from pytest_diffusion.maths.memorisation import memorisation as measure_memorisation
 from pytest_diffusion.maths.statistics import wilson_interval
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import TooFewSamples
 from pytest_diffusion.verdicts.verdict import Measurement
 
 
@@ -77,7 +77,7 @@ def memorisation(features: FeatureLike, reference_features: ReferenceLike) -> Me
     values, reference = values_of(features), reference_values_of(reference_features)
     require_comparable(features, reference_features)
     if len(reference) < 100:
-        raise NotApplicable(f"{len(reference)} reference images are too few to hold out a half of them; 100 are needed.")
+        raise TooFewSamples(f"{len(reference)} reference images are too few to hold out a half of them; 100 are needed.")
     halves = (reference[::2], reference[1::2])
     folds = [measure_memorisation(values, halves[index], halves[1 - index]) for index in (0, 1)]
     nearest = min((0, 1), key=lambda index: folds[index].nearest_ratio)

@@ -7,20 +7,30 @@ from typing import Any
 
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.thresholds import Thresholds
-from pytest_diffusion.verdicts.errors import InconclusiveFailure, NotApplicable, QualityFailure
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, NotApplicable, QualityFailure, TooFewSamples
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict, judge, skipped
+
+_CHOSEN = frozenset({"diffusion_samples", "diffusion_features", "diffusion_sample_embeds", "diffusion_manifold"})
+"""Fixtures that hold as many samples as the user asks for; other checks draw a number of their own."""
 
 
 def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
     """Measure and judge one check and record its verdict; with `must_judge`, one that judged nothing is `missing`."""
+    limits, strict = thresholds.for_check(one.name) or one.limits, thresholds.inconclusive_fails
     try:
         measurement = one.function(**arguments)
     except NotApplicable as reason:
-        verdict = skipped(one.name, str(reason), lens=one.lens, title=one.title)
+        # A preset's limit for one extractor may not hold for the one in use, which is not known here.
+        holds = limits is not None and limits.is_set and (limits.is_users_own or not limits.extractor)
+        if isinstance(reason, TooFewSamples) and limits is not None and holds:
+            gates = strict or limits.is_users_own
+            verdict = Verdict(one.name, "undersampled", str(reason), None, limits, one.lens, one.title, gates)
+        else:
+            verdict = skipped(one.name, str(reason), lens=one.lens, title=one.title)
     else:
-        limits = thresholds.for_check(one.name) or one.limits
-        verdict = judge(one.name, measurement, limits, lens=one.lens, title=one.title, strict=thresholds.inconclusive_fails)
+        is_chosen = not _CHOSEN.isdisjoint(one.fixtures.values())
+        verdict = judge(one.name, measurement, limits, lens=one.lens, title=one.title, strict=strict, is_count_chosen=is_chosen)
     if must_judge and verdict.outcome in ("skipped", "reported"):
         verdict = replace(verdict, outcome="missing", gates=True)
     record(verdict)

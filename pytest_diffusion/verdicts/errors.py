@@ -35,6 +35,10 @@ class NotApplicable(_Shown):
     """Raised by a check that cannot see what it needs; becomes the verdict `skipped` with this reason."""
 
 
+class TooFewSamples(NotApplicable):
+    """Raised by a check that needs more samples to say anything; where a limit holds, the verdict is `undersampled`."""
+
+
 class QualityFailure(AssertionError):  # noqa: N818 - named as pytest names its own
     """A measured figure lies outside its limits. Fields: `verdict`."""
 

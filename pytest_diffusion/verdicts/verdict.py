@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pytest_diffusion.verdicts.plain_json import plain, with_numbers
 from pytest_diffusion.verdicts.text import shown
 
 Outcome = Literal["pass", "fail", "inconclusive", "undersampled", "missing", "broken", "reported", "skipped"]
@@ -127,7 +128,7 @@ class Verdict:
 
         The lens also stands under "mode", its name in reports of version 0.1.
         """
-        return {**_plain(asdict(self)), "mode": self.lens}
+        return {**plain(asdict(self)), "mode": self.lens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
@@ -135,27 +136,38 @@ class Verdict:
         values = {item.name: data[item.name] for item in fields(cls) if item.name in data}
         measurement, limits = values.get("measurement"), values.get("limits")
         if measurement is not None:
-            measurement = {**_with_numbers(measurement), "value": float(measurement["value"])}
+            measurement = {**with_numbers(measurement), "value": float(measurement["value"])}
             if measurement.get("interval") is not None:
                 low, high = measurement["interval"]
                 measurement["interval"] = (float(low), float(high))
             values["measurement"] = Measurement(**measurement)
         if limits is not None:
-            values["limits"] = Limits(**_with_numbers(limits))
+            values["limits"] = Limits(**with_numbers(limits))
         values.setdefault("lens", data.get("mode", ""))
         return cls(**values)
 
 
-def judge(check: str, measurement: Measurement, limits: Limits | None, *, lens: str = "", title: str = "", strict: bool = True) -> Verdict:
+def judge(
+    check: str,
+    measurement: Measurement,
+    limits: Limits | None,
+    *,
+    lens: str = "",
+    title: str = "",
+    strict: bool = True,
+    is_count_chosen: bool = True,
+) -> Verdict:
     """The verdict on a measurement.
 
     `pass` needs enough samples and the whole interval within the limits, `fail` the whole interval outside. With fewer
     samples than the limit needs it is `undersampled`; everything else is `inconclusive`. A figure without a limit is
     `reported`: nothing was promised, so nothing is passed. Without `strict`, a figure near its limit and one with too few
     samples do not close the gate, unless the whole interval is outside or unknown, or too few samples were drawn for a
-    limit of the user's own.
+    limit of the user's own. Where the user chooses the number of samples, the message says how many would decide.
     """
     outcome, tail = _decide(measurement, limits)
+    if outcome == "inconclusive" and limits is not None and is_count_chosen:
+        tail += _samples_that_decide(measurement, *_bounds(limits))
     message = f"{_sentence(check, measurement)}; {tail}"
     if measurement.hint and outcome != "pass":
         message += f" {measurement.hint}"
@@ -204,7 +216,7 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
         return "pass", allowed
     if _is_outside(measurement, limits):
         return "fail", allowed
-    return "inconclusive", f"its interval straddles the limit; {allowed}{_samples_that_decide(measurement, at_least, at_most)}"
+    return "inconclusive", f"its interval straddles the limit; {allowed}"
 
 
 def _is_no_close_call(measurement: Measurement, limits: Limits | None) -> bool:
@@ -236,14 +248,18 @@ def _is_outside(measurement: Measurement, limits: Limits) -> bool:
 
 def _samples_that_decide(measurement: Measurement, at_least: float, at_most: float) -> str:
     """How many samples would shrink the interval to the distance between figure and limit."""
-    if measurement.interval is None or not measurement.num_samples:
+    if measurement.interval is None or not measurement.num_samples or math.isnan(sum(measurement.interval)):
         return ""
     half_width = (measurement.interval[1] - measurement.interval[0]) / 2
     distance = min(abs(measurement.value - limit) for limit in (at_least, at_most))
     if distance == 0 or half_width / distance > 1000:
         return " The figure lies on its limit: more samples would hardly decide."
-    needed = math.ceil(measurement.num_samples * (half_width / distance) ** 2)
-    return f" About {max(needed, measurement.num_samples + 1)} samples would decide."
+    counts = [measurement.num_samples, *([measurement.num_reference] if measurement.num_reference else [])]
+    needed = [max(math.ceil(count * (half_width / distance) ** 2), count + 1) for count in counts]
+    if len(needed) == 1:
+        return f" About {needed[0]} samples would decide."
+    # The reference has its share in the uncertainty, which more samples alone do not lessen.
+    return f" About {needed[0]} samples and {needed[1]} reference images would decide, if the figure stays where it is."
 
 
 def _sentence(check: str, measurement: Measurement) -> str:
@@ -264,24 +280,3 @@ def _number(value: float | None) -> str:
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def _with_numbers(value: Any) -> Any:
-    """Plain JSON with "nan", "inf" and "-inf", which JSON holds as strings, as numbers again."""
-    if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(item) for item in value]
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"A verdict holds plain values only; got {type(value).__name__}: {value!r}.")

@@ -136,3 +136,13 @@ def test_a_range_that_nobody_could_see_is_not_judged():
     binary = torch.randint(0, 2, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1).to(torch.uint8) * 255
     with pytest.raises(pd.QualityFailure, match=r"the reference would look the same if \[-1, 1\] was never mapped"):
         pd.assert_value_range(binary, Reference("binary", binary))
+
+
+@pytest.mark.parametrize("assertion", [pd.assert_value_range, pd.assert_channel_order])
+@pytest.mark.parametrize(("count", "said"), [(39, "at least 40 images are needed"), (64, "not enough samples: 64 samples, at least 100")])
+def test_fewer_samples_do_not_make_a_weaker_gate(samples, reference, assertion, count, said):
+    """A guard that needs 100 samples closes the gate with 64, and with the 39 of which it can say nothing."""
+    with pytest.raises(pd.InconclusiveFailure, match=said) as failure:
+        assertion(samples[:count], reference)
+    assert (failure.value.verdict.outcome, failure.value.verdict.gates) == ("undersampled", True)
+    assert assertion(samples[:100], reference).outcome == "pass"

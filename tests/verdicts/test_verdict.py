@@ -206,3 +206,16 @@ def test_json_round_trip(verdict):
 def test_a_verdict_holds_plain_values_only():
     with pytest.raises(TypeError, match="plain values only; got object"):
         judge("x", Measurement(1.0, series={"a": object()}), AT_MOST_30).to_json()
+
+
+def test_the_number_that_would_decide_counts_the_reference_too():
+    """Its share of the uncertainty does not shrink with more samples."""
+    measured = Measurement(29.0, interval=(27.0, 31.0), num_samples=100, num_reference=50)
+    message = judge("fid", measured, AT_MOST_30).message
+    assert message.endswith(" About 400 samples and 200 reference images would decide, if the figure stays where it is.")
+
+
+def test_no_number_is_promised_where_the_user_cannot_choose_it():
+    measured = Measurement(29.0, interval=(27.0, 31.0), num_samples=4)
+    assert "would decide" in judge("x", measured, AT_MOST_30).message
+    assert judge("x", measured, AT_MOST_30, is_count_chosen=False).message.endswith("allowed at most 30 (thresholds/test.toml [fid]).")
