@@ -22,7 +22,7 @@ def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
 def _limits(thresholds: Thresholds) -> Iterator[Promise]:
     for check, limits in thresholds.limits.items():
         if limits.is_users_own:
-            yield Promise("check", check, limits.where)
+            yield Promise("check", check, limits.where, lens=_lens(check))
 
 
 def _options(settings: Settings) -> Iterator[Promise]:
@@ -39,7 +39,12 @@ def _required(settings: Settings, thresholds: Thresholds) -> Iterator[Promise]:
     for name, by in thresholds.require.items():
         is_lens = name in (*LENSES, "always")
         of_preset = is_preset(by.partition(" ")[0])
-        lens = name if is_lens else getattr(CHECKS.get(name), "lens", None)
+        lens = name if is_lens else _lens(name)
         if of_preset and (settings.model is None or (settings.lenses is not None and lens not in (*settings.lenses, "always"))):
             continue
-        yield Promise("lens" if is_lens else "check", name, by, of_preset)
+        yield Promise("lens" if is_lens else "check", name, by, of_preset, lens)
+
+
+def _lens(check: str) -> str:
+    found = CHECKS.get(check)
+    return found.lens if found is not None else ""

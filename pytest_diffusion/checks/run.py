@@ -21,8 +21,9 @@ def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, 
     try:
         measurement = one.function(**arguments)
     except NotApplicable as reason:
-        # A preset's limit for one extractor may not hold for the one in use, which is not known here.
-        holds = limits is not None and limits.is_set and (limits.is_users_own or not limits.extractor)
+        # A preset's limit for one extractor does not hold for another one.
+        seen_with = str(getattr(arguments.get("features"), "extractor", ""))
+        holds = limits is not None and limits.is_set and (limits.is_users_own or seen_with.startswith(limits.extractor))
         if isinstance(reason, TooFewSamples) and limits is not None and holds:
             gates = strict or limits.is_users_own
             verdict = Verdict(one.name, "undersampled", str(reason), None, limits, one.lens, one.title, gates)

@@ -52,7 +52,9 @@ def read_sealed(path: Path, what: str) -> Sealed | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            known = json.loads((file.metadata() or {})[_KEY])
+            if _KEY not in (file.metadata() or {}):
+                return None  # of an earlier version
+            known = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if known["seal"] == seal_of(tensors, known["about"]):
             return Sealed(tensors, known["about"], known["seal"])

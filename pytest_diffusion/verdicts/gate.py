@@ -29,6 +29,8 @@ class Promise:
     """A file with its table, an option, or a preset."""
     is_presets: bool = False
     """Whether only a preset asked: what the user left out by a selection is then not missing, but the run is partial."""
+    lens: str = ""
+    """The lens of a check, where its verdict is shown."""
 
     def is_kept(self, entries: Collection[Entry]) -> bool:
         """Whether something of it was judged. What a broken set-up took down closes the gate by itself and is not missing too."""
@@ -48,7 +50,7 @@ class Promise:
         why = f": {reason}" if reason else ", since its test was not run." if self.kind == "check" else ", since none of them was run."
         message = f"{self.name} is required by {self.by}, but {what}{why}"
         verdict = about[0].verdict if self.kind == "check" and about else None
-        lens = verdict.lens if verdict is not None else {"check": "", "lens": self.name, "reference": "metrics"}[self.kind]
+        lens = verdict.lens if verdict is not None else {"check": self.lens, "lens": self.name, "reference": "metrics"}[self.kind]
         title = verdict.title if verdict is not None else "What was promised is judged"
         measurement, limits = (verdict.measurement, verdict.limits) if verdict is not None else (None, None)
         return Verdict(self.name, "missing", message, measurement, limits, lens=lens, title=title)
