@@ -359,7 +359,7 @@ WITH_XDIST = {
     # Workers collect by themselves: an error of theirs stops nobody, and it counts as a failure.
     "a conftest.py beside a sibling": {"code": 1, "gate": "closed"},
 }
-"""Ways that take another path with several workers, and what is different there."""
+"""Ways that take another path in a worker of xdist, and what is different there."""
 
 
 def lay_out(folder, files):
@@ -391,7 +391,7 @@ def test_the_gate_does_not_open_by_itself(pytester, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", WITH_XDIST)
-def test_nor_with_several_workers(pytester, name):
+def test_nor_in_a_worker(pytester, name):
     way = replace(WAYS[name], **WITH_XDIST[name])
     lay_out(pytester.path, way.files)
-    expect(pytester, pytester.runpytest_subprocess(*way.arguments, "-n", "2"), way)
+    expect(pytester, pytester.runpytest_subprocess(*way.arguments, "-n", "1"), way)

@@ -154,7 +154,8 @@ def test_exitfirst(pytester):
 @pytest.mark.parametrize("extra", [("-n", "2"), ("-p", "no:xdist")])
 def test_with_and_without_xdist(pytester, extra):
     pytester.makepyfile("def test_mine():\n    pass\n")
-    result = pytester.runpytest_subprocess(*SCHEDULE, *extra)
+    run = pytester.runpytest_subprocess if "-n" in extra else pytester.runpytest
+    result = run(*SCHEDULE, *extra)
     result.assert_outcomes(passed=8, skipped=1)
     result.stdout.fnmatch_lines(["1 skipped, 7 pass", "report: *diffusion-report.html"])
     data = json.loads((pytester.path / "diffusion-report.json").read_text())
