@@ -10,7 +10,7 @@ import re
 import socket
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def _discard_parts_of_the_dead(path: Path) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}.*.part"):
         process = part.name.split(".")[-3]
         if process.isdigit() and not _is_alive(int(process)):
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
 
 def _is_alive(process: int) -> bool:

@@ -163,7 +163,10 @@ class SampleStore:
     def discard_leftovers(self) -> None:
         """Remove incomplete files of a killed process. The caller must hold the lock."""
         for part in [*self.folder.glob("*.part"), *self.folder.glob("shards/*.part")]:
-            part.unlink(missing_ok=True)
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
 
     def _reserve(self, count: int, records: Sequence[dict[str, Any]]) -> None:
         """Set the size of images.npy to `count` images; disk space is used only when pixels are written.
