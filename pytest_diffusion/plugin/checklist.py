@@ -16,8 +16,9 @@ from pytest_diffusion.checks.promises import promises_of
 from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.plugin.overrides import place_of_checklist
-from pytest_diffusion.plugin.stash import CHOSEN, RUN, SAID, active_settings
-from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError, SetupError, unknown_name
+from pytest_diffusion.plugin.selection import chosen_checks
+from pytest_diffusion.plugin.stash import RUN, SAID, active_settings
+from pytest_diffusion.verdicts.errors import InconclusiveFailure, QualityFailure, SettingsError, SetupError
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict, broken, skipped
 
@@ -36,13 +37,11 @@ class Checklist(pytest.Collector):
             return
         try:
             checks = all_checks()
+            chosen = chosen_checks(self.config, [check.name for check in checks])
         except SettingsError as error:
             raise self.CollectError(str(error)) from None
-        chosen = self.config.stash[CHOSEN]
-        if unknown := [name for name in chosen if name not in [check.name for check in checks]]:
-            raise self.CollectError(unknown_name("the check", unknown[0], [check.name for check in checks]))
         for check in checks:
-            if _is_wanted(check, self.settings) and (not chosen or check.name in chosen):
+            if _is_wanted(check, self.settings) and check.name in chosen:
                 yield CheckItem.from_parent(self, name=check.name, callobj=_body(check), check=check)
 
 

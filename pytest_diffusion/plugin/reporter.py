@@ -13,7 +13,7 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.thresholds import Thresholds
 from pytest_diffusion.config.versions import package_versions
 from pytest_diffusion.plugin.course import runs_tests
-from pytest_diffusion.plugin.selection import is_typed, selection_of, selection_text
+from pytest_diffusion.plugin.selection import is_typed, selection_text
 from pytest_diffusion.plugin.stash import REPORT_FILES, active_settings, is_given
 from pytest_diffusion.report.write import ReportFiles
 from pytest_diffusion.verdicts.errors import SettingsError
@@ -182,4 +182,4 @@ def _command(config: pytest.Config, settings: Settings) -> str:
             continue
         texts = value if option.many else [",".join(value) if isinstance(value, tuple) else str(value)]
         parts += [f"{option.flag}={shlex.quote(text)}" for text in texts]
-    return shown(" ".join([*parts, *map(shlex.quote, selection_of(config))]))
+    return shown(" ".join([*parts, selection_text(config)]).rstrip())

@@ -11,8 +11,8 @@ import pytest
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.conformance.suite import Suite, scheduler_checks
 from pytest_diffusion.models.schedulers import config_entries, scheduler_class_of
-from pytest_diffusion.plugin.stash import CHOSEN
-from pytest_diffusion.verdicts.errors import QualityFailure, SettingsError, unknown_name
+from pytest_diffusion.plugin.selection import chosen_checks
+from pytest_diffusion.verdicts.errors import QualityFailure, SettingsError
 from pytest_diffusion.verdicts.recording import record
 
 
@@ -27,15 +27,13 @@ class SchedulerChecks(pytest.Collector):
             made = scheduler_class_of(name)
             config = config_entries(made, self.settings.scheduler_config)
             suite = Suite(lambda: made(**config), profile=self.settings.scheduler_profile)
+            chosen = chosen_checks(self.config, scheduler_checks())
         except SettingsError as error:
             raise self.CollectError(str(error)) from None
         except Exception as error:
             shown = ", ".join(self.settings.scheduler_config)
             raise self.CollectError(f"--diffusion-scheduler: {name}({shown}) cannot be made: {type(error).__name__}: {error}") from None
-        chosen = self.config.stash[CHOSEN]
-        if unknown := [check for check in chosen if check not in scheduler_checks()]:
-            raise self.CollectError(unknown_name("the check", unknown[0], scheduler_checks()))
-        for check in chosen or scheduler_checks():
+        for check in chosen:
             yield SchedulerItem.from_parent(self, name=check, suite=suite)
 
 

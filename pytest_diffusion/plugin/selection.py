@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import pytest
 
 from pytest_diffusion.plugin.stash import CHOSEN
+from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 _PREFIX = "diffusion::"
 _TEXTS = {"keyword": ("-k",), "markexpr": ("-m",), "deselect": ("--deselect",)}
@@ -21,11 +23,17 @@ _SWITCHES = {
 def take_check_ids(config: pytest.Config) -> None:
     """Take ids of checks, as the terminal prints them, from the arguments: they name no file that pytest could find."""
     ids = [argument for argument in config.args if argument.startswith(_PREFIX)]
-    if ids:
-        config.args[:] = [argument for argument in config.args if argument not in ids]
-        # In the options, because these are what xdist hands to its workers.
-        config.option.diffusion_checks = [argument.removeprefix(_PREFIX) for argument in ids]
-    config.stash[CHOSEN] = list(getattr(config.option, "diffusion_checks", None) or [])
+    config.args[:] = [argument for argument in config.args if argument not in ids]
+    config.stash[CHOSEN] = [argument.removeprefix(_PREFIX) for argument in ids]
+
+
+def chosen_checks(config: pytest.Config, names: Sequence[str]) -> list[str]:
+    """Those of `names` that were chosen by their ids, or all of them. Raises SettingsError for an id that names no check."""
+    chosen = config.stash[CHOSEN]
+    for name in chosen:
+        if name not in names:
+            raise SettingsError(unknown_name("the check", name, names))
+    return [name for name in names if not chosen or name in chosen]
 
 
 def selection_of(config: pytest.Config) -> list[str]:
@@ -45,7 +53,11 @@ def selection_text(config: pytest.Config) -> str:
 
 
 def is_typed(config: pytest.Config) -> bool:
-    """Whether all of the selection stands on the command line, and none in the ini file or in PYTEST_ADDOPTS."""
+    """Whether there is a selection, and all of it stands on the command line, not in the ini file or in PYTEST_ADDOPTS.
+
+    `-x` alone is none: without a failure it leaves nothing out.
+    """
     typed = [str(argument) for argument in config.invocation_params.args]
-    flags = {name: shown for name, shown in (_TEXTS | _SWITCHES).items() if getattr(config.option, name, None)}
-    return all(any(argument.startswith(flag) for argument in typed for flag in shown) for shown in flags.values())
+    chosen = [flags for name, flags in (_TEXTS | _SWITCHES).items() if name != "maxfail" and getattr(config.option, name, None)]
+    all_typed = all(any(argument.startswith(flag) for argument in typed for flag in flags) for flags in chosen)
+    return all_typed and bool(chosen or config.stash.get(CHOSEN, []))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.plugin.stash import is_given
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 _INI_PREFIX = "diffusion_"
@@ -52,8 +53,7 @@ def unused_options(config: pytest.Config, items: Sequence[pytest.Item]) -> str:
     """Why options of ours would have no effect: there is no model, and no test uses a fixture, marker or helper; else empty."""
     given = [option.flag for option in OPTIONS if config.getoption(option.ini)]
     subjects = ("--diffusion-model", "--diffusion-scheduler")
-    named = any(config.getoption(f"{_INI_PREFIX}{name}") or config.getini(f"{_INI_PREFIX}{name}") for name in ("model", "scheduler"))
-    if not given or named or any(_uses_ours(item) for item in items):
+    if not given or is_given(config, "model", "scheduler") or any(_uses_ours(item) for item in items):
         return ""
     shown = f"{given[0]} has" if len(given) == 1 else f"{', '.join(given)} have"
     return f"{shown} no effect: give {' or '.join(subjects)}, or a test that uses a fixture, a marker or a helper of pytest-diffusion."

@@ -107,6 +107,9 @@ WAYS = {
     "PYTEST_ADDOPTS with -k": Way(SCHEDULE, 1, "partial", "gate: partial", environment={"PYTEST_ADDOPTS": "-k log_snr"}),
     "an id that does not exist": Way((*SCHEDULE, "diffusion::log_snr_lost"), 2, "unfinished", "*Did you mean 'log_snr_last'*"),
     "a hook that drops items": Way(SCHEDULE, 1, "partial", "Partial: 1 of 8*", {"conftest.py": changes_items("items[:] = items[:1]")}),
+    "-x beside a hook that drops items": Way(
+        (*SCHEDULE, "-x"), 1, "partial", "Partial: 1 of 8*", {"conftest.py": changes_items("items[:] = items[:1]")}
+    ),
     "a hook that drops all items": Way(SCHEDULE, 1, "closed", "Partial: 0 of 8*", {"conftest.py": changes_items("items[:] = []")}),
     "a mark that skips": Way(
         SCHEDULE,
