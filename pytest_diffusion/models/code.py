@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pytest_diffusion.config.cache import read_json
 from pytest_diffusion.verdicts.errors import SettingsError
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -27,11 +27,11 @@ def refuse_code(flag: str, folder: Path) -> None:
 def _reasons(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*.py")):
         yield f"{path} is Python code, which a library may run."
-    for name, entry in _read(folder / "model_index.json").items():
+    for name, entry in read_json(folder / "model_index.json").items():
         if not name.startswith("_") and isinstance(entry, list) and entry != [None, None] and not _is_known(entry):
             yield f"{folder / 'model_index.json'} takes the part {name!r} from {entry!r}; expected a class of diffusers or transformers."
     for path in sorted(folder.rglob("*.json")):
-        config = _read(path)
+        config = read_json(path)
         if "_class_name" in config and not _is_name(config["_class_name"]):
             yield f"{path} has the _class_name {config['_class_name']!r}; expected a plain name."
         if _has_key(config, "auto_map"):
@@ -59,12 +59,3 @@ def _has_key(value: Any, key: str) -> bool:
     if isinstance(value, dict):
         return key in value or any(_has_key(item, key) for item in value.values())
     return isinstance(value, list) and any(_has_key(item, key) for item in value)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file holds something else, which the loader will say."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -32,7 +32,8 @@ def load_pipeline(settings: Settings) -> Any:
     try:
         pipeline = source.loader()(settings.model, settings=settings)
     except ModelError as error:
-        raise ModelError(f"--diffusion-model: {error}") from error
+        # A broken set-up stays one; an error that names its option says enough.
+        raise error if str(error).startswith("--diffusion-") else type(error)(f"--diffusion-model: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _unloadable(source, settings.model, error, f"{type(error).__name__}: {error}") from error
     if settings.scheduler is not None or settings.scheduler_config:

@@ -91,11 +91,6 @@ class ReportFiles:
         return earlier if earlier.expected and held >= set(earlier.expected) else None
 
 
-def write_reports(report: Report, *, folder: Path) -> list[str]:
-    """Write a report under the name in its settings, in `folder`; returns a line for each file."""
-    return ReportFiles(folder / report.settings.report).write(report)
-
-
 def _is_same_subject(report: Report, earlier: Report) -> bool:
     settings: list[dict[str, Any]] = []
     for one in (report, earlier):

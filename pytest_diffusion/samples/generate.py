@@ -21,7 +21,7 @@ from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore
-from pytest_diffusion.verdicts.errors import ModelError, SetupError
+from pytest_diffusion.verdicts.errors import SetupError
 
 SHARD_SIZE = 64
 """Samples in a shard, or a whole batch where that is more. A killed run loses at most one shard."""
@@ -72,8 +72,7 @@ def generate_samples(
 
     Sample i has prompt i modulo the number of prompts, and its own seed (`samples.seeds`). A larger number of samples
     therefore extends a smaller one. Another process that needs the same samples waits, tells `say` for whom (by default the
-    log), and then reads them. Raises
-    ModelError where the store cannot be written; existing samples are kept.
+    log), and then reads them. Raises SetupError where the store cannot be written; existing samples are kept.
     """
     count = settings.num_samples
     chosen = prompts if prompts and is_text_conditioned(pipeline) else None
@@ -85,7 +84,7 @@ def generate_samples(
     if not store.is_writable():
         # A complete store may be on a read-only disk, where no lock can be taken.
         if missing := store.missing(count, shard_size):
-            raise ModelError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
+            raise SetupError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
     with _locked(store, say or _LOG.warning), _says_what_is_kept(store, count):
         return _complete(store, pipeline, texts, seeds, settings, batch, progress)

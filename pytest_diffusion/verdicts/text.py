@@ -27,7 +27,7 @@ def masked(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Both."""
+    """The text as it may be shown: `printable` and `masked`."""
     return masked(printable(text))
 
 

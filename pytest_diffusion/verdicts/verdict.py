@@ -200,14 +200,9 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
     allowed = f"allowed {limits.text} ({limits.where or 'given by the caller'})."
     if math.isnan(measurement.value):
         return "fail", f"not a number; {allowed}"
-    for what, seen, needed in (
-        ("samples", measurement.num_samples, limits.min_samples),
-        ("reference images", measurement.num_reference, limits.min_reference),
-    ):
-        if needed and (seen is None or seen < needed):
-            count = "an unknown number of" if seen is None else str(seen)
-            outside = " All of its interval lies outside the limit." if _is_outside(measurement, limits) else ""
-            return "undersampled", f"not enough samples: {count} {what}, at least {needed} are needed; {allowed}{outside}"
+    if shortage := _shortage(measurement, limits):
+        outside = " All of its interval lies outside the limit." if _is_outside(measurement, limits) else ""
+        return "undersampled", f"not enough samples: {shortage}; {allowed}{outside}"
     low, high = _interval(measurement)
     if math.isnan(low) or math.isnan(high):
         return "inconclusive", f"its uncertainty could not be measured; {allowed}"
@@ -219,15 +214,23 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
     return "inconclusive", f"its interval straddles the limit; {allowed}"
 
 
+def _shortage(measurement: Measurement, limits: Limits) -> str:
+    """What there is too little of, samples or reference images; empty where there is enough."""
+    for what, seen, needed in (
+        ("samples", measurement.num_samples, limits.min_samples),
+        ("reference images", measurement.num_reference, limits.min_reference),
+    ):
+        if needed and (seen is None or seen < needed):
+            return f"{'an unknown number of' if seen is None else seen} {what}, at least {needed} are needed"
+    return ""
+
+
 def _is_no_close_call(measurement: Measurement, limits: Limits | None) -> bool:
     """Whether a figure that cannot be decided closes the gate even where close calls are let through."""
     if limits is None:
         return False
-    too_few = any(
-        needed and (seen or 0) < needed
-        for seen, needed in ((measurement.num_samples, limits.min_samples), (measurement.num_reference, limits.min_reference))
-    )
-    return math.isnan(sum(_interval(measurement))) or _is_outside(measurement, limits) or (too_few and limits.is_users_own)
+    is_own_and_short = limits.is_users_own and bool(_shortage(measurement, limits))
+    return math.isnan(sum(_interval(measurement))) or _is_outside(measurement, limits) or is_own_and_short
 
 
 def _interval(measurement: Measurement) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from pytest_diffusion.report.contents import Report, worst_first
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.html import render
 from pytest_diffusion.report.markdown import summary
-from pytest_diffusion.report.write import write_reports
+from pytest_diffusion.report.write import ReportFiles
 from pytest_diffusion.verdicts.gate import Course, decide
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
@@ -100,7 +100,10 @@ def test_markdown_escapes_pipes_and_tags():
 
 def test_written_beside_each_other(tmp_path):
     made = report(report="deep/r.html")
-    assert write_reports(made, folder=tmp_path) == [str(tmp_path / "deep" / "r.html"), str(tmp_path / "deep" / "r.json")]
+    assert ReportFiles(tmp_path / made.settings.report).write(made) == [
+        str(tmp_path / "deep" / "r.html"),
+        str(tmp_path / "deep" / "r.json"),
+    ]
     assert json.loads((tmp_path / "deep" / "r.json").read_text()) == made.to_json()
     assert list((tmp_path / "deep").glob("*.part")) == []
 
