@@ -11,7 +11,7 @@ from pytest_diffusion.plugin.stash import CHOSEN
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 _PREFIX = "diffusion::"
-_TEXTS = {"keyword": ("-k",), "markexpr": ("-m",), "deselect": ("--deselect",)}
+_TEXTS = {"keyword": "-k", "markexpr": "-m", "deselect": "--deselect"}
 _SWITCHES = {
     "lf": ("--lf", "--last-failed"),
     "stepwise": ("--sw", "--stepwise"),
@@ -39,11 +39,9 @@ def chosen_checks(config: pytest.Config, names: Sequence[str]) -> list[str]:
 def selection_of(config: pytest.Config) -> list[str]:
     """The arguments that leave tests out, as they can be typed again."""
     parts = [_PREFIX + name for name in config.stash.get(CHOSEN, [])]
-    for name, flags in _TEXTS.items():
-        value = getattr(config.option, name, None)
-        for text in value if isinstance(value, list) else [value]:
-            if text:
-                parts += [flags[0], text]
+    for name, flag in _TEXTS.items():
+        for text in _texts(config, name):
+            parts += [flag, text]
     return parts + [flags[0] for name, flags in _SWITCHES.items() if getattr(config.option, name, None)]
 
 
@@ -58,6 +56,15 @@ def is_typed(config: pytest.Config) -> bool:
     `-x` alone is none: without a failure it leaves nothing out.
     """
     typed = [str(argument) for argument in config.invocation_params.args]
-    chosen = [flags for name, flags in (_TEXTS | _SWITCHES).items() if name != "maxfail" and getattr(config.option, name, None)]
-    all_typed = all(any(argument.startswith(flag) for argument in typed for flag in flags) for flags in chosen)
-    return all_typed and bool(chosen or config.stash.get(CHOSEN, []))
+    texts = [text for name in _TEXTS for text in _texts(config, name)]
+    switches = [flags for name, flags in _SWITCHES.items() if name != "maxfail" and getattr(config.option, name, None)]
+    # Each text by itself: `--deselect` adds up, so that one may be typed and another may not.
+    found = [any(argument.endswith(text) for argument in typed) for text in texts]
+    found += [any(argument in flags for argument in typed) for flags in switches]
+    return all(found) and bool(found or config.stash.get(CHOSEN, []))
+
+
+def _texts(config: pytest.Config, name: str) -> list[str]:
+    """The texts of one of pytest's options, whether it may be given once or more often."""
+    value = getattr(config.option, name, None)
+    return [text for text in (value if isinstance(value, list) else [value]) if text]

@@ -104,6 +104,13 @@ WAYS = {
         {**PASSING, "pytest.ini": "[pytest]\naddopts = -m unit\nmarkers = unit\n"},
     ),
     "addopts with -k": Way(SCHEDULE, 1, "partial", "Partial: 3 of 8 *(-k log_snr).", {"pytest.ini": "[pytest]\naddopts = -k log_snr\n"}),
+    "addopts beside what was typed": Way(
+        (*SCHEDULE, "--deselect=diffusion::betas_in_range"),
+        1,
+        "partial",
+        "not run: betas_in_range, log_snr_first",
+        {"pytest.ini": "[pytest]\naddopts = --deselect diffusion::log_snr_first\n"},
+    ),
     "PYTEST_ADDOPTS with -k": Way(SCHEDULE, 1, "partial", "gate: partial", environment={"PYTEST_ADDOPTS": "-k log_snr"}),
     "an id that does not exist": Way((*SCHEDULE, "diffusion::log_snr_lost"), 2, "unfinished", "*Did you mean 'log_snr_last'*"),
     "a hook that drops items": Way(SCHEDULE, 1, "partial", "Partial: 1 of 8*", {"conftest.py": changes_items("items[:] = items[:1]")}),
