@@ -82,3 +82,11 @@ def test_unknown_names():
         load_thresholds(["sd1.5"])
     with pytest.raises(SettingsError, match=r"missing\.toml does not exist"):
         load_thresholds(["missing.toml"])
+
+
+def test_fewer_samples_ask_for_fewer_references_and_more_for_no_more(tmp_path):
+    path = tmp_path / "own.toml"
+    for samples, references in ((500, 500), (20_000, 10_000)):
+        path.write_text(f"[fid]\nmin_samples = {samples}\n")
+        limits = load_thresholds([str(path)]).for_check("fid")
+        assert (limits.min_samples, limits.min_reference, limits.at_most) == (samples, references, 30.0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pytest_diffusion.data.files import MAX_PIXELS, ImageRows, first_images, open_image
+from pytest_diffusion.data.files import MAX_PIXELS, ImageRows, first_images, open_image, require_size
 from pytest_diffusion.data.prompts import read_prompts
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.verdicts.errors import SetupError
@@ -103,3 +103,9 @@ def test_files_of_prompts_that_are_none(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SetupError, match=message):
         read_prompts(str(tmp_path / name))
+
+
+def test_the_largest_image_is_read():
+    require_size((8192, 8192), "at the bound")
+    with pytest.raises(SetupError, match="beyond has 8193x8192 pixels"):
+        require_size((8193, 8192), "beyond")

@@ -13,7 +13,7 @@ from pytest_diffusion.models.capabilities import family
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.load import family_of_index, load_pipeline, load_single_file
-from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
+from pytest_diffusion.verdicts.errors import ModelError, NotApplicable, SetupError
 
 
 def test_the_demo_is_a_genuine_stable_diffusion(demo_pipeline):
@@ -166,3 +166,12 @@ def test_inception_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match=r"pip install 'pytest-diffusion\[inception\]'"):
         load_extractor("inception")
+
+
+def test_a_broken_set_up_in_a_loader_is_not_the_models_fault(tmp_path, monkeypatch):
+    (tmp_path / "broken_set_up.py").write_text(
+        "from pytest_diffusion import SetupError\ndef make():\n    raise SetupError('the licence server is off.')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SetupError, match=r"^--diffusion-model: the licence server is off\.$"):
+        load_pipeline(Settings(model="broken_set_up:make", device="cpu"))

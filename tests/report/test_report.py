@@ -167,3 +167,15 @@ def test_texts_that_a_conftest_adds_are_sections():
     page = render(replace(report(), extra={"Approved <by>": "Ada & Grace"}))
     assert "<h2>Approved &lt;by&gt;</h2>" in page
     assert "Ada &amp; Grace" in page
+
+
+@pytest.mark.parametrize(("weights", "joined"), [("a", True), ("b", False)])
+def test_a_partial_run_of_other_weights_joins_no_report(tmp_path, weights, joined):
+    expected = ("fid", "kid")
+    whole = decide([entry for entry in verdicts() if entry.verdict.check in expected], Course(expected=expected))
+    partial = decide([entry for entry in verdicts() if entry.verdict.check == "fid"], Course(expected=expected))
+    shared = {"command": "pytest", "expected": list(expected)}
+    ReportFiles(tmp_path / "r.html").write(Report.of(whole, Settings(model="m"), facts={"weights": "a"}, **shared))
+    ReportFiles(tmp_path / "r.html").write(Report.of(partial, Settings(model="m"), facts={"weights": weights}, **shared))
+    assert (tmp_path / "r.partial.json").exists() != joined
+    assert len(json.loads((tmp_path / "r.json").read_text())["verdicts"]) == 2

@@ -12,9 +12,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.features.extractors import Extractor
+from pytest_diffusion.features.sealed import seal_of
 from pytest_diffusion.features.store import stored_features
 from pytest_diffusion.samples import generate
 
@@ -277,3 +279,28 @@ def test_parts_of_dead_processes_go(tmp_path):
         path.write_text("half")
     cache.write_text(tmp_path / "a.json", "{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, "a.json"])
+
+
+def test_a_seal_covers_names_dtypes_shapes_and_what_is_said():
+    values = torch.arange(6, dtype=torch.int32)
+    others = [
+        ({"b": values}, {"n": 1}),
+        ({"a": values.view(torch.float32)}, {"n": 1}),
+        ({"a": values.reshape(2, 3)}, {"n": 1}),
+        ({"a": values + 1}, {"n": 1}),
+        ({"a": values}, {"n": 2}),
+    ]
+    seals = [seal_of(tensors, about) for tensors, about in [({"a": values}, {"n": 1}), *others]]
+    assert len(set(seals)) == len(seals)
+
+
+def test_another_sound_store_in_its_place_is_not_believed(workshop):
+    """All of its records and pixels agree with one another, and are of other samples."""
+
+    def spoil(cache):
+        mine = next(path for path in (cache / "samples").iterdir() if path.is_dir())
+        theirs = next(path for path in (cache.parent / "other" / "samples").iterdir() if path.is_dir())
+        shutil.rmtree(mine)
+        shutil.copytree(theirs, mine)
+
+    check(workshop, spoil)

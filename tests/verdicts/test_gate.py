@@ -127,3 +127,9 @@ def test_skipped_checks_can_be_made_to_close_the_gate():
     decision = decide(entries(PASS, SKIPPED, REPORTED), Course(), skipped_fail_by="own.toml [gate]")
     assert decision.gate == "closed"
     assert [entry.verdict.outcome for entry in decision.entries] == ["pass", "reported", "missing"]
+
+
+def test_a_test_of_the_users_does_not_stand_for_the_checklist():
+    """Its figure is judged, and the checklist that was asked for judged nothing."""
+    decision = decide([Entry(PASS, "test_mine.py::test_fid"), *entries(SKIPPED)], Course(expected=("attention_sharpens",)))
+    assert (decision.gate, decision.exit_code) == ("empty", 1)
