@@ -96,8 +96,8 @@ def _figure(verdict: Verdict) -> str:
 
 def _limits(verdict: Verdict) -> str:
     limits = verdict.limits
-    if limits is None or (limits.at_least is None and limits.at_most is None):
-        return "reported only"
+    if limits is None or not limits.is_set:
+        return "reported only" if verdict.outcome == "reported" else "–"
     parts = [f"≥ {_number(limits.at_least)}"] if limits.at_least is not None else []
     parts += [f"≤ {_number(limits.at_most)}"] if limits.at_most is not None else []
     return ", ".join(parts)

@@ -179,3 +179,10 @@ def test_a_partial_run_of_other_weights_joins_no_report(tmp_path, weights, joine
     ReportFiles(tmp_path / "r.html").write(Report.of(partial, Settings(model="m"), facts={"weights": weights}, **shared))
     assert (tmp_path / "r.partial.json").exists() != joined
     assert len(json.loads((tmp_path / "r.json").read_text())["verdicts"]) == 2
+
+
+def test_only_what_was_measured_is_called_reported():
+    kid = judge("kid", Measurement(1.0), None, lens="metrics")
+    for verdict, said in ((kid, True), (skipped("kid", "no reference", lens="metrics"), False)):
+        page = render(Report.of(decide([Entry(verdict, "diffusion::kid")], Course()), Settings(model="m"), command="pytest"))
+        assert ("reported only" in page) == said
