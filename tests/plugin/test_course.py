@@ -59,13 +59,17 @@ def test_a_command_that_runs_nothing_leaves_the_report_alone(pytester, flag):
 def test_signals_end_a_run_in_order(pytester, number):
     left_by_an_earlier_run(pytester)
     pytester.makepyfile("import pathlib, time\ndef test_mine():\n    pathlib.Path('begun').touch()\n    time.sleep(60)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *SCHEDULE], cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while not (pytester.path / "begun").exists() and process.poll() is None:
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "pytest", *SCHEDULE]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # A shell lets its background jobs ignore SIGINT, and so everything that these start.
+    with subprocess.Popen(command, cwd=pytester.path, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL), **pipes) as process:
+        try:
+            while not (pytester.path / "begun").exists() and process.poll() is None:
+                time.sleep(0.05)
+            os.kill(process.pid, number)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 2, output
     assert report(pytester)["gate"] == "unfinished"
     assert "The run was stopped: " in output
