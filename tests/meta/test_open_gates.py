@@ -46,11 +46,12 @@ def pipeline_of(body, decorator='@pytest.fixture(scope="session")', arguments=""
     """A conftest.py that overrides the pipeline."""
     return f"""
         import types, unittest
-        import diffusers, pytest, torch
-        SOUND = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-        REVERSED = diffusers.DDIMScheduler(trained_betas=torch.linspace(0.02, 1e-4, 1000).numpy())
+        import pytest
         {decorator}
         def diffusion_pipeline({arguments}):
+            import diffusers, torch
+            SOUND = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+            REVERSED = diffusers.DDIMScheduler(trained_betas=torch.linspace(0.02, 1e-4, 1000).numpy())
             {body}
         """
 
