@@ -7,7 +7,7 @@ import torch
 from pytest_diffusion.attention.run import AttentionRun
 from pytest_diffusion.checks import plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.maths.statistics import mean_error, wilson_interval
+from pytest_diffusion.maths.statistics import mean_estimate, wilson_interval
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -97,8 +97,7 @@ def attention_not_uniform(attention: AttentionRun) -> Measurement:
     entropies = torch.stack([attention.entropies(name).mean(0) for name in attention.named]).mean(0)
     series = {"entropy": {name: [float(value) for value in attention.entropies(name).mean(1)] for name in attention.records[0].layers}}
     return Measurement.with_error(
-        float(entropies.mean()),
-        mean_error(entropies),
+        *mean_estimate(entropies),
         name="token entropy",
         num_samples=len(entropies),
         series={**series, "timesteps": attention.records[0].timesteps},

@@ -9,6 +9,7 @@ import torch
 from pytest_diffusion.features.clip import Clip, Scorer
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.maths.tensors import ArrayLike
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.protocol import require_same_protocol
@@ -22,8 +23,14 @@ ReferenceLike: TypeAlias = FeatureLike | FeatureStatistics
 """Features of the reference, or statistics of them."""
 
 
-def with_error(value: float, error: float, features: FeatureLike, reference: ReferenceLike, **rest: Any) -> Measurement:
-    return Measurement.with_error(value, error, **basis(features, reference), **rest)
+def with_error(estimate: Estimate, features: FeatureLike, reference: ReferenceLike, **rest: Any) -> Measurement:
+    value, error, degrees = estimate
+    return Measurement.with_error(value, error, degrees, given_reference=is_fixed(reference), **basis(features, reference), **rest)
+
+
+def is_fixed(reference: ReferenceLike) -> bool:
+    """Whether the reference is the same in every run, so that only the samples vary: features of files, and statistics."""
+    return isinstance(reference, Features | FeatureStatistics)
 
 
 def basis(features: FeatureLike, reference: ReferenceLike, extra: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from pytest_diffusion.analytic.compare import Denoisers, compare_trajectories, epsilon_losses
 from pytest_diffusion.checks import plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.maths.statistics import mean_error
+from pytest_diffusion.maths.statistics import mean_estimate
 from pytest_diffusion.models.levels import NoiseLevel, kind_of, level_of_timestep
 from pytest_diffusion.models.schedulers import Scheduler, num_train_timesteps, with_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -81,12 +81,13 @@ def denoising_loss(denoisers: Denoisers) -> Measurement:
     for timestep in timesteps:
         ours, theirs = (epsilon_losses(one, denoisers.images, timestep) for one in (denoisers.model, denoisers.closed_form))
         # Paired: both saw the same noise on the same images.
-        rows.append((float((ours - theirs).mean()), mean_error(ours - theirs), float(ours.mean()), float(theirs.mean())))
-    worst = max(range(len(rows)), key=lambda index: rows[index][0] if not math.isnan(rows[index][0]) else math.inf)
-    series = {"timesteps": timesteps, "model": [row[2] for row in rows], "closed_form": [row[3] for row in rows]}
-    hint = f"It is largest at timestep {timesteps[worst]}, where the model has {rows[worst][2]:.3g} and the filter {rows[worst][3]:.3g}."
+        rows.append((mean_estimate(ours - theirs), float(ours.mean()), float(theirs.mean())))
+    values = [row[0].value for row in rows]
+    worst = max(range(len(rows)), key=lambda index: values[index] if not math.isnan(values[index]) else math.inf)
+    series = {"timesteps": timesteps, "model": [row[1] for row in rows], "closed_form": [row[2] for row in rows]}
+    hint = f"It is largest at timestep {timesteps[worst]}, where the model has {rows[worst][1]:.3g} and the filter {rows[worst][2]:.3g}."
     return Measurement.with_error(
-        rows[worst][0], rows[worst][1], name="loss above a linear filter's", num_samples=len(denoisers.images), series=series, hint=hint
+        *rows[worst][0], name="loss above a linear filter's", num_samples=len(denoisers.images), series=series, hint=hint
     )
 
 

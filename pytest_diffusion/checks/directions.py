@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pytest_diffusion.checks import pictures, plots
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.features.clip import Scorer
-from pytest_diffusion.maths.statistics import mean_error, rank_correlations, sign_flip_p_value
+from pytest_diffusion.maths.statistics import mean_estimate, rank_correlations, sign_flip_p_value
 from pytest_diffusion.samples.direction import Direction
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -34,8 +34,7 @@ def semantic_direction(direction: Direction, clip: Scorer) -> Measurement:
         "prompts": [direction.pair.source, direction.pair.target],
     }
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
+        *mean_estimate(values),
         name="agreement of changes",
         num_samples=len(values),
         series=series,
@@ -90,8 +89,7 @@ def semantic_strength(direction: Direction, clip: Scorer) -> Measurement:
     strengths = torch.tensor(list(direction.sweep), dtype=torch.float64)
     values = rank_correlations(along, strengths)
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
+        *mean_estimate(values),
         name="rank correlation of strength and change",
         num_samples=count,
         protocol={"extractor": f"CLIP {clip.name}"},

@@ -9,6 +9,7 @@ from pytest_diffusion.checks.comparable import (
     FeatureLike,
     ReferenceLike,
     extractor_of,
+    is_fixed,
     protocol_of_clip,
     reference_of,
     reference_values_of,
@@ -22,6 +23,7 @@ from pytest_diffusion.data.references import Reference
 from pytest_diffusion.features.clip import Scorer
 from pytest_diffusion.maths.frechet import extrapolated_distance, frechet_distance, frechet_standard_error
 from pytest_diffusion.maths.kernel import cmmd_estimate, kernel_estimate
+from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import NotApplicable, TooFewSamples
 from pytest_diffusion.verdicts.verdict import Measurement
@@ -44,7 +46,8 @@ def fid(features: FeatureLike, reference_features: ReferenceLike) -> Measurement
     shift = float((torch.as_tensor(values).double().mean(0) - mean).square().sum())
     hint = f"{shift / distance:.0%} of it is a shift of the mean, the rest is a difference in spread." if distance > 0 else ""
     name = "FID" if extractor_of(features).startswith("inception") else "Fréchet distance"
-    return with_error(distance, frechet_standard_error(values, reference), features, reference_features, name=name, hint=hint)
+    error = frechet_standard_error(values, reference, given_reference=is_fixed(reference_features))
+    return with_error(Estimate(distance, error), features, reference_features, name=name, hint=hint)
 
 
 @check(
@@ -62,10 +65,10 @@ def fid_infinity(features: FeatureLike, reference_features: ReferenceLike) -> Me
     fewest = min(len(side) for side in (values, reference) if isinstance(side, torch.Tensor))
     if fewest < 2 * values.shape[1]:
         raise TooFewSamples(f"{fewest} samples of {values.shape[1]} features cannot be extrapolated: {2 * values.shape[1]} are needed.")
-    found = extrapolated_distance(values, reference)
+    found = extrapolated_distance(values, reference, given_reference=is_fixed(reference_features))
     name = "FID∞" if extractor_of(features).startswith("inception") else "extrapolated Fréchet distance"
     series = {"sizes": found.sizes[::-1], "distances": found.distances[::-1], "infinity": found.estimate.value}
-    return with_error(*found.estimate, features, reference_features, name=name, series=series)
+    return with_error(found.estimate, features, reference_features, name=name, series=series)
 
 
 @check(
@@ -78,9 +81,9 @@ def fid_infinity(features: FeatureLike, reference_features: ReferenceLike) -> Me
 def kid(features: FeatureLike, reference_features: ReferenceLike) -> Measurement:
     """Unbiased squared MMD between features of samples and of the reference. Source: arXiv:1801.01401."""
     require_comparable(features, reference_features)
-    return with_error(
-        *kernel_estimate(values_of(features), reference_values_of(reference_features)), features, reference_features, name="KID"
-    )
+    sides = values_of(features), reference_values_of(reference_features)
+    estimate = kernel_estimate(*sides, given_reference=is_fixed(reference_features))
+    return with_error(estimate, features, reference_features, name="KID")
 
 
 @check(
@@ -108,4 +111,5 @@ def cmmd(
     theirs = clip.image_embeds(images) if reference_embeds is None else reference_embeds
     protocol = {**protocol_of_clip(clip), "kernel": "Gaussian, sigma 10, times 1000, biased"}
     counts = {"num_samples": len(ours), "num_reference": len(theirs)}
-    return Measurement.with_error(*cmmd_estimate(ours, theirs), name="CMMD", protocol=protocol, **counts)
+    estimate = cmmd_estimate(ours, theirs, given_reference=True)
+    return Measurement.with_error(*estimate, name="CMMD", protocol=protocol, given_reference=True, **counts)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 
 from pytest_diffusion.checks import plots
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.maths.statistics import jackknife, mean_error
+from pytest_diffusion.maths.statistics import jackknife, mean_estimate
 from pytest_diffusion.samples.latent_fit import LatentFit
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
@@ -55,14 +56,15 @@ def latent_scale(latent_fit: LatentFit) -> Measurement:
                 return math.log2(factor) - low / (high - low) / 4
         return math.nan
 
-    exponent, error = jackknife(crossing, figures, groups=min(20, count))
-    value, factor = 2**exponent, latent_fit.scaling_factor
+    logarithm = Measurement.with_error(*jackknife(crossing, figures, groups=min(20, count)))
+    assert logarithm.interval is not None
+    value, factor = 2**logarithm.value, latent_fit.scaling_factor
     hint = f"The denoiser expects latents with a scaling factor of {factor * value:.4g}; the configuration says {factor:.4g}."
     if factor == 1:
         hint += " It looks as if the VAE's scaling factor is missing."
     elif abs(math.log(value * math.sqrt(factor))) < 0.3:
         hint += " It looks as if the VAE's scaling factor was applied twice."
-    interval = 2 ** (exponent - 1.96 * error), 2 ** (exponent + 1.96 * error)
+    interval = 2 ** logarithm.interval[0], 2 ** logarithm.interval[1]
     return Measurement(value, "factor of the latents", interval=interval, num_samples=count, series=series, hint=hint, unjudged=unjudged)
 
 
@@ -83,13 +85,13 @@ def latent_shift(latent_fit: LatentFit) -> Measurement:
     def best(values: torch.Tensor) -> float:
         return OFFSET * _vertex(values.mean(0))
 
-    value, error = jackknife(best, errors, groups=min(20, len(errors)))
-    if math.isnan(value):
+    estimate = jackknife(best, errors, groups=min(20, len(errors)))
+    if math.isnan(estimate.value):
         raise NotApplicable("the denoiser's error hardly depends on an offset of the latents, so no best offset can be found.")
-    raw = value / latent_fit.scaling_factor
+    raw = estimate.value / latent_fit.scaling_factor
     hint = f"The encoder's raw latents are offset by {-raw:+.4g} from what the denoiser expects: "
     hint += "is the shift factor ignored, or applied twice?"
-    return Measurement.with_error(value, error, name="best offset on latents", num_samples=len(errors), hint=hint)
+    return Measurement.with_error(*estimate, name="best offset on latents", num_samples=len(errors), hint=hint)
 
 
 @check(
@@ -108,16 +110,15 @@ def latent_channels(latent_fit: LatentFit) -> Measurement:
     pair = min(scouted, key=lambda pair: scouted[pair])
     own = latent_fit.own_errors
     change = (latent_fit.errors(order=swapped_order(latent_fit.channels, *pair)) - own) / own.mean()
-    value, error = float(change.mean()), mean_error(change)
-    is_alike = abs(value) < 1.96 * error and value - 1.96 * error > -ALIKE
-    return Measurement.with_error(
-        value,
-        error,
+    measured = Measurement.with_error(
+        *mean_estimate(change),
         name="least change of the error by swapping channels",
         num_samples=len(own),
         hint=f"The denoiser predicts no worse with channels {pair[0]} and {pair[1]} swapped: latent channels look permuted.",
-        unjudged=f"the denoiser treats channels {pair[0]} and {pair[1]} alike." if is_alike else "",
     )
+    assert measured.interval is not None
+    is_alike = -ALIKE < measured.interval[0] < 0 < measured.interval[1]
+    return replace(measured, unjudged=f"the denoiser treats channels {pair[0]} and {pair[1]} alike." if is_alike else "")
 
 
 _UNKNOWN = "The predictions fit the encoder's latents at no scale: the denoiser was not trained on latents of this encoder."

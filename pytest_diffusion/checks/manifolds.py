@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from pytest_diffusion.checks.comparable import FeatureLike, ReferenceLike, basis, reference_values_of, require_comparable, values_of
+from pytest_diffusion.checks.comparable import (
+    FeatureLike,
+    ReferenceLike,
+    basis,
+    is_fixed,
+    reference_values_of,
+    require_comparable,
+    values_of,
+)
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.features.manifold import Manifold
-from pytest_diffusion.maths.memorisation import memorisation as measure_memorisation
+from pytest_diffusion.maths.memorisation import copied_share
 from pytest_diffusion.maths.statistics import wilson_interval
 from pytest_diffusion.verdicts.errors import TooFewSamples
 from pytest_diffusion.verdicts.verdict import Measurement
@@ -78,30 +85,25 @@ def memorisation(features: FeatureLike, reference_features: ReferenceLike) -> Me
     require_comparable(features, reference_features)
     if len(reference) < 100:
         raise TooFewSamples(f"{len(reference)} reference images are too few to hold out a half of them; 100 are needed.")
-    halves = (reference[::2], reference[1::2])
-    folds = [measure_memorisation(values, halves[index], halves[1 - index]) for index in (0, 1)]
-    nearest = min((0, 1), key=lambda index: folds[index].nearest_ratio)
-    place = 2 * folds[nearest].nearest_training + nearest
-    share = folds[0].share + folds[1].share
-    interval = (
-        share - math.hypot(*(fold.share - fold.low for fold in folds)),
-        share + math.hypot(*(fold.high - fold.share for fold in folds)),
-    )
-    hint = f"Sample {folds[nearest].nearest_sample} is the nearest to an image of the reference, number {place}."
-    return Measurement(
-        share, "share of samples that copy the reference", interval=interval, hint=hint, **basis(features, reference_features)
-    )
+    found = copied_share(values, reference)
+    hint = f"Sample {found.nearest_sample} is the nearest to an image of the reference, number {found.nearest_training}."
+    name, interval = "share of samples that copy the reference", (found.low, found.high)
+    return Measurement(found.share, name, interval=interval, hint=hint, **basis(features, reference_features))
 
 
 def _of_manifold(name: str, k: int, features: FeatureLike, reference: ReferenceLike, manifold: Manifold | None) -> Measurement:
     require_comparable(features, reference)
-    found = manifold if manifold is not None else Manifold(values_of(features), reference_values_of(reference))
-    estimate = found.estimate(name, k)
-    measured = Measurement.with_error(*estimate, name=name, **basis(features, reference, {"k": k}))
+    found = manifold if manifold is not None else Manifold(values_of(features), reference_values_of(reference), is_fixed(reference))
+    value, error, degrees = found.estimate(name, k)
+    shared = basis(features, reference, {"k": k})
+    measured = Measurement.with_error(value, error, degrees, name=name, given_reference=found.given_reference, **shared)
     assert measured.interval is not None
     if name == "density":
         return measured
+    low, high = measured.interval
     # Where all or none lie inside, no half differs from the whole: the binomial error is then the least there is.
-    count = measured.num_reference if name in ("recall", "coverage") else measured.num_samples
-    low, high = wilson_interval(round(estimate.value * (count or 0)), count or 0)
-    return replace(measured, interval=(max(0.0, min(measured.interval[0], low)), min(1.0, max(measured.interval[1], high))))
+    if not found.given_reference or value in (0, 1) or name == "precision":
+        count = shared["num_reference"] if name in ("recall", "coverage") else shared["num_samples"]
+        least = wilson_interval(round(value * count), count)
+        low, high = min(low, least[0]), max(high, least[1])
+    return replace(measured, interval=(max(0.0, low), min(1.0, high)))

@@ -12,7 +12,7 @@ from pytest_diffusion.features.clip import Clip, Scorer
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.maths.diversity import vendi_estimate
 from pytest_diffusion.maths.scores import clip_scores, inception_estimate
-from pytest_diffusion.maths.statistics import mean_error
+from pytest_diffusion.maths.statistics import mean_error, mean_estimate
 from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
@@ -46,12 +46,10 @@ def inception_score(features: FeatureLike) -> Measurement:
     probabilities = features.probabilities if isinstance(features, Features) else features
     if probabilities is None:
         raise NotApplicable(f"the extractor {extractor_of(features)} has no classes.")
-    estimate = inception_estimate(probabilities)
     sure = torch.as_tensor(probabilities).double()
     per_sample, overall = (torch.special.entr(law).sum(-1).mean().exp() for law in (sure, sure.mean(0)))
     return Measurement.with_error(
-        estimate.value,
-        estimate.standard_error,
+        *inception_estimate(probabilities),
         name="Inception score",
         hint=f"All samples together cover {float(overall):.1f} classes; a single sample is spread over {float(per_sample):.2f}.",
         num_samples=len(sure),
@@ -96,8 +94,7 @@ def clip_score(samples: Samples, clip: Scorer, pipeline: object = None, sample_e
     }
     protocol = protocol_of_clip(clip)
     return Measurement.with_error(
-        own,
-        mean_error(scores),
+        *mean_estimate(scores),
         name="CLIP score",
         num_samples=len(scores),
         series=series,

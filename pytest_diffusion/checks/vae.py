@@ -14,7 +14,7 @@ from pytest_diffusion.checks.latents import swapped_order
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.similarity import psnr, ssim
-from pytest_diffusion.maths.statistics import mean_error
+from pytest_diffusion.maths.statistics import mean_error, mean_estimate
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.samples.round_trip import RoundTrip
 from pytest_diffusion.samples.trials import Trials
@@ -42,8 +42,7 @@ def vae_psnr(latents: LatentCodec, reference: Reference, round_trip: RoundTrip |
         "round_trips": [pictures.data_uri(image) for image in shown[:6]],
     }
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
+        *mean_estimate(values),
         name="round-trip PSNR",
         unit="dB",
         num_samples=len(values),
@@ -65,8 +64,7 @@ def vae_ssim(latents: LatentCodec, reference: Reference, round_trip: RoundTrip |
     values = ssim(trip.decoded, trip.images.float() / 255)
     worst = int(values.argmin())
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
+        *mean_estimate(values),
         name="round-trip SSIM",
         num_samples=len(values),
         hint=f"The worst is {reference.label(worst)} with {float(values[worst]):.2f}.",
@@ -101,7 +99,7 @@ def latent_std(latents: LatentCodec, reference: Reference, round_trip: RoundTrip
         hint += f" Latents of unit spread decode to a contrast of {contrast[0]:.2f}; the references have {contrast[1]:.2f}."
     per_sample = encoded.flatten(1).std(1)
     return Measurement.with_error(
-        value, mean_error(per_sample), name="standard deviation of scaled latents", num_samples=len(encoded), hint=hint
+        value, mean_error(per_sample), len(per_sample) - 1, name="standard deviation of scaled latents", num_samples=len(encoded), hint=hint
     )
 
 

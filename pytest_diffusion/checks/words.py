@@ -13,7 +13,7 @@ from pytest_diffusion.checks import pictures, plots
 from pytest_diffusion.checks.attention import named_layers, of_unnamed_layers, require_cross, shown_layers
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.maths.attention import area_matched_iou, half_mass_share, map_correlation
-from pytest_diffusion.maths.statistics import choice_p_value, mean_error
+from pytest_diffusion.maths.statistics import choice_p_value, mean_estimate
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -35,8 +35,7 @@ def attention_compact(attention: AttentionRun) -> Measurement:
     nouns = [phrase.noun for phrase in attention.phrases]
     shares = torch.stack([half_mass_share(attention.token_maps(name, nouns)) for name in attention.named]).mean(0)
     return Measurement.with_error(
-        float(shares.mean()),
-        mean_error(shares),
+        *mean_estimate(shares),
         name="share of the picture with half of a noun's attention",
         num_samples=len(shares),
         protocol={"layer": named_layers(attention)},
@@ -89,7 +88,7 @@ def attention_localises(localisation: Localisation) -> Measurement:
     For each image the worse of a phrase's words counts: a modifier and its noun both belong to the object.
     """
     values = _word_ious(localisation.word_maps(), localisation.masks)
-    value = float(values.mean())
+    found = mean_estimate(values)
     share = localisation.masks.double().mean((1, 2))
     others = {
         "one place further along the prompt": localisation.word_maps(shift=1),
@@ -100,12 +99,11 @@ def attention_localises(localisation: Localisation) -> Measurement:
     best = max(fits, key=lambda name: fits[name])
     hint = f"Pixels drawn at random would have {float((share / (2 - share)).mean()):.2f}."
     # A cause is named only where it explains more than chance could.
-    if fits[best] > value + max(2 * mean_error(values), 0.1):
+    if fits[best] > found.value + max(2 * found.standard_error, 0.1):
         cause = "maps look transposed" if best == "transposed" else "tokens look shifted by one"
         hint += f" The map {best} fits better ({fits[best]:.2f}): {cause}."
     return Measurement.with_error(
-        value,
-        mean_error(values),
+        *found,
         name="overlap of words' maps with what they name",
         num_samples=len(values),
         series={"examples": _examples(localisation)},
@@ -130,8 +128,7 @@ def modifier_noun_overlap(attention: AttentionRun) -> Measurement:
         [map_correlation(attention.token_maps(name, nouns), attention.token_maps(name, modifiers)) for name in attention.named]
     ).mean(0)
     return Measurement.with_error(
-        float(values.mean()),
-        mean_error(values),
+        *mean_estimate(values),
         name="correlation of modifier and noun",
         num_samples=len(values),
         protocol={"layer": named_layers(attention)},
@@ -158,8 +155,7 @@ def attention_tokens_differ(attention: AttentionRun) -> Measurement:
         raise NotApplicable("every prompt has a single content token.")
     per_prompt = torch.stack(values).reshape(len(attention.named), -1).mean(0)
     return Measurement.with_error(
-        float(per_prompt.mean()),
-        mean_error(per_prompt),
+        *mean_estimate(per_prompt),
         name="correlation between tokens' maps",
         num_samples=len(per_prompt),
         protocol={"layer": named_layers(attention)},

@@ -32,4 +32,4 @@ def vendi_estimate(features: ArrayLike) -> Estimate:
     keep = values > len(values) * torch.finfo(values.dtype).eps
     surprises = -((units @ vectors[:, keep]).square() @ values[keep].log())
     score = math.exp(float(torch.special.entr(values[keep]).sum()))
-    return Estimate(score, score * mean_error(surprises))
+    return Estimate(score, score * mean_error(surprises), len(units) - 1)

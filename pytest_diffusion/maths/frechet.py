@@ -40,14 +40,15 @@ def frechet_distance(features: Source, reference: Source) -> float:
     return _distance(_Side.of(features, "features"), _Side.of(reference, "reference"))
 
 
-def frechet_standard_error(features: ArrayLike, reference: Source) -> float:
+def frechet_standard_error(features: ArrayLike, reference: Source, *, given_reference: bool = False) -> float:
     """Standard error of the Fréchet distance at these sample sizes, from its influence function.
 
     The gradient in the covariance is I − T with T the optimal transport map; every sample contributes
-    2(μ−ν)·(x−μ) + (x−μ)ᵀ(I−T)(x−μ). A reference given as statistics is treated as exact.
-    The bias of order 1/N is not included. Source: the delta method on Dowson & Landau 1982.
+    2(μ−ν)·(x−μ) + (x−μ)ᵀ(I−T)(x−μ). With `given_reference`, and for statistics, the error is that of the samples alone:
+    the reference is the same in every run. The bias of order 1/N is not included.
+    Source: the delta method on Dowson & Landau 1982.
     """
-    return _error(*_influences(features, reference))
+    return _error(*_influences(features, reference)[: 1 if given_reference else 2])
 
 
 def frechet_distance_infinity(features: ArrayLike, reference: Source, *, seed: int = 0) -> Estimate:
@@ -62,8 +63,11 @@ def frechet_distance_infinity(features: ArrayLike, reference: Source, *, seed: i
     return extrapolated_distance(features, reference, seed=seed).estimate
 
 
-def extrapolated_distance(features: ArrayLike, reference: Source, *, seed: int = 0) -> Extrapolation:
-    """`frechet_distance_infinity` with the distances at each sample size."""
+def extrapolated_distance(features: ArrayLike, reference: Source, *, seed: int = 0, given_reference: bool = False) -> Extrapolation:
+    """`frechet_distance_infinity` with the distances at each sample size.
+
+    With `given_reference`, the error is that of the samples alone: the reference is the same in every run.
+    """
     left = as_matrix(features, "features", min_rows=8)
     right = reference if isinstance(reference, FeatureStatistics) else as_matrix(reference, "reference", min_rows=8)
     fewest = min(len(side) for side in (left, right) if isinstance(side, torch.Tensor))
@@ -89,7 +93,8 @@ def extrapolated_distance(features: ArrayLike, reference: Source, *, seed: int =
     # Weights of the means in the value of the least-squares parabola at 0.
     weights = np.linalg.pinv(np.vander(np.array(_PARTS, dtype=float), 3))[-1]
     second_order = float(np.mean(spreads)) * float(sum(weight**2 * parts for weight, parts in zip(weights, _PARTS, strict=True)))
-    estimate = Estimate(float(weights @ np.array(means)), math.sqrt(_error(*influences) ** 2 + second_order))
+    first_order = _error(*influences[: 1 if given_reference else 2])
+    estimate = Estimate(float(weights @ np.array(means)), math.hypot(first_order, math.sqrt(second_order)))
     return Extrapolation(estimate, [len(left) // parts for parts in _PARTS], means)
 
 

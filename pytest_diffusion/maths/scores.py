@@ -26,7 +26,7 @@ def inception_estimate(probabilities: ArrayLike) -> Estimate:
         raise ValueError("probabilities are not distributions: every row must be non-negative and sum to 1.")
     divergences = (torch.xlogy(matrix, matrix) - torch.xlogy(matrix, matrix.mean(0))).sum(1)
     value = math.exp(float(divergences.mean()))
-    return Estimate(value, value * mean_error(divergences))
+    return Estimate(value, value * mean_error(divergences), len(matrix) - 1)
 
 
 def clip_score(image_features: ArrayLike, text_features: ArrayLike) -> float:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest, mannwhitneyu, permutation_test, spearmanr
 
-Z95 = 1.959963984540054
+from pytest_diffusion.verdicts.quantiles import Z95
 
 
 class Estimate(NamedTuple):
@@ -19,6 +19,13 @@ class Estimate(NamedTuple):
 
     value: float
     standard_error: float
+    degrees: float = math.inf
+    """Degrees of freedom of the standard error; infinite where it is as good as known."""
+
+
+def mean_estimate(values: torch.Tensor) -> Estimate:
+    """The mean of independent values (N,) and its standard error; the error is nan for fewer than two."""
+    return Estimate(float(values.double().mean()), mean_error(values), len(values) - 1)
 
 
 def mean_error(values: torch.Tensor) -> float:
@@ -81,7 +88,8 @@ def jackknife(figure: Callable[..., float], *sides: torch.Tensor, groups: int = 
         kept = [side[torch.arange(len(side)) % groups != group] for side in sides]
         replicates.append(figure(*kept))
     values = torch.tensor(replicates, dtype=torch.float64)
-    return Estimate(figure(*sides), math.sqrt((groups - 1) / groups * float((values - values.mean()).square().sum())))
+    error = math.sqrt((groups - 1) / groups * float((values - values.mean()).square().sum()))
+    return Estimate(figure(*sides), error, groups - 1)
 
 
 def choice_p_value(chosen: Sequence[float], pools: Sequence[torch.Tensor], *, draws: int = 9999, seed: int = 0) -> float:

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.verdicts.error_rates import ErrorRates, error_rates
 from pytest_diffusion.verdicts.gate import Decision, Gate
+from pytest_diffusion.verdicts.plain_json import plain
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.text import shown
 from pytest_diffusion.verdicts.verdict import Outcome, Verdict
@@ -96,6 +98,11 @@ class Report:
         return counts(self.entries)
 
     @property
+    def error_rates(self) -> ErrorRates | None:
+        """How often a run would not open the gate by chance."""
+        return error_rates(entry.verdict for entry in self.entries)
+
+    @property
     def shown_settings(self) -> dict[str, Any]:
         """Settings as plain values, with credentials masked."""
         values = {item.name: getattr(self.settings, item.name) for item in fields(self.settings) if item.name != "sources"}
@@ -108,6 +115,7 @@ class Report:
             "created": self.created,
             **self.decision.to_json(),
             "counts": self.counts,
+            "error_rates": plain(rates.to_json()) if (rates := self.error_rates) is not None else None,
             "command": self.command,
             "expected": self.expected,
             "settings": self.shown_settings,

@@ -15,6 +15,7 @@ from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.conformance.laws import Law
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
+from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
 
@@ -38,6 +39,7 @@ def render(report: Report) -> str:
     environment.filters["figure"] = _figure
     environment.filters["number"] = _number
     environment.filters["limits"] = _limits
+    environment.filters["distance"] = _distance
     sections = []
     for lens, title in [*LENS_TITLES.items(), ("", "Your own tests")]:
         chosen = [entry for entry in report.entries if entry.verdict.lens == lens]
@@ -101,6 +103,14 @@ def _limits(verdict: Verdict) -> str:
     parts = [f"≥ {_number(limits.at_least)}"] if limits.at_least is not None else []
     parts += [f"≤ {_number(limits.at_most)}"] if limits.at_most is not None else []
     return ", ".join(parts)
+
+
+def _distance(verdict: Verdict) -> str:
+    """How far the figure lies inside or outside its limit."""
+    distance = distance_to_limit(verdict)
+    if distance is None:
+        return ""
+    return f"{abs(distance):.1f} se {'inside' if distance >= 0 else 'outside'}" if math.isfinite(distance) else ""
 
 
 def _number(value: float | str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_diffusion.report.contents import counts, grouped, worst_first
+from pytest_diffusion.verdicts.error_rates import error_rates
 from pytest_diffusion.verdicts.gate import Decision
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import Verdict
@@ -32,6 +33,9 @@ def summarise(terminal: pytest.TerminalReporter, decision: Decision | None, entr
     if lines:
         terminal.write_line("")
         terminal.write_line(", ".join(f"{count} {outcome}" for outcome, count in counts(entries).items()))
+    rates = error_rates(entry.verdict for entry in entries)
+    if rates is not None:
+        terminal.write_line(rates.text)
     if decision is not None:
         for reason in decision.reasons:
             terminal.write_line(reason)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pytest_diffusion.verdicts.error_rates import distance_to_limit
+from pytest_diffusion.verdicts.plain_json import plain
 from pytest_diffusion.verdicts.verdict import JUDGED, Verdict
 
 
@@ -34,9 +36,9 @@ class Entry:
         return self.verdict.outcome in JUDGED and not self.excused
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as plain values, with the test and its seconds."""
+        """The verdict as plain values, with the test, its seconds and the figure's distance to its limit in standard errors."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "verdict"}
-        return {**self.verdict.to_json(), **own}
+        return {**self.verdict.to_json(), **own, "distance_to_limit": plain(distance_to_limit(self.verdict))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pytest_diffusion.verdicts.plain_json import plain, with_numbers
+from pytest_diffusion.verdicts.quantiles import t95
 from pytest_diffusion.verdicts.text import shown
 
 Outcome = Literal["pass", "fail", "inconclusive", "undersampled", "missing", "broken", "reported", "skipped"]
@@ -27,7 +28,8 @@ CHECKLIST, SCHEDULER_CHECKS = "checklist", "scheduler checks"
 class Measurement:
     """One figure and all that a reader needs to trust it.
 
-    `interval` is a 95 % interval of `value`, None where the figure is exact. `series` holds plain lists,
+    `interval` is a 95 % interval of `value`, None where the figure is exact; with `given_reference` it is that of the
+    samples alone, because the reference is the same in every run. `series` holds plain lists,
     numbers and strings for the plot; `hint` is a likely cause that was itself measured on the data.
     `unjudged` says why no limit but the caller's own can be held against the figure in this run.
     """
@@ -42,11 +44,13 @@ class Measurement:
     series: dict[str, Any] = field(default_factory=dict)
     hint: str = ""
     unjudged: str = ""
+    given_reference: bool = False
 
     @classmethod
-    def with_error(cls, value: float, standard_error: float, **rest: Any) -> Measurement:
-        """A measurement whose 95 % interval is normal: value ± 1.96 standard errors."""
-        return cls(value, interval=(value - 1.96 * standard_error, value + 1.96 * standard_error), **rest)
+    def with_error(cls, value: float, standard_error: float, degrees: float = math.inf, **rest: Any) -> Measurement:
+        """A measurement whose 95 % interval is that of Student's t with `degrees` of freedom; normal where they are infinite."""
+        half_width = t95(degrees) * standard_error
+        return cls(value, interval=(value - half_width, value + half_width), **rest)
 
 
 @dataclass(frozen=True)
@@ -257,12 +261,12 @@ def _samples_that_decide(measurement: Measurement, at_least: float, at_most: flo
     distance = min(abs(measurement.value - limit) for limit in (at_least, at_most))
     if distance == 0 or half_width / distance > 1000:
         return " The figure lies on its limit: more samples would hardly decide."
-    counts = [measurement.num_samples, *([measurement.num_reference] if measurement.num_reference else [])]
-    needed = [max(math.ceil(count * (half_width / distance) ** 2), count + 1) for count in counts]
-    if len(needed) == 1:
-        return f" About {needed[0]} samples would decide."
-    # The reference has its share in the uncertainty, which more samples alone do not lessen.
-    return f" About {needed[0]} samples and {needed[1]} reference images would decide, if the figure stays where it is."
+    # A reference that may vary has its share in the uncertainty, which more samples alone do not lessen.
+    sides = {"samples": measurement.num_samples, "reference images": 0 if measurement.given_reference else measurement.num_reference}
+    factor = (half_width / distance) ** 2
+    needed = [f"{max(math.ceil(count * factor), count + 1)} {what}" for what, count in sides.items() if count]
+    condition = ", if the figure stays where it is" if measurement.num_reference else ""
+    return f" About {' and '.join(needed)} would decide{condition}."
 
 
 def _sentence(check: str, measurement: Measurement) -> str:

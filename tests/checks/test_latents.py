@@ -381,8 +381,8 @@ def test_the_channels_whose_swap_costs_least_are_measured():
     fit.scout = fit
     measured = latent_channels(fit)
     assert measured.value == pytest.approx(0.25)
-    half = 1.96 * 0.05 * math.sqrt(20 / 19) / math.sqrt(20)
-    assert measured.interval == pytest.approx((0.25 - half, 0.25 + half))
+    half = 2.093 * 0.05 * math.sqrt(20 / 19) / math.sqrt(20)
+    assert measured.interval == pytest.approx((0.25 - half, 0.25 + half), rel=1e-4), "Student's t with 19 degrees of freedom"
     assert "no worse with channels 1 and 2 swapped" in measured.hint
     assert measured.unjudged == ""
     # The same, with changes of 0.01 whose interval reaches almost to -0.1, and one that reaches farther.

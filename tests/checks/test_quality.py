@@ -314,6 +314,7 @@ def test_the_copied_image_is_named_whichever_half_it_lies_in(place):
 
 
 def test_the_interval_of_copies_adds_both_halves():
+    """What is a hit in both halves, a sample or a pair of images, counts twice in the sum: four times in its variance."""
     generator = torch.Generator().manual_seed(0)
     samples, reference = torch.randn(200, 6, generator=generator), torch.randn(300, 6, generator=generator)
     samples[:40] = reference[:40]
@@ -321,5 +322,24 @@ def test_the_interval_of_copies_adds_both_halves():
     measured = memorisation(samples, reference)
     share = sum(fold.share for fold in folds)
     assert measured.value == pytest.approx(share)
-    assert measured.interval[0] == pytest.approx(share - math.hypot(*(fold.share - fold.low for fold in folds)))
-    assert measured.interval[1] == pytest.approx(share + math.hypot(*(fold.high - fold.share for fold in folds)))
+
+    def hits(rows, one):
+        """Nearest row of the half by each row whose score lies below the 5 % quantile of the other half's scores."""
+        near = torch.cdist(rows.double(), reference[one::2].double()).sort(1)
+        scores = near.values[:, 0] / near.values[:, :50].mean(1)
+        control = torch.cdist(reference[1 - one :: 2].double(), reference[one::2].double()).sort(1).values
+        threshold = (control[:, 0] / control[:, :50].mean(1)).quantile(0.05)
+        return {row: int(near.indices[row, 0]) for row in range(len(rows)) if scores[row] < threshold}
+
+    of_samples, of_images = ([hits(rows[one], one) for one in (0, 1)] for rows in ([samples] * 2, [reference[1::2], reference[::2]]))
+    twice = len(of_samples[0].keys() & of_samples[1].keys())
+    mutual = sum(of_images[1].get(near) == row for row, near in of_images[0].items())
+    assert (twice, mutual) > (1, 1)
+    wider = [1 + 2 * both / sum(map(len, sets)) for both, sets in ((twice, of_samples), (mutual, of_images))]
+    for side, measured_end in enumerate(measured.interval):
+        variance = 0.0
+        for of_fold in of_samples:
+            portion, ends = len(of_fold) / 200, wilson_interval(len(of_fold), 200)
+            chance = wilson_interval(round(0.05 * 150), 150)[1 - side]
+            variance += wider[0] * (portion - ends[side]) ** 2 + wider[1] * (0.05 - chance) ** 2
+        assert measured_end == pytest.approx(share + (-1, 1)[side] * math.sqrt(variance) / 0.95)

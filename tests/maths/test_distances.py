@@ -1,5 +1,6 @@
 """Kernel distance, precision and recall: closed forms, references, and which side is which."""
 
+import itertools
 import math
 
 import pytest
@@ -225,14 +226,19 @@ def test_the_error_of_cmmd_is_that_of_kid_with_the_biased_means():
     def kernel(one, other):
         return torch.exp(-torch.cdist(one, other).square() / (2 * 1.5**2))
 
-    first, second = 0.0, 0.0
+    def unexplained(values):
+        return float(values.square().mean() - values.mean() ** 2 - values.mean(1).var() - values.mean(0).var())
+
+    first, second = [], []
     for own, other in ((left, right), (right, left)):
-        inner, outer = kernel(own, own).mean(1), kernel(own, other).mean(1)
-        first += 4 * float((inner - outer).var()) / len(own)
-        second += 2 * float(inner.var()) / len(own) ** 2
+        first.append(4 * float((kernel(own, own).mean(1) - kernel(own, other).mean(1)).var()) / len(own))
+        second.append(2 * unexplained(kernel(own, own)) / len(own) ** 2)
+    both = sum(second) + 4 * unexplained(kernel(left, right)) / (len(left) * len(right))
     estimate = cmmd_estimate(left, right, sigma=1.5)
     assert estimate.value == cmmd(left, right, sigma=1.5)
-    assert estimate.standard_error == pytest.approx(1000 * (first + second) ** 0.5)
+    assert estimate.standard_error == pytest.approx(1000 * max(sum(first) - both, both) ** 0.5)
+    given = cmmd_estimate(left, right, sigma=1.5, given_reference=True)
+    assert given.standard_error == pytest.approx(1000 * max(first[0] - second[0], second[0]) ** 0.5)
     assert cmmd_estimate(left, right) == cmmd_estimate(left, right, sigma=10.0)
 
 
@@ -301,11 +307,21 @@ def test_the_error_of_kid_has_both_terms():
     def cross(side, others):
         return torch.stack([sum(kernel(one, other) for other in others) / len(others) for one in side])
 
-    first = sum(4 * float((own(a) - cross(a, b)).var()) / len(a) for a, b in ((left, right), (right, left)))
-    second = sum(2 * float(own(side).var()) / len(side) ** 2 for side in (left, right))
+    def unexplained(rows, columns, pairs):
+        values = torch.tensor([float(kernel(one, other)) for one, other in pairs], dtype=torch.float64)
+        return float(values.square().mean() - rows.mean() ** 2 - rows.var() - columns.var())
+
+    first = [4 * float((own(a) - cross(a, b)).var()) / len(a) for a, b in ((left, right), (right, left))]
+    second = [2 * unexplained(own(side), own(side), itertools.permutations(side, 2)) / len(side) ** 2 for side in (left, right)]
+    across = unexplained(cross(left, right), cross(right, left), itertools.product(left, right))
+    both = sum(second) + 4 * across / (len(left) * len(right))
     estimate = kernel_estimate(left, right)
+    given = kernel_estimate(left, right, given_reference=True)
+    assert given.standard_error == pytest.approx(max(first[0] - second[0], second[0]) ** 0.5)
+    far = kernel_estimate(left + 3, right)
+    assert far.standard_error > 10 * estimate.standard_error, "where the laws differ, the first order rules"
     assert estimate.value == pytest.approx(float(own(left).mean() + own(right).mean() - 2 * cross(left, right).mean()))
-    assert estimate.standard_error == pytest.approx((first + second) ** 0.5)
+    assert estimate.standard_error == pytest.approx(max(sum(first) - both, both) ** 0.5)
 
 
 @pytest.mark.parametrize(("count", "copies"), [(300, 60), (12, 2)])

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -213,6 +214,8 @@ def test_the_number_that_would_decide_counts_the_reference_too():
     measured = Measurement(29.0, interval=(27.0, 31.0), num_samples=100, num_reference=50)
     message = judge("fid", measured, AT_MOST_30).message
     assert message.endswith(" About 400 samples and 200 reference images would decide, if the figure stays where it is.")
+    message = judge("x", replace(measured, given_reference=True), AT_MOST_30).message
+    assert message.endswith(" About 400 samples would decide, if the figure stays where it is."), "the reference is the same then"
 
 
 def test_no_number_is_promised_where_the_user_cannot_choose_it():
