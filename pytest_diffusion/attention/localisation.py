@@ -56,7 +56,7 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
     layers = judged_layers(attention_layers(pipeline), settings)
     codec = LatentCodec.of(pipeline)
     # Cropping the image to the model's size can remove the whole object.
-    rows = [row for row in range(len(reference.images)) if bool(reference.masks[row].any())][:IMAGES]
+    rows = [row for row in range(len(reference.images)) if bool(reference.masks[row].any())][: settings.times_effort(IMAGES)]
     batch_size = automatic_batch_size(settings, pipeline)
     maps, places, kept = [], [], []
     for start in range(0, len(rows), batch_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.thresholds import Thresholds
@@ -12,7 +12,9 @@ from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict, judge, skipped
 
 _CHOSEN = frozenset({"diffusion_samples", "diffusion_features", "diffusion_sample_embeds", "diffusion_manifold"})
-"""Fixtures that hold as many samples as the user asks for; other checks draw a number of their own."""
+"""Fixtures that hold as many samples as the user asks for."""
+_SCALED = frozenset(f"diffusion_{name}" for name in ("attention", "localisation", "round_trip", "paths", "latent_fit", "direction"))
+"""Fixtures that draw a number of their own, times `--diffusion-effort`."""
 
 
 def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, must_judge: bool = False) -> Verdict:
@@ -30,12 +32,17 @@ def run_check(one: Check, arguments: dict[str, Any], thresholds: Thresholds, *, 
         else:
             verdict = skipped(one.name, str(reason), lens=one.lens, title=one.title)
     else:
-        is_chosen = not _CHOSEN.isdisjoint(one.fixtures.values())
-        verdict = judge(one.name, measurement, limits, lens=one.lens, title=one.title, strict=strict, is_count_chosen=is_chosen)
+        verdict = judge(one.name, measurement, limits, lens=one.lens, title=one.title, strict=strict, raised_by=_raised_by(one))
     if must_judge and verdict.outcome in ("skipped", "reported"):
         verdict = replace(verdict, outcome="missing", gates=True)
     record(verdict)
     return verdict
+
+
+def _raised_by(one: Check) -> Literal["samples", "effort", ""]:
+    """How the user can raise the number of samples that a check sees."""
+    fixtures = set(one.fixtures.values())
+    return "samples" if fixtures & _CHOSEN else "effort" if fixtures & _SCALED else ""
 
 
 def enforce(verdict: Verdict) -> Verdict:

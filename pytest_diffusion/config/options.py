@@ -75,6 +75,13 @@ def _scale(text: str) -> float:
     return value
 
 
+def _effort(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 1000:
+        raise ValueError("expected a number from 1 to 1000")
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
@@ -181,6 +188,12 @@ OPTIONS = (
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
     Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
     Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
+    Option(
+        "effort",
+        _effort,
+        "X",
+        "how many times as many prompts, seeds and images the attention and latent lenses use (default: 1)",
+    ),
     Option(
         "features",
         str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -44,6 +45,7 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     batch_size: int | None = None
+    effort: float = 1.0
     features: str = "inception"
     clip_model: str = "openai/clip-vit-large-patch14"
     attention_layers: tuple[str, ...] | None = None
@@ -52,6 +54,10 @@ class Settings:
     cache_dir: str | None = None
     trust_remote_code: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
+
+    def times_effort(self, count: int) -> int:
+        """How many prompts, seeds or images a check uses that uses `count` of them without `--diffusion-effort`."""
+        return math.ceil(round(count * self.effort, 6))  # 20 times 1.1 is a little more than 22
 
 
 def resolve(

@@ -34,21 +34,26 @@ class Direction:
 
 
 def run_direction(pipeline: Any, pair: DirectionPair, settings: Settings) -> Direction:
-    """Images of both prompts at 32 seeds, and of interpolated prompts at 16. Raises NotApplicable for a model without prompts."""
+    """Images of both prompts at 32 seeds, and of interpolated prompts at 16; both numbers times the settings' effort.
+
+    Raises NotApplicable for a model without prompts.
+    """
     if not is_text_conditioned(pipeline):
         raise NotApplicable(f"{type(pipeline).__name__} is not conditioned on text.")
 
-    def images(prompt: str, count: int = SEEDS) -> torch.Tensor:
+    seeds, sweep_seeds = settings.times_effort(SEEDS), settings.times_effort(SWEEP_SEEDS)
+
+    def images(prompt: str, count: int = seeds) -> torch.Tensor:
         return torch.from_numpy(to_uint8(generate_images(pipeline, [prompt] * count, seeds_of(settings, count), settings))[0])
 
     source, target = images(pair.source), images(pair.target)
-    sweep = {0.0: source[:SWEEP_SEEDS]}
+    sweep = {0.0: source[:sweep_seeds]}
     with _hearing(pipeline) as heard, uncompiled(pipeline):
         images(pair.target, 1)
     for strength in INNER:
         with _leaning(pipeline, heard, strength), uncompiled(pipeline):
-            sweep[strength] = images(pair.source, SWEEP_SEEDS)
-    return Direction(pair, source, target, {**sweep, 1.0: target[:SWEEP_SEEDS]})
+            sweep[strength] = images(pair.source, sweep_seeds)
+    return Direction(pair, source, target, {**sweep, 1.0: target[:sweep_seeds]})
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
 
     Raises NotApplicable for a reference without images, and for models whose noise level is not known.
     """
-    images = reference.require_images()[:IMAGES]
+    images = reference.require_images()[: settings.times_effort(IMAGES)]
     texts = reference.prompts or [""] * len(images)
     batch_size = automatic_batch_size(settings, pipeline)
     guided = uses_guidance(pipeline) and (settings.guidance_scale is None or settings.guidance_scale > 1)

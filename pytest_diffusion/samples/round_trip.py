@@ -22,9 +22,9 @@ class RoundTrip:
     latents: torch.Tensor
 
     @classmethod
-    def of(cls, codec: LatentCodec, reference: Reference) -> RoundTrip:
-        """The round trip of the first 200 references. Raises NotApplicable for a reference that holds only statistics."""
-        images = reference.require_images()[:IMAGES]
+    def of(cls, codec: LatentCodec, reference: Reference, *, count: int = IMAGES) -> RoundTrip:
+        """The round trip of the first `count` references. Raises NotApplicable for a reference that holds only statistics."""
+        images = reference.require_images()[:count]
         return cls(codec, images, codec.encode(images))
 
     @cached_property

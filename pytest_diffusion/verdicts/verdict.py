@@ -159,7 +159,7 @@ def judge(
     lens: str = "",
     title: str = "",
     strict: bool = True,
-    is_count_chosen: bool = True,
+    raised_by: Literal["samples", "effort", ""] = "samples",
 ) -> Verdict:
     """The verdict on a measurement.
 
@@ -167,11 +167,12 @@ def judge(
     samples than the limit needs it is `undersampled`; everything else is `inconclusive`. A figure without a limit is
     `reported`: nothing was promised, so nothing is passed. Without `strict`, a figure near its limit and one with too few
     samples do not close the gate, unless the whole interval is outside or unknown, or too few samples were drawn for a
-    limit of the user's own. Where the user chooses the number of samples, the message says how many would decide.
+    limit of the user's own. The message says how many samples would decide, where their number is `raised_by` the user: by
+    the option for the number of samples, or by `--diffusion-effort`.
     """
     outcome, tail = _decide(measurement, limits)
-    if outcome == "inconclusive" and limits is not None and is_count_chosen:
-        tail += _samples_that_decide(measurement, *_bounds(limits))
+    if outcome == "inconclusive" and limits is not None and raised_by:
+        tail += _what_decides(measurement, *_bounds(limits), by_effort=raised_by == "effort")
     message = f"{_sentence(check, measurement)}; {tail}"
     if measurement.hint and outcome != "pass":
         message += f" {measurement.hint}"
@@ -253,7 +254,7 @@ def _is_outside(measurement: Measurement, limits: Limits) -> bool:
     return not math.isnan(low + high) and (high < at_least or low > at_most)
 
 
-def _samples_that_decide(measurement: Measurement, at_least: float, at_most: float) -> str:
+def _what_decides(measurement: Measurement, at_least: float, at_most: float, *, by_effort: bool) -> str:
     """How many samples would shrink the interval to the distance between figure and limit."""
     if measurement.interval is None or not measurement.num_samples or math.isnan(sum(measurement.interval)):
         return ""
@@ -264,6 +265,8 @@ def _samples_that_decide(measurement: Measurement, at_least: float, at_most: flo
     # A reference that may vary has its share in the uncertainty, which more samples alone do not lessen.
     sides = {"samples": measurement.num_samples, "reference images": 0 if measurement.given_reference else measurement.num_reference}
     factor = (half_width / distance) ** 2
+    if by_effort:
+        return f" About {max(math.ceil(10 * factor), 11) / 10:g} times as many would decide: raise --diffusion-effort by this factor."
     needed = [f"{max(math.ceil(count * factor), count + 1)} {what}" for what, count in sides.items() if count]
     condition = ", if the figure stays where it is" if measurement.num_reference else ""
     return f" About {' and '.join(needed)} would decide{condition}."

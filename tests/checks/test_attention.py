@@ -240,6 +240,8 @@ def test_references_whose_words_are_cut_or_whose_masks_are_empty_are_left_out(de
     masks, prompts = reference.masks.clone(), list(reference.prompts)
     masks[2] = False
     prompts[5] = " ".join(["and"] * 100) + " " + prompts[5]
+    more = run_localisation(demo_pipeline, load_reference("demo", height=32, width=32, limit=100), replace(judged, effort=1.1))
+    assert len(more.maps) == 71, "64 images, times the effort"
     kept = run_localisation(demo_pipeline, replace(reference, masks=masks, prompts=prompts), judged)
     assert torch.equal(kept.images, reference.images[[0, 1, 3, 4, 6, 7]])
     assert torch.equal(kept.masks, reference.masks[[0, 1, 3, 4, 6, 7]])

@@ -16,7 +16,7 @@ from pytest_diffusion.checks.paths import slerp_smooth
 from pytest_diffusion.checks.vae import latent_std
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import DirectionPair
-from pytest_diffusion.data.references import Reference
+from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.demo import reference_captions, reference_images
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.models.latents import LatentCodec
@@ -26,6 +26,7 @@ from pytest_diffusion.samples.direction import Direction, run_direction
 from pytest_diffusion.samples.generate import generate_images
 from pytest_diffusion.samples.latent_fit import LatentFit, fit_latents
 from pytest_diffusion.samples.paths import LatentPaths, latent_paths
+from pytest_diffusion.samples.round_trip import RoundTrip
 from pytest_diffusion.samples.trials import Trials
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -48,6 +49,17 @@ def paths(codec, reference):
 @pytest.fixture(scope="module")
 def fit(demo_pipeline, codec, reference):
     return fit_latents(demo_pipeline, codec, reference, Settings(guidance_scale=4.0))
+
+
+def test_effort_raises_the_numbers_that_are_fixed(demo_pipeline, codec):
+    settings = Settings(guidance_scale=4.0, steps=2, effort=1.1)
+    reference = load_reference("demo", height=32, width=32, limit=80)
+    assert [Settings().times_effort(32), settings.times_effort(32), settings.times_effort(20)] == [32, 36, 22]
+    assert len(fit_latents(demo_pipeline, codec, reference, settings).own_errors) == 36
+    drawn = run_direction(demo_pipeline, DirectionPair("a red circle", "a blue circle"), settings)
+    assert [len(drawn.source_images), len(drawn.target_images)] == [36, 36]
+    assert {len(images) for images in drawn.sweep.values()} == {18}
+    assert len(RoundTrip.of(codec, reference, count=7).images) == 7
 
 
 def test_the_demos_latent_space_passes(codec, reference):

@@ -38,6 +38,8 @@ def test_another_model_does_not():
         ("guidance_scale", "-1", "at least 0"),
         ("guidance_scale", "nan", "at least 0"),
         ("seed", "-1", "at least 0"),
+        ("effort", "0.5", "from 1 to 1000"),
+        ("effort", "nan", "from 1 to 1000"),
         ("lenses", "metrics,latents", "Did you mean 'latent'"),
         ("lenses", ",", "expected any of"),
         ("dtype", "half", "expected one of: bfloat16, float16, float32"),
