@@ -111,7 +111,7 @@ def channel_order(samples: Samples | ArrayLike, reference: Reference) -> Measure
 def grey_images(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
     """Share of samples without any colour, minus the same share of the reference."""
     ours, theirs = _both(samples, reference)
-    grey = [torch.cat([_is_grey(part) for part in images.split(256)]) for images in (ours, theirs)]
+    grey = [_grey(images) for images in (ours, theirs)]
     shares = [float(flags.double().mean()) for flags in grey]
     intervals = [wilson_interval(int(flags.sum()), len(flags)) for flags in grey]
     hint = ""
@@ -131,12 +131,15 @@ def grey_images(samples: Samples | ArrayLike, reference: Reference) -> Measureme
 @check(
     "metrics",
     "reference images are fit to compare with",
-    figure="share of reference images that are constant, repeated or transparent",
+    figure="share of reference images that are constant, repeated, transparent, CMYK, or grey where the samples are in colour",
     sees="a broken data set, with counts and the first of each",
     blind_to="what the images show",
 )
-def reference_images(reference: Reference) -> Measurement:
-    """Share of reference images that are constant, repeat another image or have an alpha channel."""
+def reference_images(reference: Reference, samples: Samples | ArrayLike | None = None) -> Measurement:
+    """Share of reference images that are constant, repeat another image, have an alpha channel or are stored in CMYK.
+
+    Where most samples are in colour, grey reference images count too; grey images of 16 bits are among them.
+    """
     if reference.images is None:
         raise NotApplicable("the reference is a file of statistics, whose images cannot be seen.")
     flat = reference.images.flatten(1)
@@ -145,7 +148,14 @@ def reference_images(reference: Reference) -> Measurement:
     repeats = [
         first_of.setdefault(checksum(image.contiguous().numpy().data), index) != index for index, image in enumerate(reference.images)
     ]
-    found = {"constant": constant, "repeated": torch.tensor(repeats), "with an alpha channel": _flags(reference.alpha, len(flat))}
+    found = {
+        "constant": constant,
+        "repeated": torch.tensor(repeats),
+        "with an alpha channel": _flags(reference.alpha, len(flat)),
+        "in CMYK": _flags(reference.cmyk, len(flat)),
+    }
+    if samples is not None and float(_grey(images_of(samples)[0]).double().mean()) < 0.5:
+        found["grey, though the samples are in colour"] = _grey(reference.images)
     wrong = torch.stack(list(found.values())).any(0)
     hint = " ".join(
         f"{int(flags.sum())} {'is' if int(flags.sum()) == 1 else 'are'} {what}, the first {reference.label(int(flags.nonzero()[0]))}."
@@ -185,9 +195,10 @@ def _colours(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.float().mean((2, 3)) for part in images.split(256)]).double()
 
 
-def _is_grey(images: torch.Tensor) -> torch.Tensor:
-    levels = images.int()
-    return (levels.amax(1) - levels.amin(1)).flatten(1).amax(1) <= 2
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    """Which images have no colour, (N,) bool."""
+    parts = [part.int() for part in images.split(256)]
+    return torch.cat([(levels.amax(1) - levels.amin(1)).flatten(1).amax(1) <= 2 for levels in parts])
 
 
 def _flags(indices: Sequence[int], count: int) -> torch.Tensor:

@@ -40,6 +40,8 @@ class Reference:
     """Name of each image: its file, or its position in the data set."""
     alpha: tuple[int, ...] = ()
     """Indices of images with transparent pixels, which were composited on white."""
+    cmyk: tuple[int, ...] = ()
+    """Indices of images with colours for print (CMYK), which have no exact counterpart in RGB."""
     masks: torch.Tensor | None = None
     """bool (M, H, W), True where the object is that `words` name; None for a reference without masks."""
     words: tuple[tuple[str, ...], ...] = ()
@@ -152,7 +154,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
 
 def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, width: int, limit: int) -> Reference:
     prompts, labels = list[str | None](), list[str]()
-    sizes, alpha, masks = dict[str, int](), list[int](), list[torch.Tensor]()
+    sizes, alpha, cmyk, masks = dict[str, int](), list[int](), list[int](), list[torch.Tensor]()
     words = list[tuple[str, ...]]()
     for row in rows:
         if images.count == limit:
@@ -166,6 +168,8 @@ def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, w
         sizes[size] = sizes.get(size, 0) + 1
         if transparent:
             alpha.append(images.count)
+        if row.image.mode == "CMYK":
+            cmyk.append(images.count)
         images.add(resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None], height, width)[0])
         prompts.append(row.prompt)
         labels.append(row.label)
@@ -186,6 +190,7 @@ def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, w
         captions,
         tuple(labels),
         tuple(alpha),
+        tuple(cmyk),
         torch.stack(masks) if masks else None,
         tuple(words) if masks else (),
     )

@@ -126,6 +126,20 @@ def test_unfit_references_are_counted_and_named(reference):
     assert reference_images(Reference("r", images, alpha=(7, 9, 50))).value == pytest.approx(22 / 300), "one has two faults"
 
 
+def test_a_grey_or_printed_reference_does_not_fit_samples_in_colour(samples, reference):
+    grey = Reference("grey", reference.images.float().mean(1, keepdim=True).round().to(torch.uint8).repeat(1, 3, 1, 1))
+    assert pd.assert_reference_images(reference, samples).outcome == "pass"
+    with pytest.raises(pd.QualityFailure, match="300 are grey, though the samples are in colour, the first image 0"):
+        pd.assert_reference_images(grey, samples)
+    assert pd.assert_reference_images(grey, grey.images).outcome == "pass", "a grey model has a grey reference"
+    assert pd.assert_reference_images(grey).outcome == "pass", "without samples nobody knows"
+    some = Reference("some", torch.cat([grey.images[:10], reference.images[10:]]))
+    assert reference_images(some, samples).value == pytest.approx(10 / 300)
+    printed = Reference("printed", reference.images, cmyk=tuple(range(40)))
+    with pytest.raises(pd.QualityFailure, match="40 are in CMYK, the first image 0"):
+        pd.assert_reference_images(printed)
+
+
 def test_statistics_have_no_colours(samples):
     with pytest.raises(pd.QualityFailure, match="a file of statistics"):
         pd.assert_value_range(samples, Reference("statistics.npz"))

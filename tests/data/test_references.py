@@ -138,6 +138,9 @@ def test_transparent_images_are_counted(tmp_path):
     reference = load(tmp_path)
     assert reference.alpha == (1,)
     assert reference.label(1).endswith("b.png")
+    assert reference.cmyk == ()
+    Image.new("CMYK", (8, 8)).save(tmp_path / "c.jpg")
+    assert load(tmp_path).cmyk == (2,)
 
 
 def test_a_folder_that_datasets_can_stream(tmp_path):
