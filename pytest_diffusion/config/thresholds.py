@@ -144,6 +144,8 @@ def _limits(shown: str, check: str, table: Any, below: Limits | None, *, is_own:
     if below is not None:
         # Samples and references are asked for together: a file that asks for fewer samples means both.
         twin = min(below.min_reference, values.get("min_samples", below.min_reference))
+        if twin < below.min_reference and "min_reference" not in values and values.get("source"):
+            values["source"] += f" (min_reference lowered with min_samples, from {below.min_reference} to {twin})"
         values = {"min_samples": below.min_samples, "min_reference": twin, **values}
     if not values.get("source"):
         raise SettingsError(f'{where} has no source: say where the limit comes from, as in source = "Heusel et al. 2017".')

@@ -90,3 +90,7 @@ def test_fewer_samples_ask_for_fewer_references_and_more_for_no_more(tmp_path):
         path.write_text(f"[fid]\nmin_samples = {samples}\n")
         limits = load_thresholds([str(path)]).for_check("fid")
         assert (limits.min_samples, limits.min_reference, limits.at_most) == (samples, references, 30.0)
+        lowered = "min_reference lowered with min_samples, from 10000 to 500" in limits.source
+        assert lowered == (samples == 500)
+    path.write_text("[fid]\nmin_samples = 500\nmin_reference = 700\n")
+    assert "lowered" not in load_thresholds([str(path)]).for_check("fid").source
