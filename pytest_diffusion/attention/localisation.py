@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pytest_diffusion.attention.record import AttentionRecord
 from pytest_diffusion.attention.recorder import attention_layers, record_attention
 from pytest_diffusion.attention.run import judged_layers
 from pytest_diffusion.attention.tokens import word_places
@@ -14,7 +16,7 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.one_call import STEP, DenoiserCall
-from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.samples.generate import shared_batch_size
 from pytest_diffusion.samples.seeds import seed_of, seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -57,16 +59,21 @@ def run_localisation(pipeline: Any, reference: Reference, settings: Settings) ->
     codec = LatentCodec.of(pipeline)
     # Cropping the image to the model's size can remove the whole object.
     rows = [row for row in range(len(reference.images)) if bool(reference.masks[row].any())][: settings.times_effort(IMAGES)]
-    batch_size = automatic_batch_size(settings, pipeline)
-    maps, places, kept = [], [], []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        latents = codec.encode(reference.images[batch])
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed_of(settings, start)))
+    prompts, images = reference.prompts, reference.images
+
+    def recorded(part: slice) -> AttentionRecord:
+        batch = rows[part]
+        latents = codec.encode(images[batch])
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed_of(settings, part.start)))
         with record_attention(pipeline, layers=layers, steps=[STEP]) as record:
-            call = DenoiserCall.catch(pipeline, [reference.prompts[row] for row in batch], settings, seeds=seeds_of(settings, len(batch)))
+            call = DenoiserCall.catch(pipeline, [prompts[row] for row in batch], settings, seeds=seeds_of(settings, len(batch)))
             call.output(call.noised(latents, noise))
-        for index, row in enumerate(batch):
+        return record
+
+    maps, places, kept = [], [], []
+    left = iter(rows)
+    for record in shared_batch_size(settings, pipeline).parts(len(rows), recorded):
+        for index, row in enumerate(itertools.islice(left, len(record.tokens))):
             try:
                 found = [word_places(record.tokens[index], word) for word in reference.words[row]]
             except ValueError:

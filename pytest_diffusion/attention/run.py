@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pytest_diffusion.attention.record import AttentionRecord, LayerRecord
 from pytest_diffusion.attention.recorder import attention_layers, record_attention
@@ -18,7 +19,7 @@ from pytest_diffusion.data.prompts import Phrase
 from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import denoiser, uses_guidance
 from pytest_diffusion.models.one_call import EnoughSeen
-from pytest_diffusion.samples.generate import automatic_batch_size, to_uint8
+from pytest_diffusion.samples.generate import shared_batch_size, to_uint8
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable
 
@@ -78,25 +79,22 @@ def run_attention(pipeline: Any, phrases: Sequence[Phrase], settings: Settings, 
     chosen = list(layers) if layers is not None else attention_layers(pipeline)
     named = judged_layers(chosen, settings)
     phrases = _readable(pipeline, phrases)
-    batch_size = automatic_batch_size(settings, pipeline)
     steps = sorted({round(index * (settings.steps - 1) / (MAP_STEPS - 1)) for index in range(MAP_STEPS)})
-    records, images = [], []
-    for start in range(0, len(phrases), batch_size):
-        batch = phrases[start : start + batch_size]
-        with record_attention(pipeline, layers=chosen, steps=steps if start == 0 else ()) as record:
-            images.append(
-                call_pipeline(
-                    pipeline,
-                    prompts=[phrase.prompt for phrase in batch],
-                    seeds=seeds_of(settings, len(batch), first=start),
-                    settings=settings,
-                )
-            )
-        records.append(record)
+
+    def recorded(rows: slice) -> tuple[AttentionRecord, NDArray[np.floating[Any]]]:
+        prompts = [phrase.prompt for phrase in phrases[rows]]
+        with record_attention(pipeline, layers=chosen, steps=steps if rows.start == 0 else ()) as record:
+            images = call_pipeline(pipeline, prompts=prompts, seeds=seeds_of(settings, len(prompts), first=rows.start), settings=settings)
         for name, layer in record.layers.items():
             _shrink(layer, is_judged=name in named)
+        return record, images
+
+    batch = shared_batch_size(settings, pipeline)
+    records, images = map(list, zip(*batch.parts(len(phrases), recorded), strict=True))
     guided = uses_guidance(pipeline) and records[0].predictions > 1
-    unguided = _first_step_unguided(pipeline, phrases[:batch_size], settings, chosen) if guided else None
+    # As many prompts as the first record has: without guidance, the denoiser needs half of the memory.
+    first = phrases[: len(records[0].tokens)]
+    unguided = _first_step_unguided(pipeline, first, settings, chosen) if guided else None
     return AttentionRun(
         list(phrases),
         records,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.config.versions import versions_text
+from pytest_diffusion.data.batches import batch_size_of
 from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 from pytest_diffusion.demo import weights_folder
 from pytest_diffusion.features.identity import tensors_hash
@@ -67,28 +68,30 @@ class Clip:
         """Unit embeddings (N, D), float32, of uint8 images (N, 3, H, W)."""
         side = int(self.model.config.vision_config.image_size)
         device, dtype = next(self.model.parameters()).device, next(self.model.parameters()).dtype
-        embeds = []
+
+        def embeds(rows: slice) -> torch.Tensor:
+            pixels = (resize_images(images[rows], side, side).float() / 255 - self.mean) / self.std
+            pooled = self.model.vision_model(pixels.to(device, dtype)).pooler_output
+            return F.normalize(self.model.visual_projection(pooled).float().cpu(), dim=1)
+
         with torch.no_grad():
-            for batch in images.split(batch_size):
-                pixels = (resize_images(batch, side, side).float() / 255 - self.mean) / self.std
-                pooled = self.model.vision_model(pixels.to(device, dtype)).pooler_output
-                embeds.append(F.normalize(self.model.visual_projection(pooled).float().cpu(), dim=1))
-        return torch.cat(embeds)
+            return torch.cat(batch_size_of(self.model, batch_size).parts(len(images), embeds))
 
     def text_embeds(self, prompts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
         """Unit embeddings (N, D), float32; each distinct prompt is encoded once."""
         distinct = list(dict.fromkeys(prompts))
         device = next(self.model.parameters()).device
         limit = int(self.model.config.text_config.max_position_embeddings)
-        embeds = []
+
+        def embeds(rows: slice) -> torch.Tensor:
+            tokens = self.tokenizer(distinct[rows], padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+            pooled = self.model.text_model(tokens.input_ids.to(device)).pooler_output
+            return F.normalize(self.model.text_projection(pooled).float().cpu(), dim=1)
+
         with torch.no_grad():
-            for start in range(0, len(distinct), batch_size):
-                chunk = distinct[start : start + batch_size]
-                tokens = self.tokenizer(chunk, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-                pooled = self.model.text_model(tokens.input_ids.to(device)).pooler_output
-                embeds.append(F.normalize(self.model.text_projection(pooled).float().cpu(), dim=1))
+            known = torch.cat(batch_size_of(self.model, batch_size).parts(len(distinct), embeds))
         place = {prompt: index for index, prompt in enumerate(distinct)}
-        return torch.cat(embeds)[[place[prompt] for prompt in prompts]]
+        return known[[place[prompt] for prompt in prompts]]
 
 
 def load_clip(name: str, *, device: str = "cpu") -> Clip:

@@ -10,6 +10,7 @@ import torch
 
 from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.config.versions import versions_text
+from pytest_diffusion.data.batches import batch_size_of
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.features.identity import Features, tensors_hash
 from pytest_diffusion.verdicts.errors import SetupError
@@ -35,12 +36,15 @@ class Extractor:
         """Features of uint8 images (N, 3, H, W), in batches."""
         values, probabilities = [], []
         with torch.no_grad():
-            for batch in images.split(batch_size):
-                features, logits = self.run(batch)
-                values.append(features.float().cpu())
+            for features, logits in batch_size_of(self.run, batch_size).parts(len(images), lambda rows: self._on_the_cpu(images[rows])):
+                values.append(features)
                 if logits is not None:
-                    probabilities.append(logits.double().softmax(1).cpu())
+                    probabilities.append(logits.double().softmax(1))
         return Features(torch.cat(values), torch.cat(probabilities) if probabilities else None, self.name, self.protocol)
+
+    def _on_the_cpu(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features, logits = self.run(images)
+        return features.float().cpu(), logits.cpu() if logits is not None else None
 
 
 def load_extractor(name: str, *, device: str = "cpu") -> Extractor:

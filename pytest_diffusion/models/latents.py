@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.data.batches import batch_size_of
 from pytest_diffusion.models.capabilities import device_of, has_vae
-from pytest_diffusion.models.memory import BatchSize, is_offloaded
+from pytest_diffusion.models.memory import is_offloaded
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 
@@ -82,16 +83,16 @@ class LatentCodec:
     def _in_batches(self, work: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, pixels: int) -> torch.Tensor:
         """`work` on batches of at most 32 images, fewer for large images: a decoder's last layers store hundreds of values per pixel."""
 
-        def run(size: int) -> torch.Tensor:
-            return torch.cat([work(batch) for batch in values.split(size)])
+        def run() -> torch.Tensor:
+            return torch.cat(batch.parts(len(values), lambda rows: work(values[rows])))
 
-        batch = BatchSize(max(1, min(32, 4 * 512 * 512 // pixels)))
+        batch = batch_size_of(self.vae, max(1, min(32, 4 * 512 * 512 // pixels)))
         with torch.no_grad():
             if not self.upcasts:
-                return batch.run(run)
+                return run()
             try:
                 self.vae.to(torch.float32)
-                return batch.run(run)
+                return run()
             finally:
                 self.vae.to(torch.float16)
 

@@ -1,39 +1,11 @@
-"""Models larger than memory: smaller batches when memory runs out, and modules that accelerate offloads."""
+"""Models larger than memory: modules that accelerate moves to a device only while they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-
-from pytest_diffusion.verdicts.errors import ModelError
-
-_Result = TypeVar("_Result")
-
-
-@dataclass
-class BatchSize:
-    """Number of samples in a batch. It is halved when memory runs out and stays halved for later batches."""
-
-    size: int
-
-    def run(self, work: Callable[[int], _Result]) -> _Result:
-        """Result of `work(size)`, with the size halved until it fits into memory. Raises ModelError when one sample does not fit."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        while True:
-            try:
-                return work(self.size)
-            except Exception as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if self.size == 1:
-                    raise ModelError(f"Out of memory even with a batch size of 1: {str(error).splitlines()[0]}") from error
-            # Outside the handler, whose traceback would keep the tensors of the failed batch alive.
-            clear_device_cache(garbage_collection=True)
-            self.size //= 2
 
 
 def is_offloaded(parts: Iterable[torch.nn.Module]) -> bool:

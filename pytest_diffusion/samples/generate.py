@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pytest_diffusion.config.cache import cache_root, checksum
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.versions import package_versions
+from pytest_diffusion.data.batches import BatchSize, batch_size_of
 from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import device_of, dtype_of, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
-from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore
 from pytest_diffusion.verdicts.errors import SetupError
@@ -40,6 +40,11 @@ def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
     height, width = image_size(pipeline, settings)
     budget = 64 * 32 * 32 if device_of(pipeline).type == "cpu" else 8 * 512 * 512
     return max(1, min(256, budget // (height * width)))
+
+
+def shared_batch_size(settings: Settings, pipeline: Any) -> BatchSize:
+    """The batch size with which all stages call this pipeline: halved where memory ran out in one of them."""
+    return batch_size_of(pipeline, automatic_batch_size(settings, pipeline))
 
 
 def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def generate_samples(
     texts = [chosen[index % len(chosen)] for index in range(count)] if chosen else None
     seeds = seeds_of(settings, count)
     store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings))
-    batch = BatchSize(automatic_batch_size(settings, pipeline))
+    batch = shared_batch_size(settings, pipeline)
     shard_size = max(SHARD_SIZE, batch.size)
     if not store.is_writable():
         # A complete store may be on a read-only disk, where no lock can be taken.
@@ -170,21 +175,10 @@ def generate_images(
 ) -> NDArray[np.floating[Any]]:
     """Images in [0, 1], float (N, H, W, C), in batches that are halved when memory runs out."""
 
-    def run(size: int) -> NDArray[np.floating[Any]]:
-        return np.concatenate(
-            [
-                call_pipeline(
-                    pipeline,
-                    prompts=prompts[start : start + size] if prompts else None,
-                    seeds=seeds[start : start + size],
-                    settings=settings,
-                    **changes,
-                )
-                for start in range(0, len(seeds), size)
-            ]
-        )
+    def part(rows: slice) -> NDArray[np.floating[Any]]:
+        return call_pipeline(pipeline, prompts=prompts[rows] if prompts else None, seeds=seeds[rows], settings=settings, **changes)
 
-    return (batch or BatchSize(automatic_batch_size(settings, pipeline))).run(run)
+    return np.concatenate((batch or shared_batch_size(settings, pipeline)).parts(len(seeds), part))
 
 
 def _tensors_text(scheduler: Any) -> str:

@@ -19,7 +19,7 @@ from pytest_diffusion.models.capabilities import is_text_conditioned, uses_guida
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.levels import as_prediction, prediction_type_of
 from pytest_diffusion.models.one_call import DenoiserCall
-from pytest_diffusion.samples.generate import automatic_batch_size
+from pytest_diffusion.samples.generate import shared_batch_size
 from pytest_diffusion.samples.seeds import seed_of, seeds_of
 
 IMAGES, SCOUTS = 32, 8
@@ -95,18 +95,21 @@ def fit_latents(pipeline: Any, codec: LatentCodec, reference: Reference, setting
     """
     images = reference.require_images()[: settings.times_effort(IMAGES)]
     texts = reference.prompts or [""] * len(images)
-    batch_size = automatic_batch_size(settings, pipeline)
     guided = uses_guidance(pipeline) and (settings.guidance_scale is None or settings.guidance_scale > 1)
     is_distilled = is_text_conditioned(pipeline) and not guided
 
     def fit(count: int, first_few: LatentFit | None = None) -> LatentFit:
-        calls, latents, noise = [], [], []
-        for start in range(0, count, batch_size):
-            encoded = codec.encode(images[start : min(start + batch_size, count)])
-            prompts = texts[start : start + len(encoded)] if is_text_conditioned(pipeline) else None
-            calls.append(DenoiserCall.catch(pipeline, prompts, settings, seeds=seeds_of(settings, len(encoded))))
-            latents.append(encoded)
-            noise.append(torch.randn(encoded.shape, generator=torch.Generator().manual_seed(seed_of(settings, start))))
+        parts = shared_batch_size(settings, pipeline).parts(count, part)
+        calls, latents, noise = map(list, zip(*parts, strict=True))
         return LatentFit(calls, latents, noise, codec.scaling_factor, is_distilled, first_few)
+
+    def part(rows: slice) -> tuple[DenoiserCall, torch.Tensor, torch.Tensor]:
+        encoded = codec.encode(images[rows])
+        prompts = texts[rows] if is_text_conditioned(pipeline) else None
+        call = DenoiserCall.catch(pipeline, prompts, settings, seeds=seeds_of(settings, len(encoded)))
+        noise = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(seed_of(settings, rows.start)))
+        # All later calls are as large as this one: if memory runs out, it does so here, where the batch can be halved.
+        call.output(call.noised(encoded, noise))
+        return call, encoded, noise
 
     return fit(len(images), fit(min(SCOUTS, len(images))))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.batches import batch_size_of
 from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import (
     denoiser,
@@ -22,7 +23,6 @@ from pytest_diffusion.models.capabilities import (
     takes_step_callback,
     uses_guidance,
 )
-from pytest_diffusion.models.memory import BatchSize
 from pytest_diffusion.samples.generate import generate_images, to_uint8
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -42,7 +42,7 @@ class Trials:
         """Images uint8 (N, 3, H, W) of the given seeds (default: four)."""
         chosen = list(seeds if seeds is not None else self.seeds)
         prompts = self._prompts(0, len(chosen))
-        images = generate_images(self.pipeline, prompts, chosen, self.settings, batch=BatchSize(batch_size), **changes)
+        images = generate_images(self.pipeline, prompts, chosen, self.settings, batch=batch_size_of(self.pipeline, batch_size), **changes)
         return torch.from_numpy(to_uint8(images)[0])
 
     @property
@@ -125,14 +125,16 @@ class Trials:
             self._call(size, guidance_scale=guidance_scale, callback_on_step_end=keep, output_type="latent")
             return torch.cat(kept)
 
-        return BatchSize(COUNT).run(first_steps)
+        return batch_size_of(self.pipeline, COUNT).run(first_steps)
 
     def latents(self) -> torch.Tensor:
         """Final latents (N, C, h, w), float32, of the plain run's seeds, unpacked where the pipeline packs them.
 
         Raises NotApplicable for a pipeline that returns no latents.
         """
-        found = torch.from_numpy(np.concatenate(BatchSize(COUNT).run(lambda size: self._call(size, output_type="latent"))))
+        found = torch.from_numpy(
+            np.concatenate(batch_size_of(self.pipeline, COUNT).run(lambda size: self._call(size, output_type="latent")))
+        )
         if found.ndim == 3:
             height, width = image_size(self.pipeline, self.settings)
             found = self.pipeline._unpack_latents(found, height, width, self.pipeline.vae_scale_factor)

@@ -279,26 +279,26 @@ def sizes(monkeypatch):
     return asked
 
 
-def test_memory_that_runs_out_halves_the_batch(demo_pipeline, small, sizes):
-    samples = generate.generate_samples(demo_pipeline, PROMPTS, replace(small, num_samples=3))
+def test_memory_that_runs_out_halves_the_batch(demo_copy, small, sizes):
+    samples = generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=3))
     assert len(samples.images) == 3
     assert sizes == [2, 1, 1, 1]
     record = json.loads(next(samples.folder.glob("shards/*.json")).read_text())
     assert record["batch_size"] == 1
 
 
-def test_memory_that_has_run_out_once_is_not_asked_again(demo_pipeline, small, sizes):
-    generate.generate_samples(demo_pipeline, PROMPTS, replace(small, num_samples=6))
+def test_memory_that_has_run_out_once_is_not_asked_again(demo_copy, small, sizes):
+    generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=6))
     assert sizes == [2, 1, 1, 1, 1, 1, 1]
 
 
-def test_memory_for_not_even_one_sample(demo_pipeline, small, monkeypatch):
+def test_memory_for_not_even_one_sample(demo_copy, small, monkeypatch):
     def hopeless(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(generate, "call_pipeline", hopeless)
     with pytest.raises(ModelError, match="Out of memory even with a batch size of 1"):
-        generate.generate_samples(demo_pipeline, PROMPTS, small)
+        generate.generate_samples(demo_copy, PROMPTS, small)
 
 
 def test_nan_is_remembered(demo_copy, small):
