@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pytest_diffusion.config.extensions import SOURCES, extensions
 from pytest_diffusion.config.registry import Registry
-from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
+from pytest_diffusion.config.source_code import defined_names
+from pytest_diffusion.verdicts.errors import SettingsError, nearest, unknown_name
 
 Kind = Literal["model", "reference", "prompts", "extractor", "scorer", "scheduler"]
 FLAGS: dict[Kind, str] = {
@@ -184,7 +185,7 @@ def imported(name: str) -> Callable[..., Any]:
 
 
 def check_callable(flag: str, value: str) -> None:
-    """Raise SettingsError unless a value has the form package.module:name and its top package is there."""
+    """Raise SettingsError unless a value has the form package.module:name, its top package is there, and, where known, the name."""
     module, _, attribute = value.partition(":")
     if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise SettingsError(f"{flag} is {value!r}; expected package.module:name.")
@@ -192,3 +193,6 @@ def check_callable(flag: str, value: str) -> None:
     top = module.partition(".")[0]
     if importlib.util.find_spec(top) is None:
         raise SettingsError(f"{flag}: no module named {top!r} (from {value!r}); is its folder on the path (pytest's pythonpath ini)?")
+    names = defined_names(module)
+    if names is not None and attribute not in names:
+        raise SettingsError(f"{flag}: {module} has no {attribute!r}.{nearest(attribute, names)}")

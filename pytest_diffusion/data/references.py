@@ -144,7 +144,14 @@ def load_hub(name: str, *, height: int, width: int, limit: int) -> Reference:
 def load_callable(name: str, *, height: int, width: int, limit: int) -> Reference:
     """The images that `package.module:callable` returns or is."""
     images = load_object(name, _OPTION)
-    return _resized(name, as_uint8(images() if callable(images) else images, f"images of {name}")[:limit], height, width)
+    try:
+        found = images() if callable(images) else images
+    except Exception as error:  # code of the user's may raise anything
+        raise SetupError(f"{_OPTION}: {name} failed: {type(error).__name__}: {error}") from error
+    try:
+        return _resized(name, as_uint8(found, f"images of {name}")[:limit], height, width)
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{_OPTION}: {name} gives no images: {error}") from error
 
 
 def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int) -> Reference:

@@ -133,7 +133,9 @@ class FeatureStatistics:
             if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
                 raise
             raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from None
-        return cls(*_checked(mean, covariance, "mu", "sigma", f"{path}: "), count=count, protocol=protocol)
+        mean, covariance = _checked(mean, covariance, "mu", "sigma", f"{path}: ")
+        _require_covariance(covariance, f"{path}: sigma")
+        return cls(mean, covariance, count=count, protocol=protocol)
 
     def _settled(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._known is None:
@@ -182,6 +184,17 @@ def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:
     keep = values > rounding * values.max().clamp(min=0)
     spectral: torch.Tensor = vectors[:, keep] * values[keep].sqrt()
     return spectral
+
+
+def _require_covariance(matrix: torch.Tensor, name: str) -> None:
+    """Raise ValueError unless a matrix (D, D) is symmetric and has no negative eigenvalue, as far as float32 can tell."""
+    largest = float(matrix.diagonal().abs().max())
+    rounding = len(matrix) * torch.finfo(torch.float32).eps * largest
+    if float((matrix - matrix.T).abs().max()) > rounding:
+        raise ValueError(f"{name} is no covariance: it is not symmetric.")
+    _, info = torch.linalg.cholesky_ex(matrix + (rounding + 1e-300) * torch.eye(len(matrix), dtype=matrix.dtype))
+    if int(info):
+        raise ValueError(f"{name} is no covariance: it has a negative eigenvalue.")
 
 
 def _checked(

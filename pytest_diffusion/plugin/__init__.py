@@ -4,6 +4,7 @@ pytest_plugins = (
     "pytest_diffusion.plugin.hooks",
     "pytest_diffusion.plugin.fixtures.model",
     "pytest_diffusion.plugin.fixtures.samples",
+    "pytest_diffusion.plugin.fixtures.ready",
     "pytest_diffusion.plugin.fixtures.lenses",
     "pytest_diffusion.plugin.fixtures.report",
 )

@@ -131,14 +131,19 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test's marker becomes a parameter of the session's settings, so that fixtures are built anew for it."""
-    marker = metafunc.definition.get_closest_marker("diffusion")
-    if marker is None or not marker.kwargs or "diffusion_settings" not in metafunc.fixturenames:
+    """A test's markers become a parameter of the session's settings, so that fixtures are built anew for it.
+
+    Markers of the function, its class and its module count together; where two say different things, the nearest wins.
+    """
+    given: dict[str, Any] = {}
+    for marker in metafunc.definition.iter_markers("diffusion"):
+        given = {**marker.kwargs, **given}
+    if not given or "diffusion_settings" not in metafunc.fixturenames:
         return
     from pytest_diffusion.config.settings import override
     from pytest_diffusion.verdicts.errors import SettingsError
 
-    changes = tuple(sorted(marker.kwargs.items()))
+    changes = tuple(sorted(given.items()))
     try:
         override(active_settings(metafunc.config)[0], dict(changes))
     except SettingsError as error:

@@ -28,6 +28,8 @@ SHARD_SIZE = 64
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 10.0
 """Seconds between two words about a lock that another process holds."""
+_LONG = 600.0
+"""Seconds of generation that are announced."""
 _ATTEMPTS = 3
 """Once to write, once to verify, and once more where something was lost in between."""
 Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
@@ -47,11 +49,14 @@ def shared_batch_size(settings: Settings, pipeline: Any) -> BatchSize:
     return batch_size_of(pipeline, automatic_batch_size(settings, pipeline))
 
 
-def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> dict[str, Any]:
-    """Everything that changes a sample, as plain JSON; its hash is the store's address. The number of samples is not part of it."""
+def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, *, weights: str | None = None) -> dict[str, Any]:
+    """Everything that changes a sample, as plain JSON; its hash is the store's address. The number of samples is not part of it.
+
+    `weights` is the pipeline's fingerprint, where it is known.
+    """
     return {
         "pipeline": type(pipeline).__name__,
-        "weights": fingerprint(pipeline),
+        "weights": weights or fingerprint(pipeline),
         "scheduler": f"{type(pipeline.scheduler).__name__} {config_text(pipeline.scheduler.config)} {_tensors_text(pipeline.scheduler)}",
         "prompts": checksum(json.dumps(list(prompts or ())), size=8),
         "seed": settings.seed,
@@ -70,6 +75,7 @@ def generate_samples(
     prompts: Sequence[str] | None,
     settings: Settings,
     *,
+    weights: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], object] | None = None,
 ) -> Samples:
@@ -77,13 +83,14 @@ def generate_samples(
 
     Sample i has prompt i modulo the number of prompts, and its own seed (`samples.seeds`). A larger number of samples
     therefore extends a smaller one. Another process that needs the same samples waits, tells `say` for whom (by default the
-    log), and then reads them. Raises SetupError where the store cannot be written; existing samples are kept.
+    log), and then reads them. `weights` is the pipeline's fingerprint, where it is known.
+    Raises SetupError where the store cannot be written; existing samples are kept.
     """
     count = settings.num_samples
     chosen = prompts if prompts and is_text_conditioned(pipeline) else None
     texts = [chosen[index % len(chosen)] for index in range(count)] if chosen else None
     seeds = seeds_of(settings, count)
-    store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings))
+    store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings, weights=weights))
     batch = shared_batch_size(settings, pipeline)
     shard_size = max(SHARD_SIZE, batch.size)
     if not store.is_writable():
@@ -92,7 +99,7 @@ def generate_samples(
             raise SetupError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
     with _locked(store, say or _LOG.warning), _says_what_is_kept(store, count):
-        return _complete(store, pipeline, texts, seeds, settings, batch, progress)
+        return _complete(store, pipeline, texts, seeds, settings, batch, progress, say or _LOG.warning)
 
 
 def _complete(
@@ -103,6 +110,7 @@ def _complete(
     settings: Settings,
     batch: BatchSize,
     progress: Progress | None,
+    say: Callable[[str], object],
 ) -> Samples:
     """All samples, those that are missing generated and verified. The caller must hold the lock."""
     count, shard_size, generated = len(seeds), max(SHARD_SIZE, batch.size), 0
@@ -111,8 +119,11 @@ def _complete(
         if not (missing := store.missing(count, shard_size)):
             return store.read(count, texts, seeds, generated)
         show = progress or (lambda ranges, total: nullcontext(ranges))
+        begun, left = time.monotonic(), sum(map(len, missing))
         with show(missing, count) as ranges:
-            for indices in ranges:
+            for done, indices in enumerate(ranges):
+                if done == 1:
+                    _say_how_long(time.monotonic() - begun, len(missing[0]), left, say)
                 chunk = texts[indices.start : indices.stop] if texts else None
                 own_seeds = seeds[indices.start : indices.stop]
                 images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
@@ -120,6 +131,14 @@ def _complete(
                 store.write(indices, images, record, count=count)
         generated += sum(len(indices) for indices in missing)
     raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
+
+
+def _say_how_long(seconds: float, drawn: int, wanted: int, say: Callable[[str], object]) -> None:
+    """After the first shard, the time that the others will take, where that is more than ten minutes."""
+    rest = seconds * (wanted - drawn) / drawn
+    if rest > _LONG:
+        shown = f"{rest / 3600:.1f} hours" if rest >= 5400 else f"{rest / 60:.0f} minutes"
+        say(f"the first {drawn} samples took {seconds:.0f} s; the other {wanted - drawn} will take about {shown}")
 
 
 @contextmanager

@@ -64,9 +64,13 @@ class ConformanceFailure(AssertionError):  # noqa: N818 - named as pytest names 
 def unknown_name(what: str, seen: str, choices: Iterable[str]) -> str:
     """One line: an unknown name, the nearest choice if there is one, and all choices."""
     choices = sorted(choices)
-    close = get_close_matches(seen, choices, n=1)
-    nearest = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{what} is {seen!r}; expected one of: {', '.join(choices)}.{nearest}"
+    return f"{what} is {seen!r}; expected one of: {', '.join(choices)}.{nearest(seen, choices)}"
+
+
+def nearest(seen: str, choices: Iterable[str]) -> str:
+    """A question that names the nearest choice; empty where none is near."""
+    close = get_close_matches(seen, sorted(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def missing_package(package: str, purpose: str, install: str) -> ImportError:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pytest_diffusion.data.references import load_reference, pair_prompts, rgb_pixels
-from pytest_diffusion.verdicts.errors import ModelError
+from pytest_diffusion.verdicts.errors import ModelError, SetupError
 
 
 def save(path, size=(40, 40), mode="RGB", level=128):
@@ -44,7 +44,7 @@ def test_a_callable_may_give_floats_or_uint8(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert load_reference("my_reference:floats", height=8, width=8, limit=9).images.unique().tolist() == [128]
-    with pytest.raises(ValueError, match=r"floats between 127 and 127; expected \[0, 1\]"):
+    with pytest.raises(SetupError, match=r"floats between 127 and 127; expected \[0, 1\]"):
         load_reference("my_reference:wrong", height=8, width=8, limit=9)
     sys.modules.pop("my_reference")
 

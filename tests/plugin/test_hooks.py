@@ -196,6 +196,24 @@ def test_marker_overrides_options_for_one_test(pytester, shared_cache):
     result.assert_outcomes(passed=3, deselected=len(all_checks()))
 
 
+def test_markers_of_function_class_and_module_count_together(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.diffusion(seed=7, steps=9)
+        @pytest.mark.diffusion(num_samples=3, steps=5)
+        class TestAll:
+            @pytest.mark.diffusion(num_samples=2, width=16)
+            def test_nearest_wins(self, diffusion_settings):
+                found = diffusion_settings
+                assert (found.num_samples, found.steps, found.width, found.seed) == (2, 5, 16, 7)
+            def test_class(self, diffusion_settings):
+                assert (diffusion_settings.num_samples, diffusion_settings.steps) == (3, 5)
+        """
+    )
+    pytester.runpytest().assert_outcomes(passed=2)
+
+
 def test_wrong_marker_arguments_are_usage_errors(pytester):
     pytester.makepyfile("import pytest\n@pytest.mark.diffusion(numsamples=3)\ndef test_few(diffusion_settings):\n    pass\n")
     result = pytester.runpytest()

@@ -37,7 +37,7 @@ def workshop(tmp_path_factory):
     patch.setattr(generate, "SHARD_SIZE", SHARD)
     patch.setattr(generate, "generate_images", drawn)
     # The weights do not change here, and hashing them would take as long as all the rest.
-    patch.setattr(generate, "sample_identity", lambda pipeline, prompts, settings: {"seed": settings.seed})
+    patch.setattr(generate, "sample_identity", lambda pipeline, prompts, settings, weights=None: {"seed": settings.seed})
 
     def measure(cache, seed=0):
         settings = Settings(num_samples=COUNT, steps=1, batch_size=4, seed=seed, cache_dir=str(cache))
