@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from pytest_diffusion.config.sources import ReferenceSource, load_source, source_of
 from pytest_diffusion.data.files import ImageRows, first_images, open_image, require_size
+from pytest_diffusion.data.hub import why
 from pytest_diffusion.data.images import as_uint8, resize_images
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.data.rows import read_rows
@@ -248,7 +249,7 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
     try:
         stream = datasets.load_dataset(match[1], split=match[2] or "train", streaming=True)
     except (OSError, ValueError, KeyError) as error:
-        raise SetupError(f"{_OPTION}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"{_OPTION}: {name} cannot be loaded: {why(error)}") from error
     for number, row in enumerate(stream.take(limit)):
         picture = next((value for value in row.values() if isinstance(value, Image.Image)), None)
         if picture is None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.batches import batch_size_of
+from pytest_diffusion.data.hub import why
 from pytest_diffusion.data.images import RESIZE_PROTOCOL, resize_images
 from pytest_diffusion.demo import weights_folder
 from pytest_diffusion.features.identity import tensors_hash
@@ -121,8 +122,7 @@ def _load(name: str, source: str, device: str) -> Clip:
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise SetupError(
-            f"--diffusion-clip-model: {name} cannot be loaded: {str(error).splitlines()[0]} "
-            "Give a local folder, or 'demo' for the demo and its copies."
+            f"--diffusion-clip-model: {name} cannot be loaded: {why(error)} Give a local folder, or 'demo' for the demo and its copies."
         ) from error
     mean, std = _pixel_statistics(source)
     return Clip(name, model, tokenizer, torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])

@@ -11,6 +11,7 @@ import torch
 from pytest_diffusion.config.sources import load_source
 from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.batches import batch_size_of
+from pytest_diffusion.data.hub import why
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.features.identity import Features, tensors_hash
 from pytest_diffusion.verdicts.errors import SetupError
@@ -121,7 +122,7 @@ def load_dinov2(value: str, *, device: str) -> Extractor:
     try:
         model = AutoModel.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
-        raise SetupError(f"--diffusion-features: dinov2:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"--diffusion-features: dinov2:{name} cannot be loaded: {why(error)}") from error
     mean, std = torch.tensor((0.485, 0.456, 0.406))[:, None, None], torch.tensor((0.229, 0.224, 0.225))[:, None, None]
 
     def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -9,10 +9,10 @@ import torch
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.sources import ModelSource, model_source
+from pytest_diffusion.data.hub import hub_failure
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.models.capabilities import FAMILY_PARTS, denoiser, dtype_of, family_of_parts, modules
 from pytest_diffusion.models.code import refuse_code
-from pytest_diffusion.models.hub import hub_failure
 from pytest_diffusion.models.memory import is_offloaded
 from pytest_diffusion.models.parts import load_parts
 from pytest_diffusion.models.schedulers import build_scheduler
