@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test test-cpu mutants corruptions lint typed docs wheel picture peers bench clean
+.PHONY: demo test test-cpu mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -57,6 +57,24 @@ bench: peers
 	$(PEERS)/bin/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.attention
+
+# The lowest versions of all that is declared, on this Python, and the newest on another one; torch is that of
+# constraints.txt, since another build costs gigabytes. Old versions warn of what is newer than they are.
+VERSIONS := tests/verdicts tests/plugin/test_hooks.py
+lowest:
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet uv $$(grep "^torch==" constraints.txt)
+	grep "^torch==" constraints.txt > build/torch.txt
+	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --override build/torch.txt \
+	  . "pytest-xdist>=3.6" "torchsde>=0.2.6"
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadgroup $(VERSIONS)
+
+# Nightly: 5 GB where torch has no build for the processor alone. make newest NEWEST=/path/to/python3.13
+NEWEST ?= python3.13
+newest:
+	$(NEWEST) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --upgrade . pytest-xdist torchsde peft
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadgroup $(VERSIONS)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

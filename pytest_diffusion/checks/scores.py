@@ -108,6 +108,6 @@ def _kinship(clip: Scorer, pipeline: object) -> str:
     encoder = getattr(pipeline, "text_encoder", None)
     if encoder is None or not isinstance(clip, Clip):
         return ""
-    own, scoring = encoder.get_input_embeddings().weight, clip.model.text_model.get_input_embeddings().weight
+    own, scoring = encoder.get_input_embeddings().weight, clip.model.text_model.embeddings.token_embedding.weight
     same = own.shape == scoring.shape and torch.allclose(own.float().cpu(), scoring.float().cpu(), atol=1e-3)
     return ", the pipeline's own" if same else ", not the pipeline's own"
