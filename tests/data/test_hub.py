@@ -9,11 +9,13 @@ import textwrap
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pytest_diffusion.data.hub import hub_failure, why
 from pytest_diffusion.demo import reference_captions, reference_images, weights_folder
-from tests.models.loopback_hub import LoopbackHub
+from tests.data.loopback_hub import LoopbackHub
 
 REFUSED = {"team/gated": (403, "GatedRepo"), "team/private": (401, "RepoNotFound"), "datasets/team/gated": (403, "GatedRepo")}
 
@@ -113,3 +115,17 @@ def test_each_refusal_has_its_own_remedy(hub, tmp_path):
     ]
     for text, start in zip(said, expected, strict=True):
         assert text.startswith(start), text
+
+
+def test_what_the_client_says_comes_before_what_its_transport_says():
+    plain = ValueError("of no hub\nand more")
+    assert (hub_failure(plain), why(plain), why(KeyError())) == ("", "of no hub", "KeyError")
+    lost = ConnectionResetError("reset")
+    lost.__cause__ = OfflineModeIsEnabled("off")
+    assert "HF_HUB_OFFLINE" in hub_failure(lost)
+    general = OSError("cannot be loaded")
+    general.__cause__ = TimeoutError()
+    assert hub_failure(general).startswith("the hub cannot be reached (TimeoutError)")
+    missing = LocalEntryNotFoundError("not in the cache")
+    assert "not all files" not in hub_failure(missing)
+    assert hub_failure(EntryNotFoundError("model.bin is not there")).endswith("needed: model.bin is not there")
