@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from pytest_diffusion.verdicts.errors import SetupError
 
 MAX_PIXELS = 2**26
 """Pixels of the largest image that is unpacked, 8192x8192: a file of a few kilobytes may claim to hold billions."""
+BLOCK = 64
+"""Images that are unpacked and resized at a time."""
 _OPTION = "--diffusion-reference"
 
 
@@ -41,8 +44,8 @@ def require_size(size: tuple[int, int], label: str) -> None:
         raise SetupError(f"{_OPTION}: {label} has {size[0]}x{size[1]} pixels; at most {side}x{side} are read. Scale it down first.")
 
 
-def first_images(path: Path, limit: int) -> NDArray[Any] | None:
-    """The first `limit` images of the array with four axes in an `.npz`; None where there is none.
+def image_blocks(path: Path, limit: int) -> Iterator[NDArray[Any]]:
+    """The first `limit` images of the array with four axes in an `.npz`, a few at a time; nothing where there is no such array.
 
     Only the rows that are needed are unpacked. Raises ValueError for pickled arrays, and what a damaged file raises.
     """
@@ -60,11 +63,12 @@ def first_images(path: Path, limit: int) -> NDArray[Any] | None:
                     continue
                 if is_fortran:
                     raise ValueError(f"the array {name!r} is stored column by column: save it with numpy.ascontiguousarray")
-                count = min(limit, shape[0])
-                size = int(np.prod(shape[1:])) * dtype.itemsize
-                data = member.read(count * size)
-                return np.frombuffer(data, dtype=dtype).reshape(count, *shape[1:]).copy()
-    return None
+                left, size = min(limit, shape[0]), int(np.prod(shape[1:])) * dtype.itemsize
+                while left > 0:
+                    count = min(left, BLOCK)
+                    yield np.frombuffer(member.read(count * size), dtype=dtype).reshape(count, *shape[1:]).copy()
+                    left -= count
+                return
 
 
 class ImageRows:

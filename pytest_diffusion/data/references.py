@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pytest_diffusion.config.sources import ReferenceSource, load_source, source_of
-from pytest_diffusion.data.files import ImageRows, first_images, open_image, require_size
+from pytest_diffusion.data.files import BLOCK, ImageRows, image_blocks, open_image, require_size
 from pytest_diffusion.data.hub import why
 from pytest_diffusion.data.images import as_uint8, resize_images
 from pytest_diffusion.data.objects import load_object
@@ -259,21 +259,38 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
 
 def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:
     """Images of an `.npz` (uint8 (N, H, W, 3), as ADM's `arr_0`), or its statistics where it holds no images."""
-    path, pixels = Path(name), None
+    path = Path(name)
     try:
-        pixels = first_images(path, limit)
-        if pixels is None:
-            return Reference(str(path), statistics=FeatureStatistics.load(path))
+        reference = _stored(str(path), _blocks_of(path, limit), height, width)
+        return reference or Reference(str(path), statistics=FeatureStatistics.load(path))
     except UNREADABLE as error:
-        shown = str(error) if str(error).startswith(str(path)) else f"{path} cannot be read as an .npz of plain arrays: {error}"
+        said = str(error)
+        shown = said if said.startswith((str(path), f"images of {path}")) else f"{path} cannot be read as an .npz of plain arrays: {said}"
         raise SetupError(f"{_OPTION}: {shown}") from error
-    tensor = torch.from_numpy(pixels)
-    try:
-        images = as_uint8(tensor.permute(0, 3, 1, 2) if pixels.shape[-1] in (1, 3) else tensor, f"images of {path}")
-    except ValueError as error:
-        raise SetupError(f"{_OPTION}: {error}") from error
-    return _resized(str(path), images, height, width)
+
+
+def _blocks_of(path: Path, limit: int) -> Iterator[torch.Tensor]:
+    """Images of an `.npz`, uint8 (n, 3, h, w), a few at a time."""
+    for block in image_blocks(path, limit):
+        tensor = torch.from_numpy(block)
+        yield as_uint8(tensor.permute(0, 3, 1, 2) if tensor.shape[-1] in (1, 3) else tensor, f"images of {path}")
 
 
 def _resized(name: str, images: torch.Tensor, height: int, width: int) -> Reference:
-    return Reference(name, resize_images(images, height, width), sizes={f"{images.shape[-1]}x{images.shape[-2]}": len(images)})
+    """Reference of images, uint8 (N, 3, h, w). Raises ValueError where there are none."""
+    reference = _stored(name, images.split(BLOCK), height, width)
+    if reference is None:
+        raise ValueError(f"{name} holds no images")
+    return reference
+
+
+def _stored(name: str, blocks: Iterable[torch.Tensor], height: int, width: int) -> Reference | None:
+    """Reference of images that come a few at a time, resized and mapped from a file; None where none come."""
+    sizes: dict[str, int] = {}
+    with ImageRows() as images:
+        for block in blocks:
+            size = f"{block.shape[-1]}x{block.shape[-2]}"
+            sizes[size] = sizes.get(size, 0) + len(block)
+            for image in resize_images(block, height, width):
+                images.add(image)
+        return Reference(name, images.mapped(), sizes=sizes) if images.count else None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pytest_diffusion.data.files import MAX_PIXELS, ImageRows, first_images, open_image, require_size
+from pytest_diffusion.data.files import BLOCK, MAX_PIXELS, ImageRows, image_blocks, open_image, require_size
 from pytest_diffusion.data.prompts import read_prompts
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.verdicts.errors import SetupError
@@ -58,13 +58,17 @@ def test_a_pipe_is_no_image(tmp_path):
         open_image(tmp_path / "nowhere", "nowhere")
 
 
+def first_images(path, limit):
+    return np.concatenate(list(image_blocks(path, limit)))
+
+
 def test_only_the_images_that_are_needed_are_unpacked(tmp_path):
     whole = np.arange(7 * 4 * 5 * 3, dtype=np.uint8).reshape(7, 4, 5, 3)
     np.savez(tmp_path / "a.npz", labels=np.zeros((10, 2)), arr_0=whole)
     np.testing.assert_array_equal(first_images(tmp_path / "a.npz", 3), whole[:3])
     np.testing.assert_array_equal(first_images(tmp_path / "a.npz", 99), whole)
     np.savez(tmp_path / "b.npz", mu=np.zeros(3))
-    assert first_images(tmp_path / "b.npz", 3) is None
+    assert list(image_blocks(tmp_path / "b.npz", 3)) == []
     # An array that claims a million images of which two are there is read as far as is needed, and then no further.
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 64, 64, 3)})
@@ -77,6 +81,21 @@ def test_only_the_images_that_are_needed_are_unpacked(tmp_path):
     np.savez(tmp_path / "e.npz", arr_0=np.full((2, 2, 2, 2), None, dtype=object))
     with pytest.raises(ValueError, match="is pickled"):
         first_images(tmp_path / "e.npz", 2)
+
+
+def test_images_come_in_blocks_and_lie_in_a_file(tmp_path, monkeypatch):
+    """Ten thousand large images of an archive, or of a function, do not lie in memory."""
+    mapped, own = [], ImageRows.mapped
+    monkeypatch.setattr(ImageRows, "mapped", lambda rows: mapped.append(own(rows)) or mapped[-1])
+    count = 2 * BLOCK + 3
+    whole = np.random.default_rng(0).integers(0, 255, (count, 6, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", whole)
+    blocks = list(image_blocks(tmp_path / "a.npz", count - 1))
+    assert [len(block) for block in blocks] == [BLOCK, BLOCK, 2]
+    reference = load_reference(str(tmp_path / "a.npz"), height=6, width=5, limit=count - 1)
+    assert reference.sizes == {"5x6": count - 1}
+    np.testing.assert_array_equal(reference.images.numpy(), whole[:-1].transpose(0, 3, 1, 2))
+    assert len(mapped) == 1
 
 
 def test_rows_of_images_are_mapped():

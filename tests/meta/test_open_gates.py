@@ -58,6 +58,17 @@ def pipeline_of(body, decorator='@pytest.fixture(scope="session")', arguments=""
 
 SOUND = pipeline_of("return types.SimpleNamespace(scheduler=SOUND)")
 REVERSED = pipeline_of("return types.SimpleNamespace(scheduler=REVERSED)")
+FLAKY = """
+    import pytest
+    calls = []
+    @pytest.fixture
+    def diffusion_scheduler():
+        import diffusers, torch
+        calls.append(1)
+        if len(calls) == 1:
+            return diffusers.DDIMScheduler(trained_betas=torch.linspace(0.02, 1e-4, 1000).numpy() - 0.03)
+        return diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    """
 LIMIT = '[{check}]\nat_most = 10\nsource = "ours"\n{more}'
 
 
@@ -133,6 +144,14 @@ WAYS = {
         "*none of the checks of the lens schedule was judged*",
         {"conftest.py": "import pytest\ndef pytest_runtest_setup(item):\n    pytest.skip('not today')\n"},
     ),
+    "a failure that pytest-rerunfailures repeats until it passes": Way(
+        (*SCHEDULE, "--reruns", "1"),
+        1,
+        "partial",
+        "alphas_cumprod_monotonic did not pass and was not counted (it was run again).",
+        {"conftest.py": FLAKY},
+    ),
+    "a failure that stays when it is repeated": Way((*SCHEDULE, "--reruns", "1"), 1, "closed", "gate: closed", {"conftest.py": REVERSED}),
     "xfail": Way(
         SCHEDULE,
         1,
