@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_UNTOLD = frozenset({"*", "__getattr__", "globals", "locals", "vars", "setattr", "exec", "eval"})
+"""What a source may use to make names that do not stand in it."""
+
 
 def defined_names(module: str) -> frozenset[str] | None:
     """Names that a module may define; None where its source does not tell: no source, a star import, a `__getattr__`.
@@ -25,7 +28,7 @@ def defined_names(module: str) -> frozenset[str] | None:
     except (OSError, SyntaxError, ValueError):
         return None  # the import will say what is wrong
     names = frozenset(_bound(tree))
-    return None if names & {"*", "__getattr__", "globals", "exec"} else names
+    return None if names & _UNTOLD else names
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:

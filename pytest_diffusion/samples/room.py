@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ def require_room(pipeline: Any, settings: Settings) -> None:
 def require_steps(pipeline: Any, settings: Settings) -> None:
     """Raise SetupError where the pipeline's scheduler refuses more steps than it was trained on."""
     scheduler = getattr(pipeline, "scheduler", None)
-    trained = getattr(scheduler, "config", {}).get("num_train_timesteps") or 0
-    if scheduler is None or settings.steps <= trained:
+    config = getattr(scheduler, "config", None)
+    trained = config.get("num_train_timesteps") if isinstance(config, Mapping) else None
+    if scheduler is None or trained is None or settings.steps <= trained:
         return
     try:
         copy.deepcopy(scheduler).set_timesteps(settings.steps)

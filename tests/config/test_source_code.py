@@ -35,7 +35,15 @@ def test_names_are_read_and_nothing_is_run(package):
 
 
 @pytest.mark.parametrize(
-    "text", ["from os import *", "def __getattr__(name): return 3", "globals()['make'] = 3", "def broken(:", "exec('make = 3')"]
+    "text",
+    [
+        "from os import *",
+        "def __getattr__(name): return 3",
+        "globals()['make'] = 3",
+        "setattr(thing, 'make', 3)",
+        "def broken(:",
+        "exec('make = 3')",
+    ],
 )
 def test_source_that_does_not_tell(package, text):
     module = package("grey", text)

@@ -176,6 +176,22 @@ def test_the_preset_follows_the_scheduler_that_was_asked_for(pytester):
     result.assert_outcomes(passed=8)
 
 
+def test_a_reference_made_from_samples_is_built_after_them(pytester, shared_cache):
+    """An override may need the samples, for their number or their size."""
+    pytester.makeconftest(
+        """
+        import pytest, torch
+        from pytest_diffusion.data.references import Reference
+        @pytest.fixture(scope="session")
+        def diffusion_reference(diffusion_samples):
+            return Reference("own", torch.randint(256, (len(diffusion_samples.images), 3, 32, 32), dtype=torch.uint8), sizes={"32x32": 4})
+        """
+    )
+    chosen = ("-k", "finite_images or same_resolution", "--diffusion-num-samples=4", "--diffusion-steps=1")
+    result = pytester.runpytest("--diffusion-model=demo", f"--diffusion-cache-dir={shared_cache}", *chosen)
+    result.assert_outcomes(passed=2, deselected=len(all_checks()) - 2)
+
+
 def test_marker_overrides_options_for_one_test(pytester, shared_cache):
     pytester.makepyfile(
         """

@@ -62,6 +62,7 @@ def test_steps_that_the_scheduler_refuses(steps, refused):
 def test_a_scheduler_that_takes_any_number_of_steps():
     room.require_steps(SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler()), Settings(steps=1500))
     room.require_steps(SimpleNamespace(), Settings(steps=1500))
+    room.require_steps(SimpleNamespace(scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=10))), Settings(steps=1500))
 
 
 def test_statistics_of_another_width_are_refused(settings, pixel_pipeline):
