@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_UNTOLD = frozenset({"*", "__getattr__", "globals", "locals", "vars", "setattr", "exec", "eval"})
+_UNTOLD = frozenset({"*", "__getattr__", "globals", "locals", "vars", "setattr", "exec", "eval", "modules", "__dict__", "update"})
 """What a source may use to make names that do not stand in it."""
 
 
 def defined_names(module: str) -> frozenset[str] | None:
     """Names that a module may define; None where its source does not tell: no source, a star import, a `__getattr__`.
 
-    Names of functions inside are among them, so that a name which is not there is missing for certain.
+    Names inside functions are among them, so that only a name which stands nowhere counts as missing.
     """
     loaded = sys.modules.get(module)
     if loaded is not None:
@@ -37,6 +37,8 @@ def _bound(tree: ast.AST) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Name):
             yield node.id
+        elif isinstance(node, ast.Attribute) and node.attr in _UNTOLD:
+            yield node.attr
         elif isinstance(node, ast.alias):
             yield (node.asname or node.name).partition(".")[0]
 
@@ -51,7 +53,7 @@ def _source_file(module: str) -> Path | None:
         return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
     for place in spec.submodule_search_locations or ():
         path = Path(place, *below)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
+        for file in (path / "__init__.py", path.with_suffix(".py")):  # a package comes before a module, as in imports
             if file.is_file():
                 return file
     return None

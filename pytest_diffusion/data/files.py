@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def image_blocks(path: Path, limit: int) -> Iterator[NDArray[Any]]:
                 return
 
 
+@contextmanager
+def _room_for_images() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise SetupError(
+            f"{_OPTION}: the images, at the samples' size, cannot be kept in {folder}: {error}. Let TMPDIR name a folder with more room."
+        ) from error
+
+
 class ImageRows:
     """Images of one size, written to a temporary file as they come and mapped into memory at the end, so that many large ones fit."""
 
@@ -88,11 +100,13 @@ class ImageRows:
     def add(self, image: torch.Tensor) -> None:
         """One more image, uint8 (3, H, W)."""
         self._shape = tuple(image.shape)
-        self._file.write(image.contiguous().numpy().tobytes())
+        with _room_for_images():
+            self._file.write(image.contiguous().numpy().tobytes())
         self.count += 1
 
     def mapped(self) -> torch.Tensor:
         """All images, uint8 (N, 3, H, W), mapped from the file. Changes to them are not written."""
-        self._file.flush()
+        with _room_for_images():
+            self._file.flush()
         rows: NDArray[np.uint8] = np.memmap(self._file, dtype=np.uint8, mode="c", shape=(self.count, *self._shape))
         return torch.from_numpy(rows)

@@ -24,8 +24,9 @@ def _refusal(error: BaseException) -> str:
         return "it is gated: accept its terms on its page of the hub, and set HF_TOKEN or run `hf auth login`."
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such repository, or it is private: look at its name, or set HF_TOKEN or run `hf auth login`."
-    is_file_missing = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
-    if is_file_missing or isinstance(error, errors.RevisionNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return ""  # the hub was not reached: another error in the chain says why
+    if isinstance(error, errors.EntryNotFoundError | errors.RevisionNotFoundError):
         return f"the hub has the repository, but not all files that are needed: {_line(error)}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the hub is switched off (HF_HUB_OFFLINE) and its files are not in the cache of the hub's client."

@@ -19,6 +19,7 @@ from pytest_diffusion.data.batches import BatchSize, batch_size_of
 from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import device_of, dtype_of, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
+from pytest_diffusion.samples.room import require_disk
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore
 from pytest_diffusion.verdicts.errors import SetupError
@@ -118,6 +119,7 @@ def _complete(
     for _ in range(_ATTEMPTS):
         if not (missing := store.missing(count, shard_size)):
             return store.read(count, texts, seeds, generated)
+        require_disk(sum(map(len, missing)), image_size(pipeline, settings), store.root)
         show = progress or (lambda ranges, total: nullcontext(ranges))
         begun, left = time.monotonic(), sum(map(len, missing))
         with show(missing, count) as ranges:

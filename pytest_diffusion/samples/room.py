@@ -22,9 +22,9 @@ _FLOATS_OF_AN_IMAGE = 2
 
 
 def require_room(pipeline: Any, settings: Settings) -> None:
-    """Raise SetupError where one image would not fit into memory, or the samples not on the disk of the cache folder.
+    """Raise SetupError where one image would not fit into memory, or all samples not on the whole disk of the cache folder.
 
-    What is in the cache already is not counted against the disk.
+    How much of the disk is free counts when it is known which samples are missing: `require_disk`.
     """
     import psutil
 
@@ -34,11 +34,19 @@ def require_room(pipeline: Any, settings: Settings) -> None:
     if one > memory:
         raise SetupError(f"One image of {shown} needs {_size(one)} of memory, where {_size(memory)} are free. Lower --diffusion-height.")
     folder = cache_root(settings.cache_dir)
-    needed, free = 3 * height * width * settings.num_samples, shutil.disk_usage(_existing(folder)).free
-    kept = sum(file.stat().st_blocks * 512 for file in folder.glob("samples/*/images.npy")) if needed > free else 0
-    if needed > free + kept:
+    _require(settings.num_samples, (height, width), folder, shutil.disk_usage(_existing(folder)).total, "fit at most")
+
+
+def require_disk(missing: int, size: tuple[int, int], folder: Path) -> None:
+    """Raise SetupError where the missing samples of this height and width do not fit into what is free on the folder's disk."""
+    _require(missing, size, folder, shutil.disk_usage(_existing(folder)).free, "are free")
+
+
+def _require(count: int, size: tuple[int, int], folder: Path, room: int, what: str) -> None:
+    needed = 3 * size[0] * size[1] * count
+    if needed > room:
         raise SetupError(
-            f"{settings.num_samples} samples of {shown} need {_size(needed)} in the cache folder {folder}, where {_size(free)} are free. "
+            f"{count} samples of {size[1]}x{size[0]} need {_size(needed)} in the cache folder {folder}, where {_size(room)} {what}. "
             "Lower --diffusion-num-samples, or choose another folder with --diffusion-cache-dir."
         )
 
@@ -48,14 +56,13 @@ def require_steps(pipeline: Any, settings: Settings) -> None:
     scheduler = getattr(pipeline, "scheduler", None)
     config = getattr(scheduler, "config", None)
     trained = config.get("num_train_timesteps") if isinstance(config, Mapping) else None
-    if scheduler is None or trained is None or settings.steps <= trained:
+    if scheduler is None or not trained or settings.steps <= trained:
         return
-    try:
-        copy.deepcopy(scheduler).set_timesteps(settings.steps)
-    except ValueError as error:
+    refused = _refusal(scheduler, settings.steps)
+    # One that wants more than a number, as Flux's wants mu, refuses every number, and its pipeline knows better.
+    if refused and not _refusal(scheduler, trained):
         name = type(scheduler).__name__
-        reason = str(error).splitlines()[0]
-        raise SetupError(f"--diffusion-steps is {settings.steps}: {name}, trained on {trained} steps, refuses it: {reason}") from error
+        raise SetupError(f"--diffusion-steps is {settings.steps}: {name}, trained on {trained} steps, refuses it: {refused}")
 
 
 def require_features(extractor: Callable[[torch.Tensor], Any], pipeline: Any, settings: Settings) -> int:
@@ -85,6 +92,15 @@ def require_same_width(reference: Reference, width: int, settings: Settings) -> 
             f"--diffusion-reference: {reference.name} holds statistics of {len(reference.statistics.mean)} features; "
             f"--diffusion-features={settings.features} has {width}."
         )
+
+
+def _refusal(scheduler: Any, steps: int) -> str:
+    """Why a scheduler does not plan this many steps; empty where it does."""
+    try:
+        copy.deepcopy(scheduler).set_timesteps(steps)
+    except Exception as error:  # code of the user's may raise anything
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _existing(folder: Path) -> Path:

@@ -23,12 +23,17 @@ def distance_to_limit(verdict: Verdict) -> float | None:
     From 1.96 on the whole 95 % interval lies inside. Where the interval is not normal or has few degrees of freedom, the unit
     is 1/1.96 of its half on the side of the limit, so that this still holds.
     """
+    return min(_distances(verdict), default=None)
+
+
+def _distances(verdict: Verdict) -> list[float]:
+    """The distance to each limit that is set; none where the figure is exact or not judged."""
     measurement, limits = verdict.measurement, verdict.limits
     if verdict.outcome not in _JUDGED or measurement is None or limits is None or measurement.interval is None:
-        return None
+        return []
     (low, high), value = measurement.interval, measurement.value
     if math.isnan(low + high + value):
-        return None
+        return []
     distances = []
     for limit, to_limit, half in (
         (limits.at_least, value - (limits.at_least or 0.0), value - low),
@@ -37,7 +42,7 @@ def distance_to_limit(verdict: Verdict) -> float | None:
         if limit is not None:
             # An end that is exact, such as a share of 1, is as far inside as can be.
             distances.append(Z95 * to_limit / half if half > 0 else math.copysign(math.inf, to_limit))
-    return min(distances, default=None)
+    return distances
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class ErrorRates:
 
     figures: int
     """Judged figures that have an interval."""
+    uncounted: int
+    """Judged figures without one, whose chance is not known."""
     needed: float
     """Standard errors by which each of them must lie inside its limit, for the gate to open in 95 % of runs."""
     chance: float
@@ -58,10 +65,11 @@ class ErrorRates:
     @property
     def text(self) -> str:
         """The same in words."""
+        others = f"; {self.uncounted} judged figures without one are not counted" if self.uncounted else ""
         return (
-            f"By chance: {self.figures} figures have an interval. For a green run in {TARGET:.0%} of all cases, each must lie "
+            f"By chance: {self.figures} figures have an interval{others}. For a green run in {TARGET:.0%} of all cases, each must lie "
             f"{self.needed:.1f} standard errors inside its limit; the nearest here is {self.nearest} with {self.distance:.1f}. "
-            f"If the true figures are those measured, {_share(self.chance)} of runs with other seeds would not be open."
+            f"If the true figures are those measured, {_share(self.chance)} of runs with other seeds would not be open for these."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,16 +83,21 @@ def error_rates(verdicts: Iterable[Verdict]) -> ErrorRates | None:
     A figure whose true value lies d standard errors inside its limit passes with a chance of Φ(d − 1.96). That any of
     them does not pass is at most the sum of their chances, however they depend on one another (Bonferroni).
     """
-    found = [(distance, verdict.check) for verdict in verdicts if (distance := distance_to_limit(verdict)) is not None]
+    judged = [verdict for verdict in verdicts if verdict.outcome in _JUDGED]
+    found = {index: distances for index, verdict in enumerate(judged) if (distances := _distances(verdict))}
     if not found:
         return None
-    chance = min(1.0, math.fsum(_NORMAL.cdf(Z95 - distance) for distance, _ in found))
-    needed = Z95 + _NORMAL.inv_cdf(1 - (1 - TARGET) / len(found))
-    distance, nearest = min(found)
-    return ErrorRates(len(found), needed, chance, nearest, distance)
+    # A figure between two limits may cross either.
+    sides = [distance for distances in found.values() for distance in distances]
+    chance = min(1.0, math.fsum(_NORMAL.cdf(Z95 - distance) for distance in sides))
+    needed = Z95 + _NORMAL.inv_cdf(1 - (1 - TARGET) / len(sides))
+    nearest = min(found, key=lambda index: min(found[index]))
+    return ErrorRates(len(found), len(judged) - len(found), needed, chance, judged[nearest].check, min(found[nearest]))
 
 
 def _share(chance: float) -> str:
     if chance >= 1:
         return "up to all"
-    return "fewer than 0.1 %" if chance < 0.001 else f"at most {100 * chance:.2g} %"
+    if chance < 0.001:
+        return "fewer than 0.1 %"
+    return f"at most {100 * chance:.0f} %" if chance >= 0.1 else f"at most {100 * chance:.2g} %"

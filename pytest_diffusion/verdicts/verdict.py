@@ -266,7 +266,8 @@ def _what_decides(measurement: Measurement, at_least: float, at_most: float, *, 
     sides = {"samples": measurement.num_samples, "reference images": 0 if measurement.given_reference else measurement.num_reference}
     factor = (half_width / distance) ** 2
     if by_effort:
-        return f" About {max(math.ceil(10 * factor), 11) / 10:g} times as many would decide: raise --diffusion-effort by this factor."
+        times = max(math.ceil(10 * factor), 11) / 10
+        return f" About {times:g} times as many would decide: raise --diffusion-effort by this factor, with as many samples and references."
     needed = [f"{max(math.ceil(count * factor), count + 1)} {what}" for what, count in sides.items() if count]
     condition = ", if the figure stays where it is" if measurement.num_reference else ""
     return f" About {' and '.join(needed)} would decide{condition}."

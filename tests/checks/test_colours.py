@@ -133,8 +133,12 @@ def test_a_grey_or_printed_reference_does_not_fit_samples_in_colour(samples, ref
         pd.assert_reference_images(grey, samples)
     assert pd.assert_reference_images(grey, grey.images).outcome == "pass", "a grey model has a grey reference"
     assert pd.assert_reference_images(grey).outcome == "pass", "without samples nobody knows"
-    some = Reference("some", torch.cat([grey.images[:10], reference.images[10:]]))
-    assert reference_images(some, samples).value == pytest.approx(10 / 300)
+    some = Reference("some", torch.cat([grey.images[:30], reference.images[30:]]))
+    assert reference_images(some, samples).value == pytest.approx(30 / 300)
+    mixed = torch.cat([grey.images[200:230], samples[30:]])
+    assert reference_images(some, mixed).value == 0, "a model of a data set with some photographs in black and white"
+    few = torch.cat([grey.images[200:207], samples[7:]])
+    assert reference_images(some, few).value == pytest.approx(30 / 300), "less than a fourth of the reference's share"
     printed = Reference("printed", reference.images, cmyk=tuple(range(40)))
     with pytest.raises(pd.QualityFailure, match="40 are in CMYK, the first image 0"):
         pd.assert_reference_images(printed)

@@ -41,6 +41,8 @@ def test_names_are_read_and_nothing_is_run(package):
         "def __getattr__(name): return 3",
         "globals()['make'] = 3",
         "setattr(thing, 'make', 3)",
+        "import sys\nsys.modules[__name__] = 3",
+        "eval('make')",
         "def broken(:",
         "exec('make = 3')",
     ],
@@ -49,6 +51,13 @@ def test_source_that_does_not_tell(package, text):
     module = package("grey", text)
     assert defined_names(module) is None
     check_callable("--diffusion-model", f"{module}:make")
+
+
+def test_a_package_comes_before_a_module_of_the_same_name(package, tmp_path):
+    package("blue", "old = 1")
+    (tmp_path / "garage" / "cars" / "blue").mkdir()
+    (tmp_path / "garage" / "cars" / "blue" / "__init__.py").write_text("new = 1")
+    assert defined_names("garage.cars.blue") == {"new"}
 
 
 def test_modules_without_source_or_file(package, tmp_path):

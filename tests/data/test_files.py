@@ -98,6 +98,21 @@ def test_images_come_in_blocks_and_lie_in_a_file(tmp_path, monkeypatch):
     assert len(mapped) == 1
 
 
+def test_a_full_temporary_folder_is_not_the_images_fault(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", np.zeros((9, 8, 8, 3), dtype=np.uint8))
+
+    class Full:
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("pytest_diffusion.data.files.tempfile.TemporaryFile", lambda **_: Full())
+    with pytest.raises(SetupError, match=r"the images, at the samples' size, cannot be kept in .*No space left.*Let TMPDIR name"):
+        load(tmp_path / "a.npz")
+
+
 def test_rows_of_images_are_mapped():
     made = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with ImageRows() as rows:

@@ -192,6 +192,23 @@ def test_a_reference_made_from_samples_is_built_after_them(pytester, shared_cach
     result.assert_outcomes(passed=2, deselected=len(all_checks()) - 2)
 
 
+def test_a_modules_own_reference_with_a_scope_of_its_own_is_not_asked_for(pytester, shared_cache):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="module")
+        def diffusion_reference():
+            return "mine"
+        def test_both(diffusion_samples, diffusion_reference):
+            assert diffusion_reference == "mine" and len(diffusion_samples.images) == 4
+        """
+    )
+    pytester.makepyfile(test_other="def test_other():\n    pass\n")
+    pytester.makeini("[pytest]\ndiffusion_model = demo\ndiffusion_num_samples = 4\ndiffusion_steps = 1\n")
+    chosen = ("-k", "test_both or finite_images", f"--diffusion-cache-dir={shared_cache}")
+    pytester.runpytest(*chosen).assert_outcomes(passed=2, deselected=len(all_checks()))
+
+
 def test_marker_overrides_options_for_one_test(pytester, shared_cache):
     pytester.makepyfile(
         """

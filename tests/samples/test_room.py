@@ -1,5 +1,6 @@
 """What would stop a run after hours is refused before it begins."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -11,6 +12,7 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples import room
+from pytest_diffusion.samples.generate import generate_samples
 from pytest_diffusion.verdicts.errors import SetupError
 
 
@@ -19,26 +21,35 @@ def settings(tmp_path):
     return Settings(cache_dir=str(tmp_path / "not" / "there"), height=64, width=32, num_samples=1000)
 
 
-def free(monkeypatch, *, disk=10**12, memory=10**12):
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+def free(monkeypatch, *, disk=10**12, total=10**12, memory=10**12):
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk, total=total))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory))
 
 
-def test_samples_must_fit_on_the_disk(monkeypatch, settings, pixel_pipeline):
+def test_all_samples_must_fit_on_the_disk(monkeypatch, settings, pixel_pipeline):
+    """Whatever is free: samples that are there already need no room."""
     needed = 3 * 64 * 32 * 1000
-    free(monkeypatch, disk=needed)
+    free(monkeypatch, disk=0, total=needed)
     room.require_room(pixel_pipeline, settings)
-    free(monkeypatch, disk=needed - 1)
-    with pytest.raises(SetupError, match=r"1000 samples of 32x64 need 6\.14 MB in the cache folder .*there, where 6\.14 MB are free"):
+    free(monkeypatch, disk=0, total=needed - 1)
+    with pytest.raises(SetupError, match=r"1000 samples of 32x64 need 6\.14 MB in the cache folder .*there, where 6\.14 MB fit at most"):
         room.require_room(pixel_pipeline, settings)
 
 
-def test_what_is_kept_already_needs_no_room(monkeypatch, settings, pixel_pipeline, tmp_path):
-    free(monkeypatch, disk=1000)
-    kept = tmp_path / "not" / "there" / "samples" / "abc"
-    kept.mkdir(parents=True)
-    (kept / "images.npy").write_bytes(bytes(range(256)) * 24 * 1024)
-    room.require_room(pixel_pipeline, settings)
+def test_missing_samples_must_fit_into_what_is_free(monkeypatch, tmp_path):
+    free(monkeypatch, disk=3 * 64 * 32 * 5)
+    room.require_disk(5, (64, 32), tmp_path)
+    with pytest.raises(SetupError, match=r"6 samples of 32x64 need 36\.9 kB .* where 30\.7 kB are free\. Lower --diffusion-num-samples"):
+        room.require_disk(6, (64, 32), tmp_path)
+
+
+def test_generation_asks_for_room_for_what_is_missing(monkeypatch, tmp_path, pixel_pipeline):
+    settings = Settings(cache_dir=str(tmp_path), num_samples=4, steps=1)
+    generate_samples(pixel_pipeline, None, settings)
+    free(monkeypatch, disk=0)
+    assert generate_samples(pixel_pipeline, None, settings).generated == 0, "all are there"
+    with pytest.raises(SetupError, match=r"2 samples of .* need"):
+        generate_samples(pixel_pipeline, None, replace(settings, num_samples=6))
 
 
 def test_one_image_must_fit_into_memory(monkeypatch, settings, pixel_pipeline):
@@ -63,6 +74,13 @@ def test_a_scheduler_that_takes_any_number_of_steps():
     room.require_steps(SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler()), Settings(steps=1500))
     room.require_steps(SimpleNamespace(), Settings(steps=1500))
     room.require_steps(SimpleNamespace(scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=10))), Settings(steps=1500))
+
+
+def test_a_scheduler_that_wants_more_than_a_number_is_left_to_its_pipeline():
+    flux = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    room.require_steps(SimpleNamespace(scheduler=flux), Settings(steps=1200))
+    room.require_steps(SimpleNamespace(scheduler=SimpleNamespace(config={"num_train_timesteps": 0})), Settings(steps=5))
+    room.require_steps(SimpleNamespace(scheduler=SimpleNamespace(config={"num_train_timesteps": 3})), Settings(steps=5))
 
 
 def test_statistics_of_another_width_are_refused(settings, pixel_pipeline):

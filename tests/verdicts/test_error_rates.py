@@ -65,8 +65,24 @@ def test_the_rates_of_two_figures():
     assert rates.needed == pytest.approx(Z95 + 1.96, abs=1e-3)
     assert "at most 17 % of runs with other seeds would not be open" in rates.text
     assert "each must lie 3.9 standard errors inside its limit; the nearest here is near with 3.0" in rates.text
-    assert error_rates([verdict(10.0, 1.0, at_most=9.0)] * 3).text.endswith("up to all of runs with other seeds would not be open.")
+    assert error_rates([verdict(10.0, 1.0, at_most=9.0)] * 3).text.endswith(
+        "up to all of runs with other seeds would not be open for these."
+    )
+    assert "not counted" not in rates.text
     assert "fewer than 0.1 % of runs" in error_rates([verdict(10.0, 1.0, at_most=19.0)]).text
+
+
+def test_a_figure_between_two_limits_may_cross_either():
+    rates = error_rates([verdict(10.0, 1.0, at_least=7.5, at_most=12.5)])
+    assert rates.chance == pytest.approx(2 * 0.2946, abs=2e-4)
+    assert rates.needed == pytest.approx(Z95 + 1.96, abs=1e-3)
+
+
+def test_figures_whose_chance_is_not_known_are_counted_apart():
+    exact = judge("p", Measurement(0.009), Limits(at_most=0.01))
+    rates = error_rates([verdict(10.0, 1.0, at_most=13.0), exact, exact, Verdict("y", "skipped", "")])
+    assert (rates.figures, rates.uncounted) == (1, 2)
+    assert "1 figures have an interval; 2 judged figures without one are not counted." in rates.text
 
 
 @pytest.mark.parametrize(("count", "limits"), [(16, {"at_most": 0.0}), (400, {"at_least": 0.0}), (40, {"at_least": 0.0, "at_most": 0.3})])

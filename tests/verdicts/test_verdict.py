@@ -227,6 +227,8 @@ def test_no_number_is_promised_where_the_user_cannot_choose_it():
 def test_where_effort_raises_the_number_its_factor_is_said():
     measured = Measurement(29.0, interval=(27.0, 31.0), num_samples=64)
     message = judge("x", measured, AT_MOST_30, raised_by="effort").message
-    assert message.endswith(" About 4 times as many would decide: raise --diffusion-effort by this factor.")
+    assert message.endswith(
+        " About 4 times as many would decide: raise --diffusion-effort by this factor, with as many samples and references."
+    )
     measured = Measurement(29.0, interval=(27.99, 30.01), num_samples=64)
     assert "About 1.1 times as many" in judge("x", measured, AT_MOST_30, raised_by="effort").message
