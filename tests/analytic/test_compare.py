@@ -81,7 +81,8 @@ def test_the_excess_loss_is_that_of_the_worst_timestep_and_its_error_is_paired(w
     value, error = float(excess[worst].mean()), float(excess[worst].std()) / 60**0.5
     measured = denoising_loss(Denoisers(other, wiener, images))
     assert measured.value == pytest.approx(value)
-    assert measured.interval == pytest.approx((value - 1.96 * error, value + 1.96 * error))
+    half_width = 2.000995 * error  # Student's t with 59 degrees of freedom
+    assert measured.interval == pytest.approx((value - half_width, value + half_width), rel=1e-5)
     assert measured.series["timesteps"] == timesteps
     assert measured.series["model"] == pytest.approx([float(ours.mean()) for ours, _ in losses])
     assert measured.series["closed_form"] == pytest.approx([float(theirs.mean()) for _, theirs in losses])
