@@ -97,7 +97,9 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_of_the_pipeline_survives(demo_copy, stage):
+def test_every_stage_of_the_pipeline_survives(demo_copy, stage, monkeypatch):
+    monkeypatch.setattr("pytest_diffusion.samples.direction.SEEDS", 8)
+    monkeypatch.setattr("pytest_diffusion.samples.direction.SWEEP_SEEDS", 8)
     reference = load_reference("demo", height=32, width=32, limit=10)
     codec = LatentCodec.of(demo_copy)
     expected = STAGES[stage](demo_copy, codec, reference)
