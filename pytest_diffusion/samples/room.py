@@ -18,7 +18,7 @@ from pytest_diffusion.models.capabilities import image_size
 from pytest_diffusion.verdicts.errors import ModelError, SetupError
 
 _FLOATS_OF_AN_IMAGE = 2
-"""Copies of an image in float32 that the least a pipeline and a resize hold at the same time."""
+"""A pipeline and a resize hold at least so many copies of an image, in float32, at the same time."""
 
 
 def require_room(pipeline: Any, settings: Settings) -> None:
@@ -32,9 +32,12 @@ def require_room(pipeline: Any, settings: Settings) -> None:
     shown = f"{width}x{height}"
     one, memory = _FLOATS_OF_AN_IMAGE * 12 * height * width, psutil.virtual_memory().available
     if one > memory:
-        raise SetupError(f"One image of {shown} needs {_size(one)} of memory, where {_size(memory)} are free. Lower --diffusion-height.")
+        raise SetupError(
+            f"One image of {shown} needs {_size(one)} of memory, where {_size(memory)} are free. "
+            "Lower --diffusion-height and --diffusion-width."
+        )
     folder = cache_root(settings.cache_dir)
-    _require(settings.num_samples, (height, width), folder, shutil.disk_usage(_existing(folder)).total, "fit at most")
+    _require(settings.num_samples, (height, width), folder, shutil.disk_usage(_existing(folder)).total, "is all that its disk holds")
 
 
 def require_disk(missing: int, size: tuple[int, int], folder: Path) -> None:
@@ -62,7 +65,9 @@ def require_steps(pipeline: Any, settings: Settings) -> None:
     # One that wants more than a number, as Flux's wants mu, refuses every number, and its pipeline knows better.
     if refused and not _refusal(scheduler, trained):
         name = type(scheduler).__name__
-        raise SetupError(f"--diffusion-steps is {settings.steps}: {name}, trained on {trained} steps, refuses it: {refused}")
+        raise SetupError(
+            f"--diffusion-steps is {settings.steps}: {name}, trained on {trained} steps, refuses it: {refused} Give at most {trained}."
+        )
 
 
 def require_features(extractor: Callable[[torch.Tensor], Any], pipeline: Any, settings: Settings) -> int:
@@ -90,7 +95,7 @@ def require_same_width(reference: Reference, width: int, settings: Settings) -> 
     if reference.statistics is not None and len(reference.statistics.mean) != width:
         raise SetupError(
             f"--diffusion-reference: {reference.name} holds statistics of {len(reference.statistics.mean)} features; "
-            f"--diffusion-features={settings.features} has {width}."
+            f"--diffusion-features={settings.features} has {width}. Give statistics that were made with this extractor, or images."
         )
 
 

@@ -390,3 +390,24 @@ def test_prompt_files(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"\n')
     with pytest.raises(ModelError, match="line 1 is not valid JSON"):
         load_prompts(str(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drawn", "wanted", "rest"),
+    [(60, 64, 6464, "1.7 hours"), (10, 64, 4864, "12 minutes"), (10, 64, 3904, None), (10, 64, 3905, "10 minutes")],
+)
+def test_a_long_generation_says_how_long_it_takes(seconds, drawn, wanted, rest):
+    """After the first shard, where the others take more than ten minutes."""
+    said = []
+    generate._say_how_long(seconds, drawn, wanted, said.append)
+    expected = f"the first 64 samples took {seconds} s; the other {wanted - 64} will take about {rest}"
+    assert said == ([expected] if rest else [])
+
+
+def test_it_is_said_once(demo_copy, small, monkeypatch):
+    said = []
+    monkeypatch.setattr(generate, "SHARD_SIZE", 2)
+    monkeypatch.setattr(generate, "_LONG", -1.0)
+    generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=6), say=said.append)
+    assert len(said) == 1
+    assert "the first 2 samples took" in said[0]
