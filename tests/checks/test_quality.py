@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pytest_diffusion as pd
+from pytest_diffusion.checks import all_checks
 from pytest_diffusion.checks.distances import fid
 from pytest_diffusion.checks.guards import images_of
 from pytest_diffusion.checks.manifolds import coverage, memorisation, precision, recall
@@ -343,3 +344,25 @@ def test_the_interval_of_copies_adds_both_halves():
             chance = wilson_interval(round(0.05 * 150), 150)[1 - side]
             variance += wider[0] * (portion - ends[side]) ** 2 + wider[1] * (0.05 - chance) ** 2
         assert measured_end == pytest.approx(share + (-1, 1)[side] * math.sqrt(variance) / 0.95)
+
+
+@pytest.mark.parametrize("name", ["fid", "fid_infinity", "kid", "precision", "density", "recall", "coverage"])
+def test_features_of_a_reference_are_given_and_tensors_are_not(name):
+    """Features of the store are of files, which are the same in every run: the interval is then that of the samples alone."""
+    generator = torch.Generator().manual_seed(0)
+    samples, reference = torch.randn(300, 6, generator=generator), torch.randn(150, 6, generator=generator)
+    measure = next(one.function for one in all_checks() if one.name == name)
+    open_, given = measure(samples, reference), measure(samples, Features(reference, None, "own", {}))
+    assert (open_.given_reference, given.given_reference) == (False, True)
+    assert given.value == pytest.approx(open_.value)
+    assert given.interval != open_.interval
+    if name in ("fid", "kid", "precision", "density"):
+        assert given.interval[1] - given.interval[0] < open_.interval[1] - open_.interval[0]
+
+
+def test_a_share_of_all_of_a_given_reference_is_not_called_certain():
+    generator = torch.Generator().manual_seed(1)
+    samples = torch.randn(400, 2, generator=generator)
+    given = recall(samples, Features(samples[:60] * 0.5, None, "own", {}))
+    assert given.value == 1
+    assert given.interval == (pytest.approx(wilson_interval(60, 60)[0]), 1.0)
