@@ -1,123 +1,27 @@
-"""The command `pytest-diffusion`: list and prune the cache of samples and features."""
+"""The command `pytest-diffusion`: its parser. Each command stands in a module of `commands/`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from pytest_diffusion.config.cache import REFERENCES, SAMPLES, cache_root
-
-_DAY = 86_400
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One folder of the cache: samples of a model, or features of a reference."""
-
-    folder: Path
-    kind: str
-    what: str
-    size: int
-    """Bytes on disk."""
-    used: float
-    """When it was last read or written, in seconds since the epoch."""
+from pytest_diffusion.commands import baseline, cache, compare
+from pytest_diffusion.verdicts.errors import ModelError, SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-
-    root = cache_root(options.cache_dir)
-    entries = sorted(_entries(root), key=lambda entry: entry.used)
-    if options.action == "list":
-        return _list(root, entries)
-    return _prune(entries, keep_days=options.older_than, everything=options.all, dry_run=options.dry_run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pytest-diffusion", description="List and prune the cache of pytest-diffusion.")
+    """Run the command; returns its exit status. Known errors are one line and the status 2."""
+    parser = argparse.ArgumentParser(prog="pytest-diffusion", description="Saved baselines, comparisons and the cache of pytest-diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
-    cache = commands.add_parser("cache", help="samples and features that are kept between runs")
-    actions = cache.add_subparsers(dest="action", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--cache-dir", metavar="DIR", help="the folder of --diffusion-cache-dir (default: the user cache folder)")
-    actions.add_parser("list", parents=[common], help="list cached entries, least recently used first")
-    prune = actions.add_parser("prune", parents=[common], help="remove entries that were not used recently")
-    which = prune.add_mutually_exclusive_group(required=True)
-    which.add_argument("--older-than", type=float, metavar="DAYS", help="remove entries last used more than DAYS days ago")
-    which.add_argument("--all", action="store_true", help="remove everything")
-    prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
-    return parser
-
-
-def _entries(root: Path) -> Iterator[Entry]:
-    for folder in sorted(root.glob(f"{SAMPLES}/*")):
-        manifest = folder / "manifest.json"
-        try:
-            known = json.loads(manifest.read_text(encoding="utf-8"))
-            ranges = [path.stem.split("-") for path in folder.glob("shards/*-*.json")]
-            held = sum(int(stop) - int(first) for first, stop in ranges)
-            size = "x".join(str(side) for side in reversed(known["shape"][1:]))
-            what = f"{held} of {known['count']} samples {size}, {known['pipeline']} {known['weights']}, {known['scheduler'].split()[0]}"
-        except (OSError, ValueError, KeyError, TypeError):
-            what = "unreadable, or of another version"
-        yield _entry(folder, "samples", what, manifest)
-    for folder in sorted(root.glob(f"{REFERENCES}/*")):
-        features = sorted(folder.glob("features-*"), key=lambda path: path.stat().st_mtime)
-        yield _entry(folder, "reference", f"features by {len(features)} extractors", features[-1] if features else folder)
-
-
-def _entry(folder: Path, kind: str, what: str, touched: Path) -> Entry:
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    # Blocks on disk: images.npy is sparse until all samples are written.
-    size = sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in files)
-    used = touched.stat().st_mtime if touched.exists() else folder.stat().st_mtime
-    return Entry(folder, kind, what, size, used)
-
-
-def _list(root: Path, entries: Sequence[Entry]) -> int:
-    for entry in entries:
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        _say(f"{day}  {entry.size / 1e6:>10.1f} MB  {entry.kind:<9}  {entry.folder.name}  {entry.what}")
-    _say(f"{len(entries)} entries, {sum(entry.size for entry in entries) / 1e6:.1f} MB in {root}")
-    return 0
-
-
-def _prune(entries: Sequence[Entry], *, keep_days: float | None, everything: bool, dry_run: bool) -> int:
-    from filelock import FileLock, Timeout
-
-    limit = time.time() if everything or keep_days is None else time.time() - keep_days * _DAY
-    removed, busy = 0, 0
-    for entry in entries:
-        if entry.used > limit:
-            continue
-        if dry_run:
-            _say(f"would remove {entry.folder} ({entry.size / 1e6:.1f} MB)")
-            removed += entry.size
-            continue
-        try:
-            with FileLock(entry.folder / "store.lock", timeout=0):
-                _say(f"removing {entry.folder} ({entry.size / 1e6:.1f} MB)")
-                shutil.rmtree(entry.folder)
-                removed += entry.size
-        except Timeout:
-            busy += 1
-            _say(f"skipped, in use: {entry.folder}")
-        except OSError as error:
-            print(f"pytest-diffusion: {entry.folder} cannot be removed: {error}", file=sys.stderr)  # noqa: T201
-            return 1
-    _say(f"{'would free' if dry_run else 'freed'} {removed / 1e6:.1f} MB" + (f", {busy} in use" if busy else ""))
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line)  # noqa: T201 - a command's output
+    for module in (baseline, compare, cache):
+        module.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (SettingsError, ModelError, ImportError) as error:
+        print(f"pytest-diffusion: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        return 2
 
 
 if __name__ == "__main__":

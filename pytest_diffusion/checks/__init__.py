@@ -8,6 +8,8 @@ from pytest_diffusion.checks.registry import CHECKS, LENS_TITLES, Check, check
 
 __all__ = ["LENS_TITLES", "Check", "all_checks", "check"]
 
+# Named as text, since its folder lies above this one.
+_PAIRED = "pytest_diffusion.gate.checks"
 # In the order of the checklist: what costs least comes first.
 _MODULES = (
     "schedule",
@@ -36,7 +38,7 @@ def all_checks() -> list[Check]:
     from pytest_diffusion.config import extensions
     from pytest_diffusion.verdicts.errors import SettingsError
 
-    modules = [import_module(f"{__name__}.{module}").__name__ for module in _MODULES]
+    modules = [import_module(module).__name__ for module in (_PAIRED, *(f"{__name__}.{module}" for module in _MODULES))]
     # Each entry point is a decorated function, which registers itself when it is loaded.
     for name in extensions.extensions(extensions.CHECKS).loaded:
         if name not in CHECKS:

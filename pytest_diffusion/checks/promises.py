@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.config.options import LENSES
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.thresholds import Thresholds, is_preset
 from pytest_diffusion.verdicts.gate import Promise
+from pytest_diffusion.verdicts.run import Entry
+
+PAIRS = "paired_guards"
+"""The check that every comparison with a baseline makes where pairs were drawn."""
 
 
 def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
@@ -17,6 +21,16 @@ def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
     A preset's requirements hold for a model, and only within the lenses that were asked for; the user's own always hold.
     """
     return list(dict.fromkeys([*_limits(thresholds), *_options(settings), *_required(settings, thresholds)]))
+
+
+def kept_in_mind(promises: Iterable[Promise], entries: Collection[Entry], *, is_identical: bool) -> list[Promise]:
+    """The promises that still hold when the comparison with a baseline is known.
+
+    No pairs are needed where something is worse already. Where nothing differs, only what the user asked for by name is.
+    """
+    is_worse = any(entry.verdict.lens == "paired" and entry.verdict.outcome == "fail" for entry in entries)
+    left = [promise for promise in promises if not (promise.name == PAIRS and (is_worse or is_identical))]
+    return [promise for promise in left if not is_identical or not (promise.is_presets or promise.kind == "reference")]
 
 
 def _limits(thresholds: Thresholds) -> Iterator[Promise]:
@@ -31,6 +45,9 @@ def _options(settings: Settings) -> Iterator[Promise]:
     if origin["lenses"] and not is_preset(origin["lenses"]):
         for lens in settings.lenses or ():
             yield Promise("lens", lens, shown["lenses"])
+    if settings.baseline is not None and settings.model is not None:
+        by = "--diffusion-lora" if settings.lora is not None else "--diffusion-baseline"
+        yield Promise("check", PAIRS, by, lens="paired")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

@@ -12,8 +12,9 @@ from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.verdicts.drawing import Plot
 from pytest_diffusion.verdicts.verdict import Limits, Measurement
 
-Lens = Literal["metrics", "schedule", "attention", "latent", "always"]
+Lens = Literal["paired", "metrics", "schedule", "attention", "latent", "always"]
 LENS_TITLES: dict[Lens, str] = {
+    "paired": "Against the baseline",
     "metrics": "Metrics",
     "schedule": "Noise schedule",
     "attention": "Attention",

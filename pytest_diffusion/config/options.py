@@ -9,7 +9,7 @@ from typing import Any
 from pytest_diffusion.config.sources import listed
 from pytest_diffusion.verdicts.errors import unknown_name
 
-LENSES = ("metrics", "schedule", "attention", "latent")
+LENSES = ("metrics", "schedule", "attention", "latent", "paired")
 PROFILES = ("standard", "thorough")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -99,6 +99,22 @@ def _lenses(text: str) -> tuple[str, ...]:
     return lenses
 
 
+def _lora(text: str) -> str:
+    path, scale = split_lora(text)
+    if not path or not 0 < abs(scale) < 1000:
+        raise ValueError("expected FOLDER_OR_FILE or FOLDER_OR_FILE:SCALE, with a scale other than 0")
+    return text
+
+
+def split_lora(text: str) -> tuple[str, float]:
+    """Path and scale of an adapter; the scale is 1 where none is given."""
+    path, found, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if found else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a colon in the path
+
+
 def _layers(text: str) -> tuple[str, ...]:
     layers = tuple(part.strip() for part in text.split(",") if part.strip())
     if not layers:
@@ -153,10 +169,21 @@ OPTIONS = (
         is_path=True,
     ),
     Option(
+        "baseline",
+        str,
+        "NAME",
+        "the model in production, with which the model is compared: whatever --diffusion-model takes, a saved baseline "
+        "(NAME.diffusion), or the report.json of an earlier run",
+        is_path=True,
+    ),
+    Option(
+        "lora", _lora, "PATH[:SCALE]", "an adapter (LoRA) on the baseline: compared are the baseline with it and without it", is_path=True
+    ),
+    Option(
         "lenses",
         _lenses,
         "LENSES",
-        "any of metrics,schedule,attention,latent (default: all that the model supports)",
+        "any of metrics,schedule,attention,latent,paired (default: all that the model supports; paired with a baseline)",
         is_list=True,
         aliases=("modes",),
     ),
@@ -170,6 +197,23 @@ OPTIONS = (
     Option(
         "prompts", str, "FILE", f"prompts: {listed('prompts')} (default: those of a reference of pairs, else a built-in list)", is_path=True
     ),
+    Option(
+        "retention",
+        str,
+        "REF",
+        "images of what a fine-tune must not forget, with captions, for the denoising loss (default: those of the reference)",
+        is_path=True,
+    ),
+    Option(
+        "scorer",
+        str,
+        "NAME",
+        f"a score of each image for the comparison with the baseline: {listed('score')}; may be given more than once",
+        many=True,
+        is_path=True,
+    ),
+    Option("subject", str, "REF", "pictures of the subject of a fine-tune, for the scorer dinov2:PATH_OR_ID", is_path=True),
+    Option("max_samples", _positive, "N", "most pairs of samples that are drawn for the comparison (default: by the thresholds file)"),
     Option("num_samples", _positive, "N", "samples generated for the metrics (default: 10000)"),
     Option("steps", _positive, "N", "inference steps (default: 50)"),
     Option("guidance_scale", _scale, "X", "classifier-free guidance (default: the pipeline's own)"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.options import OPTIONS, Option
+from pytest_diffusion.config.options import OPTIONS, Option, split_lora
 from pytest_diffusion.config.sources import Kind, check_source, model_source, source_of
 from pytest_diffusion.config.thresholds import Thresholds, load_thresholds
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
@@ -21,7 +22,7 @@ SOURCES_BY_SETTING: tuple[tuple[Kind, str], ...] = (
     ("scheduler", "scheduler"),
 )
 """Kinds of sources, and the setting whose value names one."""
-_NOT_FROM_FILES = ("model", "thresholds", "report", "cache_dir", "trust_remote_code")
+_NOT_FROM_FILES = ("model", "baseline", "lora", "thresholds", "report", "cache_dir", "trust_remote_code")
 """Settings that a file of limits may not decide: what is judged, by what, and where files are written."""
 
 
@@ -30,9 +31,15 @@ class Settings:
     """What is tested and how. `sources` says where each value that is not a default came from."""
 
     model: str | None = None
+    baseline: str | None = None
+    lora: str | None = None
     lenses: tuple[str, ...] | None = None
     reference: str | None = None
     prompts: str | None = None
+    retention: str | None = None
+    scorer: tuple[str, ...] = ()
+    subject: str | None = None
+    max_samples: int | None = None
     num_samples: int = 10_000
     steps: int = 50
     guidance_scale: float | None = None
@@ -79,6 +86,7 @@ def resolve(
             values[option.name] = tuple(_parse(option, one, shown) for one in text) if option.many else _parse(option, text, shown)
             sources[option.name] = origin
             break
+    _name_both(values)
     names = values.get("thresholds", ())
     if not names and (own := own_preset(values.get("model"))):
         names = (own,)
@@ -89,6 +97,15 @@ def resolve(
     settings = Settings(**{**values, "thresholds": tuple(names)}, sources=sources)
     validate(settings)
     return settings, thresholds
+
+
+def _name_both(values: dict[str, Any]) -> None:
+    """With an adapter, candidate and baseline are the same model, with it and without it; either option may name it."""
+    if "lora" in values and not (values.get("model") and values.get("baseline")):
+        name = values.get("model") or values.get("baseline")
+        if name is None:
+            raise SettingsError("--diffusion-lora needs the model that it was trained on: give it as --diffusion-baseline.")
+        values["model"] = values["baseline"] = name
 
 
 def own_preset(model: str | None) -> str | None:
@@ -129,6 +146,45 @@ def validate(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None:
             check_source(kind, value, trusts_code=settings.trust_remote_code)
+    _validate_comparison(settings)
+
+
+def _validate_comparison(settings: Settings) -> None:
+    """What only the comparison with a baseline uses."""
+    if settings.baseline is None:
+        for name in ("retention", "scorer", "subject", "max_samples"):
+            if getattr(settings, name) and settings.sources.get(name) in ("option", "marker"):
+                raise SettingsError(
+                    f"--diffusion-{name.replace('_', '-')} is used with --diffusion-baseline alone; name the model to compare with."
+                )
+        if "paired" in (settings.lenses or ()):
+            raise SettingsError("--diffusion-lenses: paired compares with a baseline; name it with --diffusion-baseline.")
+        return
+    kind = baseline_kind(settings.baseline)
+    if kind == "model":
+        check_source("model", settings.baseline, trusts_code=settings.trust_remote_code, flag="--diffusion-baseline")
+    elif not Path(settings.baseline).is_file():
+        raise SettingsError(f"--diffusion-baseline: the file {settings.baseline} does not exist.")
+    if settings.lora is not None:
+        if kind != "model":
+            raise SettingsError(f"--diffusion-lora: an adapter is put on a model, and {settings.baseline} is none.")
+        path, _ = split_lora(settings.lora)
+        if not Path(path).exists():
+            raise SettingsError(f"--diffusion-lora: {path} does not exist.")
+    for name in ("retention", "subject"):
+        if getattr(settings, name) is not None:
+            check_source("reference", getattr(settings, name), flag=f"--diffusion-{name}")
+    for value in settings.scorer:
+        check_source("score", value)
+        if value.startswith("dinov2:") and settings.subject is None:
+            raise SettingsError(
+                f"--diffusion-scorer: {value} compares with pictures of a subject; give them with --diffusion-subject=FOLDER."
+            )
+
+
+def baseline_kind(value: str) -> str:
+    """What a baseline is: "saved" (NAME.diffusion), "report" (a report.json), or "model"."""
+    return {".diffusion": "saved", ".json": "report"}.get(Path(value).suffix, "model")
 
 
 def _file_settings(thresholds: Thresholds) -> dict[str, tuple[Any, str]]:

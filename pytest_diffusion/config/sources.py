@@ -19,7 +19,7 @@ from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.config.source_code import defined_names
 from pytest_diffusion.verdicts.errors import SettingsError, nearest, unknown_name
 
-Kind = Literal["model", "reference", "prompts", "extractor", "scorer", "scheduler"]
+Kind = Literal["model", "reference", "prompts", "extractor", "scorer", "scheduler", "score"]
 FLAGS: dict[Kind, str] = {
     "model": "--diffusion-model",
     "reference": "--diffusion-reference",
@@ -27,6 +27,7 @@ FLAGS: dict[Kind, str] = {
     "extractor": "--diffusion-features",
     "scorer": "--diffusion-clip-model",
     "scheduler": "--diffusion-scheduler",
+    "score": "--diffusion-scorer",
 }
 """The option whose value each kind is."""
 
@@ -132,13 +133,16 @@ def model_source(value: str) -> ModelSource:
     return found if isinstance(found, ModelSource) else ModelSource("model", found.name, found.load, found.fits, is_own_code=True)
 
 
-def check_source(kind: Kind, value: str, *, trusts_code: bool = False) -> None:
-    """Raise SettingsError, in one line, unless a value can be loaded as far as can be seen without loading it."""
-    source = source_of(kind, value)
+def check_source(kind: Kind, value: str, *, trusts_code: bool = False, flag: str = "") -> None:
+    """Raise SettingsError, in one line, unless a value can be loaded as far as can be seen without loading it.
+
+    `flag` is the option that named it, where that is not the one of the kind.
+    """
+    source, shown = source_of(kind, value), flag or FLAGS[kind]
     if source.check is not None:
-        source.check(FLAGS[kind], value)
+        source.check(shown, value)
     if source.check_code is not None and not trusts_code:
-        source.check_code(FLAGS[kind], value)
+        source.check_code(shown, value)
 
 
 def load_source(kind: Kind, value: str, **context: Any) -> Any:

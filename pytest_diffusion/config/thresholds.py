@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffusion.config.extensions import CHECKS, extensions
+from pytest_diffusion.config.margins import Margins, overlay
 from pytest_diffusion.config.options import LENSES
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
@@ -33,6 +34,8 @@ class Thresholds:
     require: dict[str, str] = field(default_factory=dict)
     """Checks and lenses of which something must be judged, with the file that says so."""
     files: tuple[str, ...] = ()
+    margins: Margins = field(default_factory=Margins)
+    """How far the figures of a candidate may lie from those of its baseline."""
 
     def for_check(self, check: str) -> Limits | None:
         """The limits of a check, or None where no file sets any."""
@@ -80,6 +83,7 @@ def _overlay(below: Thresholds, path: Path, checks: Collection[str] | None) -> T
     shown = f"thresholds/{path.name}" if path.parent == data_folder("thresholds") else str(path)
     is_own = path.parent != data_folder("thresholds")
     settings, gate = tables.pop("settings", {}), _gate(shown, tables.pop("gate", {}))
+    margins = overlay(below.margins, shown, tables.pop("paired", {}), is_own=is_own)
     if not isinstance(settings, dict):
         raise SettingsError(f"{shown}: settings is {settings!r}; expected a table [settings].")
     limits = dict(below.limits)
@@ -100,6 +104,7 @@ def _overlay(below: Thresholds, path: Path, checks: Collection[str] | None) -> T
         # A preset's list takes the place of the one below; a user's file with its own list has the last word.
         dict.fromkeys(gate["require"], f"{shown} [gate]") if "require" in gate else below.require,
         (*below.files, shown),
+        margins,
     )
 
 

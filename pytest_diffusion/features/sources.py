@@ -1,4 +1,4 @@
-"""Names of feature extractors and of CLIP models: how each is recognised, and what is checked before anything is loaded."""
+"""Names of feature extractors, CLIP models and scorers: how each is recognised, and what is checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def _check_clip(flag: str, value: str) -> None:
 
 
 _LOADERS = "pytest_diffusion.features.extractors"
+_SCORERS = "pytest_diffusion.features.image_scores"
 SOURCES = (
     Source(
         "extractor",
@@ -49,5 +50,10 @@ SOURCES = (
     Source(
         "scorer", "demo", "pytest_diffusion.features.clip:load_demo_clip", lambda value: value == "demo", cost="included in the package"
     ),
+    Source("score", "clip", f"{_SCORERS}:load_own_clip", lambda value: value == "clip", cost="the CLIP of --diffusion-clip-model"),
+    Source("score", "clip:PATH_OR_ID", f"{_SCORERS}:load_clip_shaped", lambda value: value.startswith("clip:"), _check_named),
+    Source("score", "dinov2:PATH_OR_ID", f"{_SCORERS}:load_subject_similarity", lambda value: value.startswith("dinov2:"), _check_named),
+    Source("score", "vlm:PATH_OR_ID", f"{_SCORERS}:load_yes_logit", lambda value: value.startswith("vlm:"), _check_named),
+    Source("score", "package.module:callable", f"{_SCORERS}:load_own_scorer", lambda value: ":" in value, check_callable, "callable"),
     Source("scorer", "a folder or a hub id", "pytest_diffusion.features.clip:load_clip_at", lambda value: True, _check_clip),
 )

@@ -23,6 +23,12 @@ def vendi_score(features: ArrayLike) -> float:
 
 def vendi_estimate(features: ArrayLike) -> Estimate:
     """`vendi_score` with a standard error from its influence function, −xᵀ (log ρ) x for each unit feature x."""
+    score, influences = vendi_influences(features)
+    return Estimate(score, mean_error(influences), len(influences) - 1)
+
+
+def vendi_influences(features: ArrayLike) -> tuple[float, torch.Tensor]:
+    """The Vendi score, and what each of the features (N, D) contributes to it, to first order: (N,), float64."""
     matrix = as_matrix(features, "features", min_rows=2)
     lengths = matrix.norm(dim=1)
     if bool((lengths == 0).any()):
@@ -32,4 +38,4 @@ def vendi_estimate(features: ArrayLike) -> Estimate:
     keep = values > len(values) * torch.finfo(values.dtype).eps
     surprises = -((units @ vectors[:, keep]).square() @ values[keep].log())
     score = math.exp(float(torch.special.entr(values[keep]).sum()))
-    return Estimate(score, score * mean_error(surprises), len(units) - 1)
+    return score, score * surprises

@@ -35,6 +35,14 @@ def kernel_estimate(features: ArrayLike, reference: ArrayLike, *, given_referenc
     return Estimate(means.distance, means.error(given_reference=given_reference))
 
 
+def kernel_influences(features: ArrayLike, reference: ArrayLike) -> torch.Tensor:
+    """What each of the features (N, D) contributes to `kernel_distance`, to first order: (N,), float64, with mean 0."""
+    left, right = _pair(features, reference)
+    means = _Means.of(left, right, _polynomial, unbiased=True)
+    own = 2 * (means.own_left - means.cross_left)
+    return own - own.mean()
+
+
 def kernel_distance_subsets(
     features: ArrayLike, reference: ArrayLike, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Estimate:

@@ -98,6 +98,30 @@ def manifold_estimates(
     return {name: Estimate(value, error, degrees) for name, (value, error) in zip(names, pairs, strict=True)}
 
 
+def precision_indicators(features: ArrayLike, reference: ArrayLike, *, k: int = 3) -> torch.Tensor:
+    """1 for each of the features (N, D) that lies inside the reference's manifold, else 0: (N,), float64, with precision as its mean."""
+    left, right = _pair(features, reference, k)
+    radii = _whole(right, k)[0]
+    return torch.cat([(_squared_distances(left[rows], right) <= radii).any(1) for rows in _ranges(left)]).double()
+
+
+def coverage_influences(features: ArrayLike, reference: ArrayLike, *, k: int = 5) -> tuple[float, torch.Tensor]:
+    """Coverage, and what each of the features (N, D) contributes to it: (N,), float64.
+
+    Without sample i, those balls are empty that it alone fills; their share of all balls, times N − 1, is its influence.
+    Source: the jackknife of Quenouille 1956, in closed form.
+    """
+    left, right = _pair(features, reference, k)
+    radii = _whole(right, k)[0]
+    filled, last = torch.zeros(len(right), dtype=torch.int64), torch.zeros(len(right), dtype=torch.int64)
+    for rows in _ranges(left):
+        hits = _squared_distances(left[rows], right) <= radii
+        filled += hits.sum(0)
+        last = torch.where(hits.any(0), rows.start + hits.int().argmax(0), last)
+    alone = torch.bincount(last[filled == 1], minlength=len(left)).double()
+    return float((filled > 0).double().mean()), (len(left) - 1) * alone / len(right)
+
+
 def nearest_distances(features: torch.Tensor, reference: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances and indices (N, count) of the reference (M, D) nearest to each of the features (N, D), float64."""
     centre = reference.mean(0)

@@ -131,6 +131,23 @@ def as_prediction(
     raise ValueError(unknown_name("prediction_type", prediction_type, PREDICTION_TYPES))
 
 
+def clean_of(output: torch.Tensor, model_input: torch.Tensor, level: NoiseLevel, prediction_type: str) -> torch.Tensor:
+    """The clean prediction x̂₀ of a model output of a prediction type; shapes (N, ...). The inverse of `as_prediction`.
+
+    Raises ValueError for another prediction type.
+    """
+    alpha, sigma = (value.to(model_input.device, model_input.dtype) for value in level)
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "epsilon":
+        return (model_input - sigma * output) / alpha
+    if prediction_type == "v_prediction":
+        return (alpha * model_input - sigma * output) / (alpha.square() + sigma.square())
+    if prediction_type == "flow_prediction":
+        return (model_input - sigma * output) / (alpha + sigma)
+    raise ValueError(unknown_name("prediction_type", prediction_type, PREDICTION_TYPES))
+
+
 def prediction_type_of(scheduler: Any) -> str:
     """Prediction type that the scheduler assumes for the model's output."""
     named = config_value(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", None)

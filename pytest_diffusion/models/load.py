@@ -13,17 +13,18 @@ from pytest_diffusion.data.hub import hub_failure
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.models.capabilities import FAMILY_PARTS, denoiser, dtype_of, family_of_parts, modules
 from pytest_diffusion.models.code import refuse_code
+from pytest_diffusion.models.lora import add_lora
 from pytest_diffusion.models.memory import is_offloaded
 from pytest_diffusion.models.parts import load_parts
 from pytest_diffusion.models.schedulers import build_scheduler
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError, SetupError
 
 
-def load_pipeline(settings: Settings) -> Any:
-    """The pipeline that the settings name, in evaluation mode on its device.
+def load_pipeline(settings: Settings, *, flag: str = "--diffusion-model") -> Any:
+    """The pipeline that the settings name, with their adapter if they name one, in evaluation mode on its device.
 
     Weights are read from safetensors only and no remote code is run. Raises ModelError when it cannot be
-    loaded, with the reason.
+    loaded, with the option `flag` that named it and the reason. What an adapter changes is the pipeline's `lora_change`.
     """
     if settings.model is None:
         raise SettingsError("No model is given: use --diffusion-model=NAME, or override the fixture diffusion_pipeline.")
@@ -33,9 +34,11 @@ def load_pipeline(settings: Settings) -> Any:
         pipeline = source.loader()(settings.model, settings=settings)
     except ModelError as error:
         # A broken set-up stays one; an error that names its option says enough.
-        raise error if str(error).startswith("--diffusion-") else type(error)(f"--diffusion-model: {error}") from error
+        raise error if str(error).startswith("--diffusion-") else type(error)(f"{flag}: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise _unloadable(source, settings.model, error, f"{type(error).__name__}: {error}") from error
+        raise _unloadable(source, settings.model, error, f"{type(error).__name__}: {error}", flag=flag) from error
+    if settings.lora is not None:
+        pipeline.lora_change = add_lora(pipeline, settings.lora)
     if settings.scheduler is not None or settings.scheduler_config:
         pipeline.scheduler = build_scheduler(settings.scheduler, pipeline.scheduler, settings.scheduler_config)
     dtype = getattr(torch, settings.dtype) if settings.dtype else _own_dtype(source, settings.model, pipeline, device)
@@ -81,10 +84,10 @@ def load_scheduler(settings: Settings) -> Any | None:
     return build_scheduler(settings.scheduler, scheduler, settings.scheduler_config)
 
 
-def _unloadable(source: ModelSource, model: str, error: Exception, reason: str) -> ModelError:
+def _unloadable(source: ModelSource, model: str, error: Exception, reason: str, *, flag: str = "--diffusion-model") -> ModelError:
     """The error for a model that cannot be loaded: the set-up's, where the hub did not give it."""
     failure = hub_failure(error) if source.is_hub_id else ""
-    return (SetupError if failure else ModelError)(f"--diffusion-model: {model} cannot be loaded: {failure or reason}")
+    return (SetupError if failure else ModelError)(f"{flag}: {model} cannot be loaded: {failure or reason}")
 
 
 def default_device() -> str:

@@ -56,6 +56,7 @@ class CheckItem(pytest.Function):
 
     def setup(self) -> None:
         try:
+            self._skip_where_nothing_differs()
             super().setup()
         except (pytest.skip.Exception, SkipTest) as reason:
             # The message of pytest's own exception stands in its attribute.
@@ -71,6 +72,17 @@ class CheckItem(pytest.Function):
                 raise pytest.fail.Exception(shown, pytrace=False) from None
             raise
         self._promise(self.funcargs["diffusion_thresholds"])
+
+    def _skip_where_nothing_differs(self) -> None:
+        """A candidate that equals its baseline is what is in production already: only what the user asked for is judged again."""
+        settings, thresholds = active_settings(self.config)
+        if settings.baseline is None or self.check.lens == "paired":
+            return
+        own = [promise for promise in promises_of(settings, thresholds) if not promise.is_presets and promise.kind != "reference"]
+        if any(self.check.name == promise.name or self.check.lens == promise.name for promise in own):
+            return
+        if self._request.getfixturevalue("diffusion_comparison").is_identical:
+            pytest.skip("nothing differs from the baseline, and only what is asked for by name is judged again.")
 
     def _promise(self, thresholds: Any) -> None:
         """What these thresholds promise, for the gate: they may be chosen by the model's family, or be the user's own fixture."""
@@ -132,11 +144,17 @@ def expected_checks(settings: Settings) -> list[str]:
     return [check.name for check in all_checks() if _is_wanted(check, settings)]
 
 
+_ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",)}
+"""Options without which a check has nothing to look at, so that it is not collected."""
+
+
 def _is_wanted(check: Check, settings: Settings) -> bool:
+    if check.lens == "paired" and (settings.baseline is None or any(not getattr(settings, name) for name in _ASKED.get(check.name, ()))):
+        return False
     if settings.lenses is None:
         return True
-    # What holds always needs the model: a run of the schedule alone must not load it.
-    return check.lens in settings.lenses or (check.lens == "always" and set(settings.lenses) != {"schedule"})
+    # What holds always needs the model: a run of the schedule alone must not load it, and pairs are judged by themselves.
+    return check.lens in settings.lenses or (check.lens == "always" and not set(settings.lenses) <= {"schedule", "paired"})
 
 
 def _body(check: Check) -> Any:

@@ -94,7 +94,7 @@ class Reporter:
             session.exitstatus = self.decision.exit_code
 
     def _decide(self, settings: Settings, thresholds: Thresholds, *, exit_status: int, broken_report: str = "") -> Decision:
-        from pytest_diffusion.checks.promises import promises_of
+        from pytest_diffusion.checks.promises import kept_in_mind, promises_of
 
         # Thresholds by the model's family are known only to the process that has the model.
         promises = [*promises_of(settings, thresholds), *(Promise(*values) for values in self.facts.get("promises", ()))]
@@ -108,7 +108,8 @@ class Reporter:
             broken_report,
         )
         skipped_fail_by = self.facts.get("skipped_fail_by", thresholds.skipped_fail_by)
-        return decide(self.entries, course, list(dict.fromkeys(promises)), skipped_fail_by=skipped_fail_by)
+        left = kept_in_mind(dict.fromkeys(promises), self.entries, is_identical=bool(self.facts.get("identical")))
+        return decide(self.entries, course, left, skipped_fail_by=skipped_fail_by)
 
     def _expected(self, settings: Settings) -> tuple[str, ...]:
         """Names of the checks that a whole run has."""

@@ -29,7 +29,8 @@ def distance_to_limit(verdict: Verdict) -> float | None:
 def _distances(verdict: Verdict) -> list[float]:
     """The distance to each limit that is set; none where the figure is exact or not judged."""
     measurement, limits = verdict.measurement, verdict.limits
-    if verdict.outcome not in _JUDGED or measurement is None or limits is None or measurement.interval is None:
+    # A comparison with a baseline has error rates of its own, over all its looks.
+    if verdict.outcome not in _JUDGED or measurement is None or limits is None or measurement.interval is None or measurement.relation:
         return []
     (low, high), value = measurement.interval, measurement.value
     if math.isnan(low + high + value):
@@ -83,7 +84,7 @@ def error_rates(verdicts: Iterable[Verdict]) -> ErrorRates | None:
     A figure whose true value lies d standard errors inside its limit passes with a chance of Φ(d − 1.96). That any of
     them does not pass is at most the sum of their chances, however they depend on one another (Bonferroni).
     """
-    judged = [verdict for verdict in verdicts if verdict.outcome in _JUDGED]
+    judged = [verdict for verdict in verdicts if verdict.outcome in _JUDGED and not (verdict.measurement and verdict.measurement.relation)]
     found = {index: distances for index, verdict in enumerate(judged) if (distances := _distances(verdict))}
     if not found:
         return None

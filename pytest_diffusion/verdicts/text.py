@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -33,3 +34,12 @@ def shown(text: str) -> str:
 
 def _spelled(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
+
+
+def number(value: float | None) -> str:
+    """A number as it is shown: three digits, none after the point of a whole one."""
+    if value is None or not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"

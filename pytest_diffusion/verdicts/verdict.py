@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pytest_diffusion.verdicts.limits import Limits as Limits
+from pytest_diffusion.verdicts.limits import Origin as Origin
 from pytest_diffusion.verdicts.plain_json import plain, with_numbers
 from pytest_diffusion.verdicts.quantiles import t95
-from pytest_diffusion.verdicts.text import shown
+from pytest_diffusion.verdicts.text import number, shown
 
 Outcome = Literal["pass", "fail", "inconclusive", "undersampled", "missing", "broken", "reported", "skipped"]
 """`pass`, `fail`: the whole interval within, or outside, the limits. `inconclusive`: the interval straddles a limit.
@@ -18,8 +20,7 @@ nothing was measured. `reported`: measured, and no limit holds for it. `skipped`
 """
 JUDGED: frozenset[Outcome] = frozenset({"pass", "fail", "inconclusive", "undersampled"})
 """Outcomes in which a figure was held against a limit."""
-Origin = Literal["preset", "file", "call"]
-"""Who set a limit: a preset of ours, a file of the user's, or the caller of an assertion helper."""
+_OF_RELATION: dict[str, Outcome] = {"better": "pass", "same": "pass", "worse": "fail", "cannot tell": "inconclusive"}
 CHECKLIST, SCHEDULER_CHECKS = "checklist", "scheduler checks"
 """The two suites in which a check may be declared."""
 
@@ -32,6 +33,8 @@ class Measurement:
     samples alone, because the reference is the same in every run. `series` holds plain lists,
     numbers and strings for the plot; `hint` is a likely cause that was itself measured on the data.
     `unjudged` says why no limit but the caller's own can be held against the figure in this run.
+    A comparison with a baseline has decided already: `relation` is its word, and `own_limits` the margin that it held against
+    the change, which is known only when the baseline was measured.
     """
 
     value: float
@@ -45,63 +48,14 @@ class Measurement:
     hint: str = ""
     unjudged: str = ""
     given_reference: bool = False
+    relation: Literal["", "better", "same", "worse", "cannot tell"] = ""
+    own_limits: Limits | None = None
 
     @classmethod
     def with_error(cls, value: float, standard_error: float, degrees: float = math.inf, **rest: Any) -> Measurement:
         """A measurement whose 95 % interval is that of Student's t with `degrees` of freedom; normal where they are infinite."""
         half_width = t95(degrees) * standard_error
         return cls(value, interval=(value - half_width, value + half_width), **rest)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is allowed, and who says so. `min_samples` counts samples, `min_reference` the reference side.
-
-    With `extractor`, the limit holds only for features whose extractor's name starts so: no distance has a
-    scale of its own.
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    min_samples: int = 0
-    min_reference: int = 0
-    extractor: str = ""
-    source: str = ""
-    where: str = ""
-    """File and table, such as `thresholds/default.toml [fid]`."""
-    origin: Origin = "preset"
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for limits that nothing, or everything, can meet."""
-        low, high = self.at_least, self.at_most
-        for name, value in (("at_least", low), ("at_most", high)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; expected a finite number.")
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"at_least is {_number(low)} and at_most is {_number(high)}: no figure can meet both.")
-        for name, count in (("min_samples", self.min_samples), ("min_reference", self.min_reference)):
-            if count < 0:
-                raise ValueError(f"{name} is {count}; expected a whole number of at least 0.")
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there is a limit at all, and not only counts."""
-        return self.at_least is not None or self.at_most is not None
-
-    @property
-    def is_users_own(self) -> bool:
-        """Whether the user set it, in a file or in a call. It is then held against every figure."""
-        return self.is_set and self.origin != "preset"
-
-    @property
-    def text(self) -> str:
-        """The limits in words: "at most 30", "between 6 and 9"."""
-        low, high = self.at_least, self.at_most
-        if low is not None and high is not None:
-            return f"exactly {_number(low)}" if low == high else f"between {_number(low)} and {_number(high)}"
-        if low is not None:
-            return f"at least {_number(low)}"
-        return f"at most {_number(high)}" if high is not None else "no limit"
 
 
 @dataclass(frozen=True)
@@ -144,6 +98,8 @@ class Verdict:
             if measurement.get("interval") is not None:
                 low, high = measurement["interval"]
                 measurement["interval"] = (float(low), float(high))
+            if measurement.get("own_limits") is not None:
+                measurement["own_limits"] = Limits(**with_numbers(measurement["own_limits"]))
             values["measurement"] = Measurement(**measurement)
         if limits is not None:
             values["limits"] = Limits(**with_numbers(limits))
@@ -170,6 +126,7 @@ def judge(
     limit of the user's own. The message says how many samples would decide, where their number is `raised_by` the user: by
     the option for the number of samples, or by `--diffusion-effort`.
     """
+    limits = measurement.own_limits or limits
     outcome, tail = _decide(measurement, limits)
     if outcome == "inconclusive" and limits is not None and raised_by:
         tail += _what_decides(measurement, *_bounds(limits), by_effort=raised_by == "effort")
@@ -194,6 +151,8 @@ def broken(check: str, reason: str, *, lens: str = "", title: str = "", suite: s
 def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, str]:
     if limits is None or not limits.is_set:
         return "reported", "no limit is set for it in the thresholds, so it is reported and not judged."
+    if measurement.relation:
+        return _OF_RELATION[measurement.relation], f"allowed {limits.text} ({limits.where or 'given by the caller'})."
     if measurement.unjudged and not limits.is_users_own:
         return "reported", f"reported and not judged: {measurement.unjudged}"
     seen_with = str(measurement.protocol.get("extractor", "an extractor without a name"))
@@ -274,20 +233,13 @@ def _what_decides(measurement: Measurement, at_least: float, at_most: float, *, 
 
 
 def _sentence(check: str, measurement: Measurement) -> str:
-    text = f"{measurement.name or check} is {_number(measurement.value)}"
+    text = f"{measurement.relation}: " if measurement.relation else ""
+    text += f"{measurement.name or check} is {number(measurement.value)}"
     if measurement.interval is not None:
         low, high = measurement.interval
         middle = abs((low + high) / 2 - measurement.value) <= 0.02 * abs(high - low)
-        text += f" ± {_number((high - low) / 2)}" if middle else f" [{_number(low)}, {_number(high)}]"
+        text += f" ± {number((high - low) / 2)}" if middle else f" [{number(low)}, {number(high)}]"
     text += f" {measurement.unit}" if measurement.unit else ""
     basis = [f"N={measurement.num_samples}"] if measurement.num_samples is not None else []
     basis += [str(measurement.protocol[key]) for key in ("extractor", "layer") if key in measurement.protocol]
     return f"{text} ({', '.join(basis)})" if basis else text
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"

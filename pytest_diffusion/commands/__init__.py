@@ -1,0 +1,1 @@
+"""The command `pytest-diffusion`: the cache, saved baselines, and the comparison of two reports."""

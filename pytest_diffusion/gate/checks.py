@@ -1,0 +1,272 @@
+"""The comparison with a baseline as checks: parts, denoising, and one check for each figure of the pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_diffusion.checks.registry import check
+from pytest_diffusion.config.margins import Margin
+from pytest_diffusion.gate.comparison import Comparison
+from pytest_diffusion.gate.denoising import LossRun
+from pytest_diffusion.gate.drift import drift_of
+from pytest_diffusion.gate.figures import FIGURES, Figure
+from pytest_diffusion.gate.looks import Decided
+from pytest_diffusion.gate.pairs import PairedRun
+from pytest_diffusion.gate.plots import loss_by_band, losses_by_image
+from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.limits import Limits
+from pytest_diffusion.verdicts.verdict import Measurement
+
+_EXACT = "definition: a sound candidate has none where the baseline has none"
+OF_PAIRS = [figure for figure in FIGURES if not figure.name.endswith("_loss")]
+
+
+@check(
+    "paired",
+    "no part of the candidate is broken where the baseline's is sound",
+    figure="tensors of the candidate that are not finite, or constant, where the baseline's are not",
+    sees="a broken export, a missing or renamed tensor, another tokenizer or scheduler; says which parts differ",
+    blind_to="whether a change of weights is good",
+    fixtures={"comparison": "diffusion_comparison"},
+)
+def paired_parts(comparison: Comparison) -> Measurement:
+    """Number of broken tensors beyond the baseline's; the message says which parts differ, and by how much."""
+    parts = comparison.parts
+    if parts is None:
+        raise NotApplicable(f"{comparison.name} holds scores and no weights, so parts cannot be compared.")
+    text = parts.text
+    if comparison.is_own_code and not parts.differing:
+        text += "; what your own code does with them cannot be seen"
+    faults = parts.faults
+    hint = f"The first is in {faults[0]}." if faults else ""
+    return Measurement(
+        float(len(faults)),
+        f"{text}; number of broken tensors",
+        relation="worse" if faults else "same",
+        own_limits=Limits(at_most=0, source=_EXACT, where="gate/checks.py"),
+        hint=hint,
+        series={"parts": [part.to_json() for part in parts.parts]},
+    )
+
+
+@check(
+    "paired",
+    "the adapter changes the model",
+    figure="norm of the adapter's change, in per cent of the weights that it changes",
+    sees="an adapter of zeros, one whose keys match no layer, a scale of 0",
+    blind_to="whether the change is good",
+    fixtures={"comparison": "diffusion_comparison"},
+)
+def paired_lora(comparison: Comparison) -> Measurement:
+    """Change of the adapted weights, in per cent of their norm."""
+    change = comparison.lora
+    if change is None:
+        raise NotApplicable("no adapter is given: use --diffusion-lora.")
+    return Measurement(
+        100 * change.relative,
+        f"change of {change.layers} adapted layers by {change.name}",
+        "%",
+        hint="" if change.relative else "The adapter does nothing: all its weights are zero, or its scale is.",
+        relation="same" if change.relative > 0 else "worse",
+        own_limits=Limits(
+            at_least=1e-6, source="definition: an adapter that changes nothing was not trained, or not saved", where="gate/checks.py"
+        ),
+    )
+
+
+@check(
+    "paired",
+    "denoising loss no worse than the baseline's",
+    figure="change of the loss on noised reference images, in per cent of the baseline's, averaged over five noise levels",
+    sees="damage to denoiser, text encoder or declared prediction type, before any image is drawn",
+    blind_to="sampler, steps, guidance and decoder",
+    plot=loss_by_band,
+    fixtures={"run": "diffusion_denoising", "comparison": "diffusion_comparison"},
+)
+def paired_denoising_loss(run: LossRun, comparison: Comparison) -> Measurement:
+    """Paired over images, with the same noise for both models. Source: docs/gate.md."""
+    return _of_losses(run, comparison)
+
+
+@check(
+    "paired",
+    "denoising loss on the retention set no worse than the baseline's",
+    figure="as `paired_denoising_loss`, on the images of --diffusion-retention",
+    sees="what a fine-tune forgot",
+    blind_to="what the retention set does not show",
+    plot=loss_by_band,
+    fixtures={"run": "diffusion_retention", "comparison": "diffusion_comparison"},
+)
+def paired_retention_loss(run: LossRun, comparison: Comparison) -> Measurement:
+    """Paired over images, with the same noise for both models."""
+    return _of_losses(run, comparison)
+
+
+@check(
+    "paired",
+    "error of the VAE's round trip no worse than the baseline's",
+    figure="change of the mean squared error of decoded, encoded reference images, in per cent of the baseline's",
+    sees="a damaged or swapped decoder, swapped channels, before any image is drawn",
+    blind_to="the denoiser and the sampler",
+    fixtures={"run": "diffusion_reconstruction", "comparison": "diffusion_comparison"},
+)
+def paired_reconstruction_loss(run: LossRun, comparison: Comparison) -> Measurement:
+    """Paired over images."""
+    return _of_losses(run, comparison)
+
+
+@check(
+    "paired",
+    "no sample of the candidate is broken beyond the baseline's",
+    figure="samples with nan or infinity, of one colour, or repeated, beyond the baseline's",
+    sees="black frames, overflow in half precision, a collapse to equal images",
+    blind_to="everything that is not exact",
+    fixtures={"pairs": "diffusion_pairs"},
+)
+def paired_guards(pairs: PairedRun) -> Measurement:
+    """Exact counts on the same prompts and seeds."""
+    counts = {
+        "not finite": [int((~rows.finite).sum()) for rows in (pairs.candidate, pairs.baseline)],
+        "of one colour": [int(rows.constant.sum()) for rows in (pairs.candidate, pairs.baseline)],
+        "repeated": [rows.repeated for rows in (pairs.candidate, pairs.baseline)],
+    }
+    beyond = {what: max(0, ours - theirs) for what, (ours, theirs) in counts.items()}
+    told = ", ".join(f"{ours} {what} (baseline {theirs})" for what, (ours, theirs) in counts.items() if ours > theirs)
+    return Measurement(
+        float(sum(beyond.values())),
+        "number of samples broken beyond the baseline's",
+        num_samples=pairs.pairs,
+        relation="worse" if told else "same",
+        own_limits=Limits(at_most=0, source=_EXACT, where="gate/checks.py"),
+        hint=f"Of {pairs.pairs} samples of the candidate, {told}." if told else "",
+        series={"counts": counts},
+    )
+
+
+@check(
+    "paired",
+    "distance to the baseline's images (reported)",
+    figure="root mean square distance to the baseline's image of the same seed, as a share of that between two of its seeds",
+    sees="nothing that is good or bad by itself: 0 is the same image, 1 another one",
+    blind_to="quality; one rounding can move sound images far apart",
+    fixtures={"pairs": "diffusion_pairs"},
+)
+def paired_drift(pairs: PairedRun) -> Measurement:
+    """Reported, never judged: images may differ much between sound builds."""
+    return drift_of(pairs)
+
+
+def _declare(figure: Figure) -> None:
+    """A check for one figure of the pairs."""
+
+    def compare(pairs: PairedRun, comparison: Comparison) -> Measurement:
+        if reason := comparison.missing.get(figure.name):
+            raise reason
+        if figure.name not in pairs.decided:
+            raise NotApplicable(f"candidate and baseline have no {figure.title} in common.")
+        return of_pairs(pairs, figure.name, comparison)
+
+    compare.__name__ = compare.__qualname__ = f"paired_{figure.name}"
+    compare.__doc__ = f"Change of the {figure.title}, paired by prompt, seed and initial noise."
+    check(
+        "paired",
+        _title(figure),
+        figure=f"change of the {figure.title}",
+        sees=_SEES[figure.name][0],
+        blind_to=_SEES[figure.name][1],
+        plot=losses_by_image,
+        fixtures={"pairs": "diffusion_pairs", "comparison": "diffusion_comparison"},
+    )(compare)
+
+
+def of_pairs(pairs: PairedRun, name: str, comparison: Comparison) -> Measurement:
+    """The measurement of one figure of the pairs."""
+    scores = {
+        side: rows.scores[name].tolist()
+        for side, rows in (("candidate", pairs.candidate), ("baseline", pairs.baseline))
+        if name in rows.scores
+    }
+    return measured(pairs.decided[name], comparison.figure(name), comparison, stopped=pairs.is_closed, series=scores, planned=pairs.planned)
+
+
+def measured(
+    decided: Decided,
+    figure: Figure,
+    comparison: Comparison,
+    *,
+    series: dict[str, Any],
+    planned: int,
+    stopped: bool = False,
+    what: str = "pairs",
+) -> Measurement:
+    """The measurement of a decided difference, with its margin as limits."""
+    look, margin = decided.look, comparison.margins.of(figure.name)
+    hint = decided.reason[:1].upper() + decided.reason[1:] + "." if decided.reason else ""
+    unjudged = ""
+    if decided.word == "cannot tell" and not decided.is_blurred:
+        if stopped:
+            unjudged = f"the comparison stopped after {look.pairs} {what}, because another figure is worse."
+        else:
+            hint += f" More than {look.pairs} {what} would be needed: raise --diffusion-max-samples."
+    return Measurement(
+        look.difference.value,
+        f"change of {figure.title}",
+        figure.unit,
+        decided.interval,
+        look.pairs,
+        protocol={
+            "paired": f"{look.candidate:.4g} against {look.baseline:.4g}, {comparison.name}",
+            "clusters": look.clusters or look.pairs,
+            "interval": f"{100 * (1 - 2 * comparison.margins.alpha):g} %, valid at every look",
+            **comparison.protocol_of(figure.name),
+        },
+        series={
+            **series,
+            "floor": decided.floor,
+            "margin": decided.margin,
+            "p_worse": decided.p_worse,
+            "planned": planned,
+            "spread": look.spread,
+            "looks": [[one.pairs, one.difference.value, one.difference.standard_error] for one in decided.history],
+        },
+        hint=hint,
+        unjudged=unjudged,
+        relation="" if unjudged else decided.word,
+        own_limits=_limits(margin, decided.margin, figure) if margin is not None else None,
+    )
+
+
+def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
+    bands = [list(band) for band in run.bands]
+    return measured(
+        run.decided,
+        comparison.figure(run.figure),
+        comparison,
+        series={"bands": bands, "evaluations": run.evaluations},
+        planned=run.planned,
+        what="images",
+    )
+
+
+def _limits(margin: Margin, size: float | None, figure: Figure) -> Limits:
+    assert size is not None
+    two_sided = margin.kind == "equivalence" or figure.direction == 0
+    low = -size if two_sided or figure.direction > 0 else None
+    high = size if two_sided or figure.direction < 0 else None
+    return Limits(low, high, source=f"{margin.source}; margin {margin.text}", where=margin.where, origin=margin.origin)
+
+
+def _title(figure: Figure) -> str:
+    return f"{figure.title} {'unchanged' if figure.direction == 0 else 'no worse than the baseline'}"
+
+
+_TONE = ("lost guidance, too few steps, a shifted decoder, wrong colours", "what an image shows; a fine-tune that means to change the look")
+_SET = ("a change of the whole set that single scores do not show", "rare prompts; few samples")
+_SEES = {
+    "clip_score": ("a text encoder that lost its effect, a forgotten concept", "fine detail; needs a CLIP that knows the prompts"),
+    "alignment": ("shuffled prompts", "what all prompts share"),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), _TONE),
+    **dict.fromkeys(("fid", "kid", "precision", "coverage", "vendi_score"), _SET),
+}
+for _figure in OF_PAIRS:
+    _declare(_figure)

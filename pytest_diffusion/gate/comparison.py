@@ -1,0 +1,50 @@
+"""What is compared with what, and by which margins: the frame of all comparisons of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_diffusion.config.margins import Margins
+from pytest_diffusion.gate.figures import Figure, figure_named
+from pytest_diffusion.gate.looks import Rules
+from pytest_diffusion.gate.parts import Parts
+from pytest_diffusion.maths.sequential import Plan
+from pytest_diffusion.models.lora import LoraChange
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate and its baseline."""
+
+    name: str
+    """The baseline, as it was named."""
+    margins: Margins
+    parts: Parts | None = None
+    is_own_code: bool = False
+    """Whether a user's code has a say in either model, so that equal weights do not mean equal samples."""
+    lora: LoraChange | None = None
+    family: int = 0
+    """Figures that are judged."""
+    missing: dict[str, Exception] = field(default_factory=dict)
+    """Figures that cannot be measured, and why."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How each figure is measured, apart from the pairing."""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether nothing differs, so that all samples would be equal too."""
+        return self.parts is not None and not self.parts.differing and not self.is_own_code
+
+    def figure(self, name: str) -> Figure:
+        """The declaration of a figure."""
+        return figure_named(name)
+
+    def protocol_of(self, name: str) -> dict[str, Any]:
+        """How a figure is measured."""
+        return dict(self.protocols.get(name, {}))
+
+    def rules(self, names: list[str], horizon: int) -> Rules:
+        """How the differences of some figures are judged, with looks that are planned for `horizon` pairs or images."""
+        return Rules(self.margins, {name: self.figure(name).direction for name in names}, Plan(horizon), family=self.family)

@@ -1,0 +1,103 @@
+"""Paired samples: shard by shard, until every figure is decided or one of them is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pytest_diffusion.gate.figures import OF_IMAGES, SET_FIGURES, figure_named, score_look, set_look
+from pytest_diffusion.gate.looks import Decided, Look, Rules
+from pytest_diffusion.gate.side import Rows, Side
+from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+
+Reference = torch.Tensor | FeatureStatistics | None
+"""Features (M, D) of the reference images, or their statistics; None where there is no reference."""
+
+
+@dataclass(frozen=True)
+class PairedRun:
+    """What the pairs showed: each figure's decision, and the rows of both models."""
+
+    decided: dict[str, Decided]
+    candidate: Rows
+    baseline: Rows
+    prompts: list[str] | None
+    seeds: list[int]
+    planned: int
+    """Pairs that the run might have drawn."""
+    clusters: int = 0
+    floors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that were drawn."""
+        return len(self.baseline.digests)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a figure is worse."""
+        return any(one.word == "worse" for one in self.decided.values())
+
+
+def run_pairs(
+    candidate: Side,
+    baseline: Side,
+    rules: Rules,
+    *,
+    prompts: list[str] | None,
+    seeds: list[int],
+    clusters: Sequence[Hashable] | None,
+    reference: Reference = None,
+    most: int | None = None,
+    floors: Callable[[int], Mapping[str, float]] | None = None,
+    say: Callable[[str], object] = print,
+) -> PairedRun:
+    """Look after each planned number of pairs, until nothing is left to find out or `most` pairs are drawn.
+
+    `floors` gives the noise floor of each figure, and is asked once, at the first look. Raises what drawing samples raises.
+    """
+    looks = rules.plan.looks(most or rules.plan.horizon)
+    histories: dict[str, list[Look]] = {}
+    for count in looks:
+        ours, theirs = candidate.rows(count), baseline.rows(count)
+        own = list(clusters[:count]) if clusters is not None else None
+        for name, look in looks_at(ours, theirs, own, reference).items():
+            histories.setdefault(name, []).append(look)
+        if floors is not None and not rules.floors:
+            rules = Rules(rules.margins, rules.directions, rules.plan, dict(floors(count)), rules.family)
+        decided = rules.decide(histories)
+        if rules.is_over(decided):
+            break
+        say(f"after {count} pairs: {_progress(decided)}")
+    shown = len(set(clusters[:count])) if clusters is not None else 0
+    return PairedRun(
+        decided, ours, theirs, prompts[:count] if prompts is not None else None, seeds[:count], looks[-1], shown, dict(rules.floors)
+    )
+
+
+def looks_at(
+    candidate: Rows, baseline: Rows, clusters: Sequence[Hashable] | None, reference: Reference, *, rare: bool = True
+) -> dict[str, Look]:
+    """The look at every figure that both models have, by name; `rare` as in `score_look`."""
+    names = [name for name in candidate.scores if name in baseline.scores]
+    found = {name: score_look(candidate.scores[name], baseline.scores[name], clusters, rare=rare) for name in names}
+    if candidate.features is None or baseline.features is None:
+        return found
+    for name in SET_FIGURES:
+        if name != "vendi_score" and (reference is None or (name in OF_IMAGES and not isinstance(reference, torch.Tensor))):
+            continue
+        against = reference if reference is not None else baseline.features
+        found[name] = set_look(name, candidate.features, baseline.features, against, clusters, rare=rare)
+    return found
+
+
+def directions(names: Sequence[str]) -> dict[str, int]:
+    """1, -1 or 0 for each figure: whether more is better, less is, or neither."""
+    return {name: figure_named(name).direction for name in names}
+
+
+def _progress(decided: Mapping[str, Decided]) -> str:
+    open_ones = [name for name, one in decided.items() if one.word == "cannot tell"]
+    return f"{len(decided) - len(open_ones)} of {len(decided)} figures are decided; not yet: {', '.join(open_ones[:6])}"

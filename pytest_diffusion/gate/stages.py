@@ -1,0 +1,216 @@
+"""The stages of a comparison, each from two pipelines, or from a pipeline and a saved baseline, to its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.references import Reference, load_reference
+from pytest_diffusion.features.extractors import Extractor
+from pytest_diffusion.features.identity import Features
+from pytest_diffusion.features.image_scores import ImageScorer, clip_scorer, load_scorer, tone_scorer
+from pytest_diffusion.gate.comparison import Comparison
+from pytest_diffusion.gate.denoising import LossRun, NoisedImages, reconstruction_losses, run_losses
+from pytest_diffusion.gate.figures import SET_FIGURES, clusters_of
+from pytest_diffusion.gate.floor import TWIN_PAIRS, Losses, floors_of_losses, sample_floors
+from pytest_diffusion.gate.pairs import PairedRun, run_pairs
+from pytest_diffusion.gate.saved import SavedBaseline
+from pytest_diffusion.gate.side import LiveSide, SavedSide
+from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.models.capabilities import device_of, image_size, is_text_conditioned
+from pytest_diffusion.models.fingerprint import fingerprint
+from pytest_diffusion.samples.room import require_room, require_steps
+from pytest_diffusion.samples.seeds import seeds_of
+from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
+
+_OF_LOSS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae")
+_TYPE = "prediction_type"
+_FEWEST_IMAGES = 16
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What scores need beside the samples. An exception in place of a thing says why it is not there, None that it was not asked for."""
+
+    clip: Any = None
+    extractor: Any = None
+    reference: Any = None
+
+
+def is_same_for(figure: str, comparison: Comparison) -> bool:
+    """Whether nothing differs that a loss depends on."""
+    if comparison.parts is None or comparison.is_own_code:
+        return False
+    if figure == "reconstruction_loss":
+        return comparison.parts.is_same("vae")
+    declared = [part for part in comparison.parts.parts if part.name == "scheduler" and any(_TYPE in note for note in part.notes)]
+    return comparison.parts.is_same(*_OF_LOSS, "pipeline") and not declared
+
+
+def compare_losses(
+    figure: str,
+    candidate: Any,
+    baseline: Any | None,
+    saved: SavedBaseline | None,
+    reference: Reference,
+    settings: Settings,
+    comparison: Comparison,
+    *,
+    say: Say,
+) -> LossRun:
+    """A loss of both models on the images of a reference.
+
+    Raises NotApplicable for fewer than 16 images, for a reference of statistics, and where noise levels are not known.
+    """
+    images = reference.require_images()[: comparison.margins.references]
+    if len(images) < _FEWEST_IMAGES:
+        raise NotApplicable(f"{len(images)} images are too few to compare losses; at least {_FEWEST_IMAGES} are needed.")
+    texts = reference.prompts[: len(images)] if reference.prompts is not None and is_text_conditioned(candidate) else None
+    if baseline is not None and figure != "reconstruction_loss":
+        _require_same_latents(candidate, baseline)
+    losses, log_snr = losses_on(figure, baseline if baseline is not None else candidate, saved, images, texts, settings)
+    own, rules = losses(candidate), comparison.rules([figure], comparison.margins.references)
+    if saved is not None:
+        rules = replace(rules, floors=saved.floors)
+        theirs, floor = saved.losses(figure, images, log_snr), None
+    else:
+        theirs = losses(baseline)
+
+        def floor() -> float:
+            return floors_of_losses(lambda: losses(baseline), baseline, len(images), theirs)
+
+    return run_losses(figure, own, theirs, rules, count=len(images), log_snr=log_snr, clusters=clusters_of(texts), floor=floor, say=say)
+
+
+def losses_on(
+    figure: str, model: Any, saved: SavedBaseline | None, images: torch.Tensor, texts: list[str] | None, settings: Settings
+) -> tuple[Callable[[Any], Losses], list[float]]:
+    """The losses of any pipeline on these images, and the log-SNR of their noise levels, which are those of `model`."""
+    if figure == "reconstruction_loss":
+        return lambda pipeline: reconstruction_losses(pipeline, images), []
+    noised = NoisedImages.of(images, texts, model.scheduler)
+    if saved is not None:
+        noised = replace(noised, prediction_type=saved.prediction_type)
+    return lambda pipeline: noised.losses_of(pipeline, settings), noised.log_snr
+
+
+def _require_same_latents(candidate: Any, baseline: Any) -> None:
+    sizes = [_latent_channels(pipeline) for pipeline in (candidate, baseline)]
+    if sizes[0] != sizes[1]:
+        raise NotApplicable(
+            f"the candidate's latents have {sizes[0]} channels, the baseline's {sizes[1]}: their losses cannot be compared, "
+            "and samples share prompts but no noise."
+        )
+
+
+def _latent_channels(pipeline: Any) -> int:
+    config = getattr(getattr(pipeline, "vae", None), "config", None) or {}
+    return int(config.get("latent_channels") or config.get("z_dim") or 3)
+
+
+def scorers_of(
+    candidate: Any, prompts: list[str] | None, settings: Settings, material: Material, missing: dict[str, Exception]
+) -> list[ImageScorer]:
+    """The scorers of a run: tones, CLIP where the model takes prompts, and those that the user names.
+
+    Figures that cannot be measured are added to `missing` with the reason.
+    """
+    found = [tone_scorer()]
+    device = str(device_of(candidate))
+    if prompts is not None and "clip" not in settings.scorer:
+        if isinstance(material.clip, Exception):
+            missing |= {"clip_score": material.clip, "alignment": material.clip}
+        elif material.clip is not None:
+            found.append(clip_scorer(material.clip, prompts))
+
+    def subject() -> torch.Tensor:
+        height, width = image_size(candidate, settings)
+        return load_reference(str(settings.subject), height=height, width=width, limit=256).require_images()
+
+    def clip() -> Any:
+        if isinstance(material.clip, Exception) or material.clip is None:
+            raise material.clip or SetupError("--diffusion-scorer: clip needs a model that takes prompts.")
+        return material.clip
+
+    for name in settings.scorer:
+        if prompts is None and name.partition(":")[0] in ("clip", "vlm"):
+            raise SetupError(f"--diffusion-scorer: {name} scores prompts, and {type(candidate).__name__} takes none.")
+        found.append(load_scorer(name, device=device, prompts=prompts or [], clip=clip, subject=subject))
+    return found
+
+
+def draw_pairs(
+    candidate: Any,
+    baseline: Any | None,
+    saved: SavedBaseline | None,
+    prompts: list[str],
+    settings: Settings,
+    baseline_settings: Settings,
+    comparison: Comparison,
+    material: Material,
+    *,
+    say: Say,
+) -> PairedRun:
+    """Samples of both models until their figures are decided.
+
+    The noise floor is that of the baseline on this machine, or the saved one. Raises what loading scorers and drawing raises.
+    """
+    own = prompts if is_text_conditioned(candidate) else None
+    most = settings.max_samples or comparison.margins.pairs
+    rules = comparison.rules([], comparison.margins.pairs)
+    looks = rules.plan.looks(most)
+    if not looks:
+        raise NotApplicable(f"--diffusion-max-samples={most} is less than the {rules.plan.looks(10**6)[0]} pairs of the first look.")
+    scorers = scorers_of(candidate, own, settings, material, comparison.missing)
+    extractor = material.extractor if isinstance(material.extractor, Extractor) else None
+    reference = _reference(material, comparison)
+    limited = replace(settings, num_samples=looks[-1])
+    require_steps(candidate, limited)
+    require_room(candidate, limited)
+    ours = LiveSide("candidate", candidate, own, settings, fingerprint(candidate), scorers, extractor, say)
+    names = [name for scorer in scorers for name in scorer.names] + ([*SET_FIGURES] if extractor is not None else [])
+    rules = comparison.rules(names, comparison.margins.pairs)
+    seeds = seeds_of(settings, looks[-1])
+    texts = [own[index % len(own)] for index in range(looks[-1])] if own is not None else None
+    if saved is not None:
+        theirs: Any = SavedSide(comparison.name, saved.rows_for(scorers, extractor, texts, seeds))
+        rules = replace(rules, floors=saved.floors)
+        floors: Callable[[int], Mapping[str, float]] | None = None
+    else:
+        theirs = LiveSide("baseline", baseline, own, baseline_settings, fingerprint(baseline), scorers, extractor, say)
+
+        def measure(count: int) -> Mapping[str, float]:
+            return sample_floors(theirs, min(count, TWIN_PAIRS), reference)
+
+        floors = measure
+    say(f"comparing with {comparison.name}: at most {looks[-1]} pairs, a look after {', '.join(map(str, looks[:4]))}, ...")
+    return run_pairs(
+        ours,
+        theirs,
+        rules,
+        prompts=texts,
+        seeds=seeds,
+        clusters=clusters_of(texts),
+        reference=reference,
+        most=looks[-1],
+        floors=floors,
+        say=say,
+    )
+
+
+def _reference(material: Material, comparison: Comparison) -> torch.Tensor | FeatureStatistics | None:
+    """Features of the reference; where they cannot be had, the figures that need them are missing."""
+    for thing in (material.extractor, material.reference):
+        if isinstance(thing, Exception):
+            comparison.missing.update({name: thing for name in SET_FIGURES if name != "vendi_score"})
+            return None
+    found = material.reference
+    if found is None or isinstance(found, FeatureStatistics):
+        return found
+    assert isinstance(found, Features)
+    return found.values
