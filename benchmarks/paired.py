@@ -82,7 +82,7 @@ class Gate:
         comparison = Comparison("demo", margins, compare_parts(candidate, self.baseline), own_code, family=family)
         words: dict[str, str] = {}
         images = evaluations = 0
-        for figure in ("denoising_loss", "reconstruction_loss"):
+        for figure in ("denoising_loss", "text_encoder_loss", "reconstruction_loss"):
             if is_same_for(figure, comparison):
                 continue
             run = compare_losses(figure, candidate, self.baseline, None, self.reference, self.settings, comparison, say=lambda text: None)
@@ -138,7 +138,8 @@ def row(one: Result) -> str:
     """One run in a line."""
     told = ", ".join(one.worse) or ", ".join(name for name, word in one.words.items() if word == "cannot tell") or "all same"
     ratio = ABSOLUTE / one.evaluations if one.evaluations else float("inf")
-    return f"{one.preset:<10}{one.variant:<26}{one.seed:>3}  {one.word:<12}{one.images:>5}{one.pairs:>6}{one.evaluations:>8}{ratio:>9.0f}x  {told}"
+    counts = f"{one.images:>5}{one.pairs:>6}{one.evaluations:>8}{ratio:>9.0f}x"
+    return f"{one.preset:<10}{one.variant:<26}{one.seed:>3}  {one.word:<12}{counts}  {told}"
 
 
 def summary(found: list[Result]) -> list[str]:

@@ -104,6 +104,20 @@ def paired_retention_loss(run: LossRun, comparison: Comparison) -> Measurement:
 
 @check(
     "paired",
+    "the candidate's text encoders serve it no worse than the baseline's",
+    figure="change of the denoising loss by the candidate's text encoders, in per cent of its loss with those of the baseline",
+    sees="a damaged text encoder or tokenizer, which a fine-tuned denoiser's own change of loss would hide",
+    blind_to="everything but the text encoders; not measured against a saved baseline",
+    plot=loss_by_band,
+    fixtures={"run": "diffusion_text_swap", "comparison": "diffusion_comparison"},
+)
+def paired_text_encoder_loss(run: LossRun, comparison: Comparison) -> Measurement:
+    """The candidate against itself with the baseline's text encoders, paired over images, with the same noise."""
+    return _of_losses(run, comparison)
+
+
+@check(
+    "paired",
     "error of the VAE's round trip no worse than the baseline's",
     figure="change of the mean squared error of decoded, encoded reference images, in per cent of the baseline's",
     sees="a damaged or swapped decoder, swapped channels, before any image is drawn",

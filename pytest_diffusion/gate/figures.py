@@ -35,6 +35,7 @@ class Figure:
 FIGURES = (
     Figure("denoising_loss", "denoising loss on noised reference images", "%", -1),
     Figure("retention_loss", "denoising loss on the retention set", "%", -1),
+    Figure("text_encoder_loss", "denoising loss with the candidate's text encoders in place of the baseline's", "%", -1),
     Figure("reconstruction_loss", "error of the VAE's round trip", "%", -1),
     Figure("clip_score", "CLIP score with the own prompt"),
     Figure("alignment", "lead of the own prompt over a foreign one, by CLIP"),

@@ -20,7 +20,7 @@ _SURE = 1.645
 """One-sided 95 % of the error of a twin's mean difference is added to it."""
 TWIN_PAIRS = 16
 """Samples of each twin. Twins differ little from pair to pair, so a few are enough."""
-TWIN_IMAGES = 32
+TWIN_IMAGES = 16
 """Noised images for each twin."""
 Losses = Callable[[int], torch.Tensor]
 """Losses (count, T), float64, of the first `count` images."""

@@ -27,7 +27,8 @@ from pytest_diffusion.samples.room import require_room, require_steps
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 
-_OF_LOSS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae")
+_TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+_OF_LOSS = ("unet", "transformer", *_TEXT, "vae")
 _TYPE = "prediction_type"
 _FEWEST_IMAGES = 16
 Say = Callable[[str], object]
@@ -48,6 +49,8 @@ def is_same_for(figure: str, comparison: Comparison) -> bool:
         return False
     if figure == "reconstruction_loss":
         return comparison.parts.is_same("vae")
+    if figure == "text_encoder_loss":
+        return comparison.parts.is_same(*_TEXT)
     declared = [part for part in comparison.parts.parts if part.name == "scheduler" and any(_TYPE in note for note in part.notes)]
     return comparison.parts.is_same(*_OF_LOSS, "pipeline") and not declared
 
@@ -73,11 +76,16 @@ def compare_losses(
     texts = reference.prompts[: len(images)] if reference.prompts is not None and is_text_conditioned(candidate) else None
     if baseline is not None and figure != "reconstruction_loss":
         _require_same_latents(candidate, baseline)
+    if figure == "text_encoder_loss":
+        _require_swappable(candidate, baseline)
     losses, log_snr = losses_on(figure, baseline if baseline is not None else candidate, saved, images, texts, settings)
     own, rules = losses(candidate), comparison.rules([figure], comparison.margins.references)
+    floor: Callable[[], float] | None = None
     if saved is not None:
         rules = replace(rules, floors=saved.floors)
-        theirs, floor = saved.losses(figure, images, log_snr), None
+        theirs = saved.losses(figure, images, log_snr)
+    elif figure == "text_encoder_loss":
+        theirs = _with_text_of(baseline, candidate, losses)
     else:
         theirs = losses(baseline)
 
@@ -99,6 +107,28 @@ def losses_on(
     return lambda pipeline: noised.losses_of(pipeline, settings), noised.log_snr
 
 
+def _with_text_of(baseline: Any, candidate: Any, losses: Callable[[Any], Losses]) -> Losses:
+    """Losses of the candidate with the text encoders and tokenizers of the baseline.
+
+    Where they are lower than its own, the change of its text encoders is no training but damage: a text encoder that was trained
+    together with the denoiser serves it better than another one.
+    """
+    own = losses(candidate)
+
+    def run(count: int) -> torch.Tensor:
+        kept = {name: getattr(candidate, name) for name in _TEXT if getattr(candidate, name, None) is not None}
+        others = {name: getattr(baseline, name, None) for name in kept}
+        try:
+            for name, part in others.items():
+                setattr(candidate, name, part)
+            return own(count)
+        finally:
+            for name, part in kept.items():
+                setattr(candidate, name, part)
+
+    return run
+
+
 def _require_same_latents(candidate: Any, baseline: Any) -> None:
     sizes = [_latent_channels(pipeline) for pipeline in (candidate, baseline)]
     if sizes[0] != sizes[1]:
@@ -106,6 +136,17 @@ def _require_same_latents(candidate: Any, baseline: Any) -> None:
             f"the candidate's latents have {sizes[0]} channels, the baseline's {sizes[1]}: their losses cannot be compared, "
             "and samples share prompts but no noise."
         )
+
+
+def _require_swappable(candidate: Any, baseline: Any | None) -> None:
+    """Raise NotApplicable where the baseline's text encoders cannot take the place of the candidate's."""
+    if baseline is None:
+        raise NotApplicable("the baseline was saved without its weights.")
+    for name in _TEXT:
+        ours, theirs = getattr(candidate, name, None), getattr(baseline, name, None)
+        widths = [getattr(getattr(part, "config", None), "hidden_size", None) for part in (ours, theirs)]
+        if (ours is None) != (theirs is None) or type(ours) is not type(theirs) or widths[0] != widths[1]:
+            raise NotApplicable(f"the baseline's {name} does not fit the candidate.")
 
 
 def _latent_channels(pipeline: Any) -> int:
