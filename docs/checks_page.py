@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from pytest_diffusion.checks import LENS_TITLES, all_checks
-from pytest_diffusion.config.thresholds import load_thresholds, preset_names
+from pytest_diffusion.config.thresholds import Thresholds, load_thresholds, preset_names
 
 FOLDER = Path(__file__).parent
 LEADS = {
+    "paired": "a candidate against its baseline",
     "metrics": "samples against a reference",
     "schedule": "the scheduler alone",
     "attention": "models that attend to text",
@@ -34,12 +35,22 @@ def _table(lens: str) -> str:
 
 
 def _limits(name: str) -> str:
-    """The limit of each preset, once where they agree."""
+    """The limit or margin of each preset, once where they agree."""
     presets = ["default", *(preset for preset in preset_names() if preset != "default")]
-    texts = {preset: load_thresholds([preset]).limits[name].text for preset in presets}
+    texts = {preset: _limit(load_thresholds([preset]), name) for preset in presets}
     default = texts.pop("default")
     others = {preset: text for preset, text in texts.items() if text != default}
     return "; ".join([default, *(f"{preset}: {text}" for preset, text in others.items())])
+
+
+def _limit(thresholds: Thresholds, name: str) -> str:
+    if name in thresholds.limits:
+        return thresholds.limits[name].text
+    figure = name.removeprefix("paired_")
+    if figure not in thresholds.margins.by_figure:
+        return "exact" if figure != "drift" else "no limit"
+    margin = thresholds.margins.of(figure)
+    return "no limit" if margin is None else f"margin {margin.text}{' either way' if margin.kind == 'equivalence' else ''}"
 
 
 def _text(name: str) -> str:

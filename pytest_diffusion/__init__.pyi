@@ -75,6 +75,8 @@ from .checks.registry import Check, check
 from .config.sources import ModelSource, ReferenceSource, Source
 from .config.thresholds import Thresholds, load_thresholds
 from .conformance import check_scheduler, parametrize_with_scheduler_checks, scheduler_checks
+from .features.image_scores import ImageScorer
+from .gate.assertions import assert_denoising_not_worse, assert_equivalent, assert_not_worse
 from .maths.diversity import vendi_score
 from .maths.feature_statistics import FeatureStatistics
 from .maths.frechet import frechet_distance, frechet_distance_infinity
@@ -98,6 +100,7 @@ __all__ = [
     "DensityCoverage",
     "Estimate",
     "FeatureStatistics",
+    "ImageScorer",
     "InconclusiveFailure",
     "Limits",
     "ManifoldScores",
@@ -135,7 +138,9 @@ __all__ = [
     "assert_cmmd_below",
     "assert_coverage_above",
     "assert_denoising_loss_below",
+    "assert_denoising_not_worse",
     "assert_density_above",
+    "assert_equivalent",
     "assert_fid_below",
     "assert_fid_infinity_below",
     "assert_finite_images",
@@ -158,6 +163,7 @@ __all__ = [
     "assert_no_memorisation",
     "assert_no_unused_tensors",
     "assert_not_grey",
+    "assert_not_worse",
     "assert_ood_auroc_above",
     "assert_ood_false_alarms_below",
     "assert_pipeline_decodes",

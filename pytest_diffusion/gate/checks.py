@@ -212,6 +212,7 @@ def measured(
     planned: int,
     stopped: bool = False,
     what: str = "pairs",
+    remedy: str = ": raise --diffusion-max-samples",
 ) -> Measurement:
     """The measurement of a decided difference, with its margin as limits."""
     look, margin = decided.look, comparison.margins.of(figure.name)
@@ -221,7 +222,7 @@ def measured(
         if stopped:
             unjudged = f"the comparison stopped after {look.pairs} {what}, because another figure is worse."
         else:
-            hint += f" More than {look.pairs} {what} would be needed: raise --diffusion-max-samples."
+            hint += f" More than {look.pairs} {what} would be needed{remedy}."
     return Measurement(
         look.difference.value,
         f"change of {figure.title}",
@@ -251,6 +252,7 @@ def measured(
 
 
 def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
+    """The measurement of a loss of both models."""
     bands = [list(band) for band in run.bands]
     return measured(
         run.decided,
@@ -259,6 +261,7 @@ def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
         series={"bands": bands, "evaluations": run.evaluations},
         planned=run.planned,
         what="images",
+        remedy=": give more reference images, and raise references in the table [paired] of the thresholds file",
     )
 
 

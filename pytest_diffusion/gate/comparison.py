@@ -29,6 +29,8 @@ class Comparison:
     """Figures that are judged."""
     missing: dict[str, Exception] = field(default_factory=dict)
     """Figures that cannot be measured, and why."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """Figures that are declared here and nowhere else."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """How each figure is measured, apart from the pairing."""
 
@@ -39,7 +41,7 @@ class Comparison:
 
     def figure(self, name: str) -> Figure:
         """The declaration of a figure."""
-        return figure_named(name)
+        return self.figures.get(name) or figure_named(name)
 
     def protocol_of(self, name: str) -> dict[str, Any]:
         """How a figure is measured."""

@@ -12,6 +12,7 @@ from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.figures import relative_loss
 from pytest_diffusion.gate.floor import TWIN_IMAGES, TWINS, Losses
 from pytest_diffusion.gate.looks import Decided, Look, Rules
+from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.denoising import band_timesteps, denoising_losses
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.levels import level_of_timestep, prediction_type_of
@@ -107,6 +108,7 @@ def run_losses(
 
     `floor` gives the noise floor in per cent. It costs evaluations, so it is asked for when something was decided that it could undo.
     """
+    assert isinstance(rules.plan, Plan)
     looks = rules.plan.looks(count)
     history: list[Look] = []
     for images in looks:

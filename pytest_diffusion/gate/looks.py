@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pytest_diffusion.config.margins import Margin, Margins
-from pytest_diffusion.maths.sequential import Plan, as_normal, as_ratio, holm
+from pytest_diffusion.maths.sequential import OneLook, Plan, as_normal, as_ratio, holm
 from pytest_diffusion.maths.statistics import Estimate
 
 Word = Literal["better", "same", "worse", "cannot tell", ""]
@@ -57,7 +57,7 @@ class Rules:
 
     margins: Margins
     directions: Mapping[str, int]
-    plan: Plan
+    plan: Plan | OneLook
     floors: Mapping[str, float] = field(default_factory=dict)
     """How far two sound builds of the baseline lie apart, by figure."""
     family: int = 0

@@ -11,6 +11,7 @@ from pytest_diffusion.gate.figures import OF_IMAGES, SET_FIGURES, figure_named, 
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.maths.sequential import Plan
 
 Reference = torch.Tensor | FeatureStatistics | None
 """Features (M, D) of the reference images, or their statistics; None where there is no reference."""
@@ -58,7 +59,9 @@ def run_pairs(
 
     `floors` gives the noise floor of each figure, and is asked once, at the first look. Raises what drawing samples raises.
     """
-    looks = rules.plan.looks(most or rules.plan.horizon)
+    plan = rules.plan
+    assert isinstance(plan, Plan)
+    looks = plan.looks(most or plan.horizon)
     histories: dict[str, list[Look]] = {}
     for count in looks:
         ours, theirs = candidate.rows(count), baseline.rows(count)

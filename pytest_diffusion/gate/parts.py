@@ -108,7 +108,8 @@ def compare_hashes(candidate: Any, known: Mapping[str, str]) -> Parts:
 
 
 def _content(part: Any) -> Iterator[Any]:
-    yield f"{type(part).__name__} {config_text(getattr(part, 'config', None))}"
+    config = {key: value for key, value in _as_dict(getattr(part, "config", None)).items() if key not in _UNREAD}
+    yield f"{type(part).__name__} {config_text(config)}"
     if isinstance(part, torch.nn.Module):
         for key, tensor in sorted(whole_state_dict(part).items()):
             yield f"{key}:{tensor.dtype}:{tuple(tensor.shape)}"
@@ -213,8 +214,6 @@ def _faults(key: str, ours: torch.Tensor, theirs: torch.Tensor) -> list[str]:
 
 
 def _config_notes(ours: Any, theirs: Any) -> list[str]:
-    if config_text(ours) == config_text(theirs):
-        return []
     one, other = _as_dict(ours), _as_dict(theirs)
     keys = [key for key in {**other, **one} if not key.startswith("_") and one.get(key) != other.get(key) and key not in _UNREAD]
     return [f"{key} is {one.get(key)!r}, was {other.get(key)!r}" for key in keys[: 2 * _SHOWN]]

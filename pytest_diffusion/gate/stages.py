@@ -21,11 +21,12 @@ from pytest_diffusion.gate.pairs import PairedRun, run_pairs
 from pytest_diffusion.gate.saved import SavedBaseline
 from pytest_diffusion.gate.side import LiveSide, SavedSide
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
+from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.capabilities import device_of, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.samples.room import require_room, require_steps
 from pytest_diffusion.samples.seeds import seeds_of
-from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
+from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 _OF_LOSS = ("unet", "transformer", *_TEXT, "vae")
@@ -203,10 +204,9 @@ def draw_pairs(
     """
     own = prompts if is_text_conditioned(candidate) else None
     most = settings.max_samples or comparison.margins.pairs
-    rules = comparison.rules([], comparison.margins.pairs)
-    looks = rules.plan.looks(most)
+    looks = Plan(comparison.margins.pairs).looks(most)
     if not looks:
-        raise NotApplicable(f"--diffusion-max-samples={most} is less than the {rules.plan.looks(10**6)[0]} pairs of the first look.")
+        raise SettingsError(f"--diffusion-max-samples is {most}; the first look comes after {Plan().looks(1000)[0]} pairs.")
     scorers = scorers_of(candidate, own, settings, material, comparison.missing)
     extractor = material.extractor if isinstance(material.extractor, Extractor) else None
     reference = _reference(material, comparison)

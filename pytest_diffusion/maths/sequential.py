@@ -92,6 +92,20 @@ class Plan:
         return tuple(count / self._horizon(epoch) for count in self._looks_of(epoch))
 
 
+@dataclass(frozen=True)
+class OneLook:
+    """A single look at all pairs, in place of a plan: nothing is added later, so nothing of the error is kept back."""
+
+    def critical(self, count: int, alpha: float) -> float:
+        """How many standard errors a one-sided difference must exceed."""
+        return float(norm.isf(alpha))
+
+    def p_value(self, scores: Mapping[int, float]) -> float:
+        """One-sided p-value of a difference in standard errors, by the number of pairs."""
+        (score,) = scores.values()
+        return float(norm.sf(score))
+
+
 @lru_cache(maxsize=4096)
 def boundary(alpha: float, times: tuple[float, ...]) -> float:
     """The height that a Brownian motion exceeds at any of the times, increasing in (0, 1], with probability alpha."""

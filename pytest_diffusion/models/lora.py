@@ -83,18 +83,18 @@ def _state(file: Path, pipeline: Any) -> dict[str, torch.Tensor]:
     if not all(key.startswith(_PEFT_PREFIX) for key in state):
         return state
     part = next(name for name, module in modules(pipeline).items() if module is denoiser(pipeline))
-    renamed = {f"{part}.{key.removeprefix(_PEFT_PREFIX)}": tensor for key, tensor in state.items()}
-    return {**renamed, **_alphas(file, renamed)}
+    return {f"{part}.{key.removeprefix(_PEFT_PREFIX)}": tensor for key, tensor in _scaled(file, state).items()}
 
 
-def _alphas(file: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The scale that peft keeps in a file beside the tensors, as diffusers reads it: alpha of each layer."""
-    config = file.parent / "adapter_config.json"
-    if not config.is_file():
-        return {}
-    alpha = json.loads(config.read_text(encoding="utf-8")).get("lora_alpha")
-    layers = {key.rpartition(".lora_")[0] for key in state if ".lora_" in key}
-    return {f"{layer}.alpha": torch.tensor(float(alpha)) for layer in layers} if alpha is not None else {}
+def _scaled(file: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of peft with the scale in them that peft keeps in a file beside: alpha by rank, or by its root for rsLoRA."""
+    path = file.parent / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    alpha = config.get("lora_alpha")
+    if alpha is None:
+        return state
+    root = 0.5 if config.get("use_rslora") else 1.0
+    return {key: tensor * (alpha / tensor.shape[1] ** root) if ".lora_B." in key else tensor for key, tensor in state.items()}
 
 
 def _change(pipeline: Any, name: str) -> LoraChange:

@@ -1,4 +1,4 @@
-"""The command `pytest-diffusion`: its parser. Each command stands in a module of `commands/`."""
+"""The command `pytest-diffusion`: the cache, saved baselines, and the comparison of two reports. Each command has its module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pytest_diffusion.commands import baseline, cache, compare
+from pytest_diffusion.cli import baseline, cache, compare
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError
 
 
@@ -22,7 +22,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, ModelError, ImportError) as error:
         print(f"pytest-diffusion: {error}", file=sys.stderr)  # noqa: T201 - a command's output
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

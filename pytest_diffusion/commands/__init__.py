@@ -1,1 +1,0 @@
-"""The command `pytest-diffusion`: the cache, saved baselines, and the comparison of two reports."""
