@@ -17,7 +17,7 @@ from pytest_diffusion.config.settings import Settings, own_preset
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.prompts import load_prompts
-from pytest_diffusion.data.references import Reference, load_reference, pair_prompts
+from pytest_diffusion.data.references import Reference, load_reference, num_reference_images, pair_prompts
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
@@ -43,8 +43,9 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     pipeline = load_pipeline(settings)
     names = list(settings.thresholds) or [own_preset(settings.model) or family(pipeline)]
     margins = load_thresholds(names).margins
-    reference = _reference(pipeline, settings, settings.reference)
-    sets = {"denoising_loss": reference, "retention_loss": _reference(pipeline, settings, settings.retention)}
+    count = num_reference_images(settings.reference, settings.num_samples) if settings.reference is not None else 0
+    reference = _reference(pipeline, settings, settings.reference, count)
+    sets = {"denoising_loss": reference, "retention_loss": _reference(pipeline, settings, settings.retention, margins.references)}
     if has_vae(pipeline):
         sets["reconstruction_loss"] = reference
     losses, kept, floors = _losses(pipeline, settings, margins, sets, say)
@@ -101,11 +102,11 @@ def _prompts(settings: Settings) -> list[str]:
     return load_prompts(settings.prompts)
 
 
-def _reference(pipeline: Any, settings: Settings, name: str | None) -> Reference | None:
+def _reference(pipeline: Any, settings: Settings, name: str | None, limit: int) -> Reference | None:
     if name is None:
         return None
     height, width = image_size(pipeline, settings)
-    return load_reference(name, height=height, width=width, limit=max(1000, settings.num_samples))
+    return load_reference(name, height=height, width=width, limit=limit)
 
 
 def _losses(

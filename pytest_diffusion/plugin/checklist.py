@@ -106,7 +106,7 @@ class CheckItem(pytest.Function):
         """Nothing was measured, so nothing is passed or failed; the gate does not open."""
         cause = getattr(error, "error", error)
         reason = str(error.msg) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
-        is_setups_fault = isinstance(cause, SetupError | ImportError)
+        is_setups_fault = isinstance(cause, SetupError | SettingsError | ImportError)
         return broken(self.check.name, reason, lens=self.check.lens, title=self.check.title, is_setups_fault=is_setups_fault)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

@@ -30,8 +30,10 @@ def begin(early_config: pytest.Config) -> None:
     if not runs_tests(options):
         return
     values = {
-        name: getattr(options, f"diffusion_{name}", None) or ini_value(early_config, name) for name in ("model", "scheduler", "report")
+        name: getattr(options, f"diffusion_{name}", None) or ini_value(early_config, name)
+        for name in ("model", "scheduler", "report", "baseline", "lora")
     }
+    values["model"] = values["model"] or (values["lora"] and values["baseline"])
     if not values["model"] and not values["scheduler"] and not getattr(options, "diffusion_report", None):
         return
     files = ReportFiles(early_config.invocation_params.dir / str(values["report"] or Settings.report))

@@ -60,5 +60,7 @@ def _is_below(base: Path, text: str, option: Option) -> bool:
 
 def is_given(config: pytest.Config, *names: str) -> bool:
     """Whether any of these settings (any at all without names) is given by an option or in the ini file."""
+    if "model" in names and is_given(config, "baseline") and is_given(config, "lora"):
+        return True  # the baseline with the adapter is the model
     chosen = [option for option in OPTIONS if not names or option.name in names]
     return any(config.getoption(option.ini) or any(map(config.getini, option.ini_names)) for option in chosen)

@@ -118,7 +118,9 @@ def small_vlm(folder):
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
     text = transformers.LlamaConfig(vocab_size=len(fast), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=fast.convert_tokens_to_ids("<image>"), vision_feature_layer=-1)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=fast.convert_tokens_to_ids("<image>"), vision_feature_layer=-1
+    )
     torch.manual_seed(0)
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
     image_processor = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})

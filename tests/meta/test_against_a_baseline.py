@@ -1,0 +1,252 @@
+"""The comparison with a baseline through the real command: candidates on disk, adapters, saved baselines, reports, workers."""
+
+import copy
+import json
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.variants import noise
+from pytest_diffusion.cli import main
+from tests.families.models import build
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+QUICK = ("--diffusion-steps=4", "--diffusion-max-samples=32")
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory, demo_pipeline):
+    """Folders of changed demos."""
+    folder = tmp_path_factory.mktemp("candidates")
+    for name, part, amount in (("damaged", "unet", 0.1), ("slightly", "unet", 0.001), ("decoder", "vae.decoder", 0.2)):
+        changed = copy.deepcopy(demo_pipeline)
+        noise(part, amount)(changed, 0)
+        changed.save_pretrained(folder / name)
+    demo_pipeline.save_pretrained(folder / "copy")
+    return folder
+
+
+@pytest.fixture
+def gate(pytester, shared_cache):
+    def run(model="demo", baseline="demo", *extra, lenses="paired"):
+        options = [f"--diffusion-model={model}"] if model else []
+        options += [f"--diffusion-baseline={baseline}"] if baseline else []
+        options += [f"--diffusion-lenses={lenses}"] if lenses else []
+        result = pytester.runpytest(*options, "--diffusion-thresholds=demo", f"--diffusion-cache-dir={shared_cache}", *extra)
+        path = pytester.path / "diffusion-report.json"
+        report = json.loads(path.read_text()) if path.is_file() else {"verdicts": []}
+        return result, report, {one["check"]: one for one in report["verdicts"]}
+
+    return run
+
+
+@pytest.mark.parametrize("lenses", ["paired", ""])
+def test_equal_models_are_told_at_once_and_nothing_is_drawn(gate, candidates, lenses):
+    result, report, verdicts = gate(candidates / "copy", "demo", lenses=lenses)
+    assert result.ret == 0
+    assert report["gate"] == "open"
+    assert verdicts["paired_parts"]["outcome"] == "pass"
+    result.stdout.fnmatch_lines(["*same: nothing differs: weights, configurations, tokenizers and scheduler are equal bit by bit*"])
+    assert report["run"].get("generated", 0) == 0
+    assert "samples" not in report["run"]
+    if not lenses:
+        assert {one["outcome"] for one in verdicts.values()} == {"pass", "skipped"}
+        assert verdicts["fid"]["message"].startswith("nothing differs from the baseline")
+
+
+def test_what_is_asked_for_by_name_is_judged_although_nothing_differs(gate):
+    result, _, verdicts = gate("demo", "demo", lenses="paired,schedule")
+    assert result.ret == 0
+    assert verdicts["log_snr_first"]["outcome"] == "pass"
+
+
+def test_a_damaged_candidate_is_refused_before_any_image_is_drawn(gate, candidates):
+    result, report, verdicts = gate(candidates / "damaged", "demo")
+    assert result.ret == 1
+    assert report["gate"] == "closed"
+    result.stdout.fnmatch_lines(
+        ["fail *paired_denoising_loss *worse: change of denoising loss on noised reference images is * % *allowed at most 10*"]
+    )
+    assert verdicts["paired_denoising_loss"]["measurement"]["relation"] == "worse"
+    assert verdicts["paired_guards"]["message"] == "the gate is closed by denoising_loss already; no image was drawn."
+    assert "pairs" not in report["run"]
+    assert report["run"]["baseline"]["differs"] == ["unet"]
+
+
+def test_a_damaged_decoder_is_named(gate, candidates):
+    result, _, verdicts = gate(candidates / "decoder", "demo")
+    assert result.ret == 1
+    assert verdicts["paired_reconstruction_loss"]["outcome"] == "fail"
+    assert verdicts["paired_text_encoder_loss"]["outcome"] == "skipped"
+
+
+def test_few_pairs_cannot_tell_and_the_gate_is_closed(gate, candidates):
+    result, report, verdicts = gate(candidates / "slightly", "demo", *QUICK)
+    assert result.ret == 1
+    assert report["run"]["pairs"] == 32
+    assert verdicts["paired_clip_score"]["outcome"] == "inconclusive"
+    assert "More than 32 pairs would be needed: raise --diffusion-max-samples" in verdicts["paired_clip_score"]["message"]
+    assert verdicts["paired_drift"]["outcome"] == "reported"
+    assert verdicts["paired_guards"]["outcome"] == "pass"
+    # All pairs' scores are in the report.
+    series = verdicts["paired_clip_score"]["measurement"]["series"]
+    assert len(series["candidate"]) == len(series["baseline"]) == 32
+
+
+def test_margins_of_the_users_own_open_the_gate(gate, candidates, tmp_path):
+    wide = tmp_path / "wide.toml"
+    names = ("clip_score", "alignment", "brightness", "contrast", "saturation", "sharpness", "fid", "precision", "coverage", "vendi_score")
+    wide.write_text("[paired]\npairs = 32\n" + "".join(f'[paired.{name}]\nspreads = 9\nsource = "a test"\n' for name in names))
+    result, report, verdicts = gate(candidates / "slightly", "demo", *QUICK, f"--diffusion-thresholds={wide}")
+    assert result.ret == 0, report["reasons"]
+    assert verdicts["paired_fid"]["measurement"]["relation"] == "same"
+    assert verdicts["paired_fid"]["limits"]["origin"] == "file"
+    # The pairs of each worker of xdist are those of one store.
+    result, report, verdicts = gate(
+        candidates / "slightly", "demo", *QUICK, f"--diffusion-thresholds={wide}", "-n", "2", "--dist", "loadgroup"
+    )
+    assert result.ret == 0
+    assert verdicts["paired_fid"]["measurement"]["relation"] == "same"
+
+
+def test_an_adapter_on_the_baseline(gate, tmp_path, demo_pipeline):
+    state = {}
+    for name, module in demo_pipeline.unet.named_modules():
+        if name.endswith("attn2.to_q"):
+            key = "lora_unet_" + name.replace(".", "_")
+            state[f"{key}.lora_down.weight"] = torch.randn(4, module.in_features, generator=torch.Generator().manual_seed(0))
+            state[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 4, generator=torch.Generator().manual_seed(1)) * 2
+            state[f"{key}.alpha"] = torch.tensor(4.0)
+    save_file(state, tmp_path / "strong.safetensors")
+    save_file({key: value * 0 if "up" in key else value for key, value in state.items()}, tmp_path / "zeros.safetensors")
+    result, report, verdicts = gate("", "demo", f"--diffusion-lora={tmp_path / 'strong.safetensors'}")
+    assert result.ret == 1
+    assert verdicts["paired_lora"]["outcome"] == "pass"
+    assert verdicts["paired_denoising_loss"]["outcome"] == "fail"
+    assert report["settings"]["model"] == report["settings"]["baseline"] == "demo"
+    result, report, verdicts = gate("", "demo", f"--diffusion-lora={tmp_path / 'zeros.safetensors'}", *QUICK, "-k", "lora")
+    assert result.ret == 1
+    assert "The adapter does nothing: all its weights are zero, or its scale is." in verdicts["paired_lora"]["message"]
+
+
+def test_a_saved_baseline_with_another_number_of_threads(gate, candidates, tmp_path, shared_cache, capsys):
+    path = tmp_path / "demo.diffusion"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        code = main(["baseline", "save", "demo", "--to", str(path), *QUICK, f"--diffusion-cache-dir={tmp_path / 'elsewhere'}"])
+    finally:
+        torch.set_num_threads(threads)
+    assert code == 0
+    assert "32 samples of 32x32, steps 4, guidance 4.0, seed 0" in capsys.readouterr().out
+    assert main(["baseline", "show", str(path)]) == 0
+    assert "denoising_loss on 256 images" in capsys.readouterr().out
+    result, report, verdicts = gate(candidates / "damaged", path, *QUICK)
+    assert result.ret == 1
+    assert verdicts["paired_denoising_loss"]["measurement"]["relation"] == "worse"
+    result, report, verdicts = gate(candidates / "slightly", path, *QUICK)
+    assert report["run"]["pairs"] == 32
+    assert verdicts["paired_drift"]["message"] == "the baseline was saved without its images."
+    result, report, verdicts = gate(candidates / "copy", path, *QUICK)
+    assert (result.ret, report["gate"]) == (0, "open")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--diffusion-baseline=nowhere/else/at-all"], "*--diffusion-baseline: the folder nowhere/else/at-all does not exist*"),
+        (["--diffusion-baseline=old.diffusion"], "*--diffusion-baseline: the file old.diffusion does not exist*"),
+        (["--diffusion-baseline=demo", "--diffusion-lora=none.safetensors"], "*--diffusion-lora: none.safetensors does not exist*"),
+        (
+            ["--diffusion-baseline=demo", "--diffusion-lora=x:0"],
+            "*--diffusion-lora is 'x:0': expected FOLDER_OR_FILE or FOLDER_OR_FILE:SCALE*",
+        ),
+        (["--diffusion-lenses=paired"], "*--diffusion-lenses: paired compares with a baseline; name it with --diffusion-baseline*"),
+        (["--diffusion-max-samples=64"], "*--diffusion-max-samples is used with --diffusion-baseline alone*"),
+        (
+            ["--diffusion-baseline=demo", "--diffusion-scorer=dinov2:x"],
+            "*compares with pictures of a subject; give them with --diffusion-subject*",
+        ),
+        (["--diffusion-baseline=demo", "--diffusion-scorer=nothing"], "*--diffusion-scorer is 'nothing'; expected one of: *"),
+        (["--diffusion-baseline=demo", "--diffusion-retention=nowhere/at/all"], "*--diffusion-retention: *nowhere/at/all*"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_loaded(pytester, arguments, message):
+    result = pytester.runpytest("--diffusion-model=demo", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+def test_models_that_cannot_be_paired_are_one_sentence(gate, tmp_path):
+    build("ddpm").save_pretrained(tmp_path / "ddpm")
+    result, report, verdicts = gate(tmp_path / "ddpm", "demo")
+    assert result.ret == 10
+    assert report["gate"] == "closed"
+    assert "only one of them is conditioned on text: the candidate takes no prompts" in verdicts["paired_parts"]["message"]
+
+
+def test_code_that_changes_the_samples_of_equal_weights_is_seen(gate, pytester):
+    (pytester.path / "conftest.py").write_text(
+        textwrap.dedent(
+            """
+            import pytest
+            from benchmarks.variants import channels_swapped
+            @pytest.fixture(scope="session")
+            def diffusion_pipeline(diffusion_settings):
+                from pytest_diffusion.models.load import load_pipeline
+                pipeline = load_pipeline(diffusion_settings)
+                channels_swapped(pipeline, 0)
+                return pipeline
+            """
+        )
+    )
+    result, _, verdicts = gate("demo", "demo")
+    assert result.ret == 1
+    assert "what your own code does with them cannot be seen" in verdicts["paired_parts"]["message"]
+    assert verdicts["paired_reconstruction_loss"]["outcome"] == "fail"
+
+
+def test_a_users_own_test_has_the_pairs(gate, pytester, candidates):
+    pytester.makepyfile(
+        """
+        def test_mine(diffusion_pairs, diffusion_baseline_pipeline, diffusion_baseline_samples, diffusion_denoising):
+            assert diffusion_pairs.pairs == len(diffusion_baseline_samples.images) == 32
+            assert diffusion_baseline_samples.prompts == diffusion_pairs.prompts
+            assert diffusion_denoising.decided.word == "same"
+            assert diffusion_baseline_pipeline.unet is not None
+        """
+    )
+    result, _, _ = gate(candidates / "slightly", "demo", *QUICK, "-k", "mine")
+    result.assert_outcomes(passed=1, deselected=17)
+
+
+def test_two_reports_without_a_model(gate, tmp_path, capsys):
+    """The exit code gates; figures of other protocols are left aside."""
+    kept = tmp_path / "old.json"
+    _, report, _ = gate(
+        "demo", "", "--diffusion-num-samples=64", "--diffusion-steps=4", "-k", "fid or clip_score or vendi", lenses="metrics"
+    )
+    kept.write_text(json.dumps(report))
+    assert main(["compare", str(kept), str(kept)]) == 1  # two samples of 64 cannot tell
+    out = capsys.readouterr().out
+    assert "cannot tell: change of " in out
+    assert "Unpaired: the two runs drew their samples apart" in out
+    worse = json.loads(json.dumps(report))
+    for one in worse["verdicts"]:
+        if one["check"] == "fid":
+            one["measurement"]["value"] += 400
+            one["measurement"]["interval"] = [end + 400 for end in one["measurement"]["interval"]]
+    (tmp_path / "new.json").write_text(json.dumps(worse))
+    assert main(["compare", str(kept), str(tmp_path / "new.json"), "--markdown", str(tmp_path / "table.md")]) == 1
+    assert "worse: change of Fréchet distance is 400" in capsys.readouterr().out
+    assert "| fid | 400" in (tmp_path / "table.md").read_text()
+    wide = tmp_path / "wide.toml"
+    wide.write_text("".join(f'[paired.{name}]\nmargin = 1000\nsource = "a test"\n' for name in ("fid", "clip_score", "vendi_score")))
+    assert main(["compare", str(kept), str(kept), "--thresholds", str(wide)]) == 0
+    capsys.readouterr()
+    (tmp_path / "bad.json").write_text("{}")
+    assert main(["compare", str(kept), str(tmp_path / "bad.json")]) == 2
+    assert "is no report.json of a finished run" in capsys.readouterr().err
+    assert main(["compare", str(kept), str(tmp_path / "none.json")]) == 2
