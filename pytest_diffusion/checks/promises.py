@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.config.options import LENSES
-from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.config.thresholds import Thresholds, is_preset
 from pytest_diffusion.verdicts.gate import Promise
 from pytest_diffusion.verdicts.run import Entry
@@ -47,7 +47,8 @@ def _options(settings: Settings) -> Iterator[Promise]:
             yield Promise("lens", lens, shown["lenses"])
     if settings.baseline is not None and settings.model is not None:
         by = "--diffusion-lora" if settings.lora is not None else "--diffusion-baseline"
-        yield Promise("check", PAIRS, by, lens="paired")
+        is_report = baseline_kind(settings.baseline) == "report"
+        yield Promise("lens", "paired", by) if is_report else Promise("check", PAIRS, by, lens="paired")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

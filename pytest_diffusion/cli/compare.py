@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
-
-from pytest_diffusion.verdicts.errors import SettingsError
 
 _OPEN, _CLOSED = 0, 1
 
@@ -27,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from pytest_diffusion.config.thresholds import load_thresholds
     from pytest_diffusion.gate.unpaired import compare_measurements
     from pytest_diffusion.report.compared import comparison_table, worst_changes_first
+    from pytest_diffusion.report.earlier import measurements_of
 
     candidate, baseline = measurements_of(Path(options.candidate)), measurements_of(Path(options.baseline))
     thresholds = load_thresholds(options.thresholds)
@@ -46,22 +44,6 @@ def run(options: argparse.Namespace) -> int:
         with Path(options.markdown).open("a", encoding="utf-8") as file:
             file.write(comparison_table(verdicts))
     return _OPEN if is_open else _CLOSED
-
-
-def measurements_of(path: Path) -> dict[str, Any]:
-    """The measurements of a report by check, those of the checklist alone. Raises SettingsError for a file that is no report."""
-    from pytest_diffusion.report.contents import Report
-
-    try:
-        report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path} is no report.json of a finished run: {type(error).__name__}: {error}") from None
-    entries = [entry for entry in report.entries if entry.is_of_checklist and entry.verdict.measurement is not None]
-    if not entries:
-        raise SettingsError(f"{path} holds no figures of the checklist.")
-    return {entry.verdict.check: entry.verdict.measurement for entry in entries}
 
 
 def _say(line: str) -> None:

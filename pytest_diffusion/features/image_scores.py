@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,7 +106,28 @@ def load_scorer(
     Raises SetupError, with the reason, where it cannot be loaded.
     """
     scorer: ImageScorer = load_source("score", value, device=device, prompts=prompts, clip=clip, subject=subject)
-    return scorer
+    names = names_of(value)
+    if len(scorer.names) != len(names):
+        raise SetupError(f"--diffusion-scorer: {value} gives the scores {', '.join(scorer.names)}; expected {len(names)}.")
+    return scorer if scorer.names == names else _renamed(scorer, names)
+
+
+def names_of(value: str) -> tuple[str, ...]:
+    """The names of the scores that a value of `--diffusion-scorer` gives, known before anything is loaded."""
+    kind, _, rest = value.partition(":")
+    if kind == "clip":
+        return (f"clip_{_short(rest)}", f"alignment_{_short(rest)}") if rest else ("clip_score", "alignment")
+    if kind in ("dinov2", "vlm") and rest:
+        return (f"{'subject' if kind == 'dinov2' else kind}_{_short(rest)}",)
+    return (_short(rest or value),)
+
+
+def _renamed(scorer: ImageScorer, names: tuple[str, ...]) -> ImageScorer:
+    def run(images: torch.Tensor, prompts: Sequence[str] | None) -> Scores:
+        found = scorer.run(images, prompts)
+        return {new: found[old] for old, new in zip(scorer.names, names, strict=True)}
+
+    return replace(scorer, names=names, run=run)
 
 
 def load_own_clip(value: str, *, clip: Callable[[], Scorer], prompts: Sequence[str], **rest: Any) -> ImageScorer:
@@ -116,9 +137,8 @@ def load_own_clip(value: str, *, clip: Callable[[], Scorer], prompts: Sequence[s
 
 def load_clip_shaped(value: str, *, device: str, prompts: Sequence[str], **rest: Any) -> ImageScorer:
     """Another model with CLIP's shape, such as a preference model: `clip:PATH_OR_ID`."""
-    name = value.partition(":")[2]
-    short = _short(name)
-    return clip_scorer(load_clip(name, device=device), prompts, name=f"clip_{short}", alignment=f"alignment_{short}")
+    score, alignment = names_of(value)
+    return clip_scorer(load_clip(value.partition(":")[2], device=device), prompts, name=score, alignment=alignment)
 
 
 def load_subject_similarity(value: str, *, device: str, subject: Callable[[], torch.Tensor], **rest: Any) -> ImageScorer:
@@ -129,17 +149,17 @@ def load_subject_similarity(value: str, *, device: str, subject: Callable[[], to
     def run(images: torch.Tensor, prompts: Sequence[str] | None) -> Scores:
         return {name: 100 * (F.normalize(extractor(images).values, dim=1) @ pictures.T).mean(1)}
 
-    name = f"subject_{_short(value.partition(':')[2])}"
+    (name,) = names_of(value)
     return ImageScorer((name,), run, version=versions_text(), weights=f"{extractor.name} {tensors_hash({'pictures': pictures})}")
 
 
 def load_own_scorer(value: str, **rest: Any) -> ImageScorer:
     """A user's function of `package.module:callable`: images uint8 (N, 3, H, W) and prompts to values (N,).
 
-    It may have the attributes `name`, `version` and `weights`. Raises SetupError for another shape.
+    It may have the attributes `version` and `weights`. Raises SetupError for another shape.
     """
     function = load_object(value, "--diffusion-scorer")
-    name = str(getattr(function, "name", "") or value.partition(":")[2])
+    (name,) = names_of(value)
 
     def run(images: torch.Tensor, prompts: Sequence[str] | None) -> Scores:
         values = torch.as_tensor(function(images, prompts))
@@ -179,7 +199,7 @@ def load_yes_logit(value: str, *, device: str, **rest: Any) -> ImageScorer:
         logits = model(**inputs).logits[:, -1].float()
         return {score: logits[:, yes] - logits[:, no]}
 
-    score = f"vlm_{_short(name)}"
+    (score,) = names_of(value)
     return ImageScorer((score,), run, version=versions_text(), weights=tensors_hash(model.state_dict()), batch_size=8)
 
 

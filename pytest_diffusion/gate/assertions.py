@@ -11,11 +11,11 @@ from pytest_diffusion.checks.run import enforce
 from pytest_diffusion.config.margins import Kind, Margin, Margins
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.features.image_scores import ImageScorer
-from pytest_diffusion.gate.checks import measured
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import NoisedImages
 from pytest_diffusion.gate.figures import Figure, relative_loss, score_look
 from pytest_diffusion.gate.looks import Look, Rules
+from pytest_diffusion.gate.measured import measured
 from pytest_diffusion.maths.sequential import OneLook
 from pytest_diffusion.maths.tensors import ArrayLike
 from pytest_diffusion.verdicts.recording import record

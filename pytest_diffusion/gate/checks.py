@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from pytest_diffusion.checks.registry import check
-from pytest_diffusion.config.margins import Margin
+from pytest_diffusion.checks.registry import Check, check
+from pytest_diffusion.features.image_scores import names_of
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun
 from pytest_diffusion.gate.drift import drift_of
-from pytest_diffusion.gate.figures import FIGURES, Figure
-from pytest_diffusion.gate.looks import Decided
+from pytest_diffusion.gate.figures import FIGURES, Figure, figure_named
+from pytest_diffusion.gate.measured import measured
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.plots import loss_by_band, losses_by_image
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -170,8 +170,28 @@ def paired_drift(pairs: PairedRun) -> Measurement:
     return drift_of(pairs)
 
 
-def _declare(figure: Figure) -> None:
-    """A check for one figure of the pairs."""
+def scorer_checks(values: Sequence[str]) -> list[Check]:
+    """A check for each score of the scorers that the user names, made when a run is collected."""
+    known = {figure.name for figure in FIGURES}
+    names = dict.fromkeys(name for value in values for name in names_of(value) if name not in known)
+    return [_scorer_check(figure_named(name)) for name in names]
+
+
+def _scorer_check(figure: Figure) -> Check:
+    compare = _comparing(figure)
+    return Check(
+        compare.__name__,
+        "paired",
+        _title(figure),
+        compare,
+        f"change of the {figure.title}",
+        plot=losses_by_image,
+        own_fixtures={"pairs": "diffusion_pairs", "comparison": "diffusion_comparison"},
+    )
+
+
+def _comparing(figure: Figure) -> Callable[[PairedRun, Comparison], Measurement]:
+    """The measuring function of one figure of the pairs."""
 
     def compare(pairs: PairedRun, comparison: Comparison) -> Measurement:
         if reason := comparison.missing.get(figure.name):
@@ -182,6 +202,11 @@ def _declare(figure: Figure) -> None:
 
     compare.__name__ = compare.__qualname__ = f"paired_{figure.name}"
     compare.__doc__ = f"Change of the {figure.title}, paired by prompt, seed and initial noise."
+    return compare
+
+
+def _declare(figure: Figure) -> None:
+    """A check for one figure of the pairs."""
     check(
         "paired",
         _title(figure),
@@ -190,7 +215,7 @@ def _declare(figure: Figure) -> None:
         blind_to=_SEES[figure.name][1],
         plot=losses_by_image,
         fixtures={"pairs": "diffusion_pairs", "comparison": "diffusion_comparison"},
-    )(compare)
+    )(_comparing(figure))
 
 
 def of_pairs(pairs: PairedRun, name: str, comparison: Comparison) -> Measurement:
@@ -201,54 +226,6 @@ def of_pairs(pairs: PairedRun, name: str, comparison: Comparison) -> Measurement
         if name in rows.scores
     }
     return measured(pairs.decided[name], comparison.figure(name), comparison, stopped=pairs.is_closed, series=scores, planned=pairs.planned)
-
-
-def measured(
-    decided: Decided,
-    figure: Figure,
-    comparison: Comparison,
-    *,
-    series: dict[str, Any],
-    planned: int,
-    stopped: bool = False,
-    what: str = "pairs",
-    remedy: str = ": raise --diffusion-max-samples",
-) -> Measurement:
-    """The measurement of a decided difference, with its margin as limits."""
-    look, margin = decided.look, comparison.margins.of(figure.name)
-    hint = decided.reason[:1].upper() + decided.reason[1:] + "." if decided.reason else ""
-    unjudged = ""
-    if decided.word == "cannot tell" and not decided.is_blurred:
-        if stopped:
-            unjudged = f"the comparison stopped after {look.pairs} {what}, because another figure is worse."
-        else:
-            hint += f" More than {look.pairs} {what} would be needed{remedy}."
-    return Measurement(
-        look.difference.value,
-        f"change of {figure.title}",
-        figure.unit,
-        decided.interval,
-        look.pairs,
-        protocol={
-            "paired": f"{look.candidate:.4g} against {look.baseline:.4g}, {comparison.name}",
-            "clusters": look.clusters or look.pairs,
-            "interval": f"{100 * (1 - 2 * comparison.margins.alpha):g} %, valid at every look",
-            **comparison.protocol_of(figure.name),
-        },
-        series={
-            **series,
-            "floor": decided.floor,
-            "margin": decided.margin,
-            "p_worse": decided.p_worse,
-            "planned": planned,
-            "spread": look.spread,
-            "looks": [[one.pairs, one.difference.value, one.difference.standard_error] for one in decided.history],
-        },
-        hint=hint,
-        unjudged=unjudged,
-        relation="" if unjudged else decided.word,
-        own_limits=_limits(margin, decided.margin, figure) if margin is not None else None,
-    )
 
 
 def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
@@ -263,14 +240,6 @@ def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
         what="images",
         remedy=": give more reference images, and raise references in the table [paired] of the thresholds file",
     )
-
-
-def _limits(margin: Margin, size: float | None, figure: Figure) -> Limits:
-    assert size is not None
-    two_sided = margin.kind == "equivalence" or figure.direction == 0
-    low = -size if two_sided or figure.direction > 0 else None
-    high = size if two_sided or figure.direction < 0 else None
-    return Limits(low, high, source=f"{margin.source}; margin {margin.text}", where=margin.where, origin=margin.origin)
 
 
 def _title(figure: Figure) -> str:

@@ -12,6 +12,7 @@ from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.sequential import Plan
+from pytest_diffusion.verdicts.errors import SetupError
 
 Reference = torch.Tensor | FeatureStatistics | None
 """Features (M, D) of the reference images, or their statistics; None where there is no reference."""
@@ -65,6 +66,8 @@ def run_pairs(
     histories: dict[str, list[Look]] = {}
     for count in looks:
         ours, theirs = candidate.rows(count), baseline.rows(count)
+        if count == looks[0]:
+            _require_sound(theirs, baseline.name)
         own = list(clusters[:count]) if clusters is not None else None
         for name, look in looks_at(ours, theirs, own, reference).items():
             histories.setdefault(name, []).append(look)
@@ -78,6 +81,20 @@ def run_pairs(
     return PairedRun(
         decided, ours, theirs, prompts[:count] if prompts is not None else None, seeds[:count], looks[-1], shown, dict(rules.floors)
     )
+
+
+def _require_sound(rows: Rows, name: str) -> None:
+    """Raise SetupError for a baseline whose own samples are broken: nothing can be said against it."""
+    count = len(rows.digests)
+    for what, broken in (
+        ("are not finite", int((~rows.finite).sum())),
+        ("have one colour", int(rows.constant.sum())),
+        ("repeat others", rows.repeated),
+    ):
+        if 2 * broken > count:
+            raise SetupError(
+                f"--diffusion-baseline: {name} is broken itself: {broken} of its first {count} samples {what}; nothing was compared."
+            )
 
 
 def looks_at(

@@ -173,7 +173,9 @@ def _differences(ours: Any, theirs: Any) -> list[str]:
 def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
     notes = [f"{type(ours).__name__} in place of {type(theirs).__name__}"] if type(ours) is not type(theirs) else []
     notes += _config_notes(getattr(ours, "config", None), getattr(theirs, "config", None))
-    own, other = whole_state_dict(ours), whole_state_dict(theirs)
+    (own, layers), (other, others) = _without_adapter(ours), _without_adapter(theirs)
+    if layers != others:
+        notes.append(f"an adapter on {layers} layers" if layers else f"without the adapter on {others} layers")
     for what, missing in (("missing", sorted(set(other) - set(own))), ("new", sorted(set(own) - set(other)))):
         if missing:
             notes.append(f"{len(missing)} tensors are {what} ({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''})")
@@ -201,6 +203,13 @@ def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
     relative = {module: (square / norms[module]) ** 0.5 if norms[module] else float("inf") for module, square in squares.items() if square}
     largest = sorted(relative.items(), key=lambda item: -item[1])[:_SHOWN]
     return Part(name, not notes and not changed, change, changed, len(other), notes, faults, largest)
+
+
+def _without_adapter(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], int]:
+    """A module's tensors by the names that they have without an adapter, and the number of layers that have one."""
+    state = whole_state_dict(module)
+    plain = {key.replace(".base_layer.", "."): tensor for key, tensor in state.items() if ".lora_" not in key}
+    return plain, sum(".base_layer.weight" in key for key in state)
 
 
 def _faults(key: str, ours: torch.Tensor, theirs: torch.Tensor) -> list[str]:

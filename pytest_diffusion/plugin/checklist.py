@@ -14,7 +14,7 @@ import pytest
 from pytest_diffusion.checks import Check, all_checks
 from pytest_diffusion.checks.promises import promises_of
 from pytest_diffusion.checks.run import enforce, run_check
-from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.plugin.overrides import place_of_checklist
 from pytest_diffusion.plugin.selection import chosen_checks
 from pytest_diffusion.plugin.stash import RUN, SAID, active_settings
@@ -36,7 +36,7 @@ class Checklist(pytest.Collector):
             yield _placed(place, self.settings)
             return
         try:
-            checks = all_checks()
+            checks = _checks_of(self.settings)
             chosen = chosen_checks(self.config, [check.name for check in checks])
         except SettingsError as error:
             raise self.CollectError(str(error)) from None
@@ -76,7 +76,7 @@ class CheckItem(pytest.Function):
     def _skip_where_nothing_differs(self) -> None:
         """A candidate that equals its baseline is what is in production already: only what the user asked for is judged again."""
         settings, thresholds = active_settings(self.config)
-        if settings.baseline is None or self.check.lens == "paired":
+        if settings.baseline is None or self.check.lens == "paired" or baseline_kind(settings.baseline) == "report":
             return
         own = [promise for promise in promises_of(settings, thresholds) if not promise.is_presets and promise.kind != "reference"]
         if any(self.check.name == promise.name or self.check.lens == promise.name for promise in own):
@@ -141,7 +141,16 @@ def _placed(parent: pytest.Collector, settings: Settings, *, is_final: bool = Tr
 
 def expected_checks(settings: Settings) -> list[str]:
     """Names of the checks of a whole run with these settings."""
-    return [check.name for check in all_checks() if _is_wanted(check, settings)]
+    return [check.name for check in _checks_of(settings) if _is_wanted(check, settings)]
+
+
+def _checks_of(settings: Settings) -> list[Check]:
+    """All checks, and those of the scorers that the user names."""
+    if not settings.scorer:
+        return all_checks()
+    from pytest_diffusion.gate.checks import scorer_checks
+
+    return [*all_checks(), *scorer_checks(settings.scorer)]
 
 
 _ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",)}
@@ -149,7 +158,11 @@ _ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",)}
 
 
 def _is_wanted(check: Check, settings: Settings) -> bool:
-    if check.lens == "paired" and (settings.baseline is None or any(not getattr(settings, name) for name in _ASKED.get(check.name, ()))):
+    if check.lens == "paired" and (
+        settings.baseline is None
+        or baseline_kind(settings.baseline) == "report"
+        or any(not getattr(settings, name) for name in _ASKED.get(check.name, ()))
+    ):
         return False
     if settings.lenses is None:
         return True

@@ -54,14 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings, if there are any, and register the reporter where reports are written."""
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
     from pytest_diffusion.plugin.selection import take_check_ids
-    from pytest_diffusion.plugin.usage import check_command_line
+    from pytest_diffusion.plugin.usage import check_baseline, check_command_line
     from pytest_diffusion.verdicts.errors import SettingsError
 
     take_check_ids(config)
     try:
         check_command_line(config)
         if is_given(config):
-            active_settings(config)
+            check_baseline(active_settings(config)[0])
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):

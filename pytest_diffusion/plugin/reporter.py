@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_diffusion.config.options import OPTIONS
-from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.config.thresholds import Thresholds
+from pytest_diffusion.config.settings import Settings, baseline_kind
+from pytest_diffusion.config.thresholds import Thresholds, is_preset
 from pytest_diffusion.config.versions import package_versions
 from pytest_diffusion.plugin.course import runs_tests
 from pytest_diffusion.plugin.selection import is_typed, selection_text
@@ -108,8 +109,25 @@ class Reporter:
             broken_report,
         )
         skipped_fail_by = self.facts.get("skipped_fail_by", thresholds.skipped_fail_by)
+        entries = [*self.entries, *self._against_report(settings, thresholds)]
         left = kept_in_mind(dict.fromkeys(promises), self.entries, is_identical=bool(self.facts.get("identical")))
-        return decide(self.entries, course, left, skipped_fail_by=skipped_fail_by)
+        return decide(entries, course, left, skipped_fail_by=skipped_fail_by)
+
+    def _against_report(self, settings: Settings, thresholds: Thresholds) -> list[Entry]:
+        """The changes of all figures since the run whose report is the baseline, as verdicts of their own."""
+        if settings.baseline is None or baseline_kind(settings.baseline) != "report":
+            return []
+        from pytest_diffusion.config.thresholds import load_thresholds
+        from pytest_diffusion.gate.unpaired import compare_measurements
+        from pytest_diffusion.report.earlier import measurements_of
+
+        own = [entry.verdict for entry in self.entries if entry.is_of_checklist and entry.verdict.measurement is not None]
+        measured = {verdict.check: verdict.measurement for verdict in own if verdict.measurement is not None}
+        # Thresholds by the model's family are known only to the process that has the model, which tells their names.
+        names = [Path(name).stem if is_preset(name) else name for name in self.facts.get("thresholds", thresholds.files)]
+        known = load_thresholds(names)
+        found = compare_measurements(measured, measurements_of(Path(settings.baseline)), known.margins, strict=known.inconclusive_fails)
+        return [Entry(verdict, f"diffusion::{verdict.check}") for verdict in found]
 
     def _expected(self, settings: Settings) -> tuple[str, ...]:
         """Names of the checks that a whole run has."""
@@ -160,7 +178,7 @@ class Reporter:
         if self.config.option.collectonly and is_given(self.config, "model", "scheduler"):
             terminalreporter.write_line("diffusion: nothing was run, and the report of an earlier run is left as it is.")
         if self.decision is not None or self.entries or self.written:
-            summarise(terminalreporter, self.decision, self.entries, self.written)
+            summarise(terminalreporter, self.decision, self.entries, self.written, self.facts)
 
 
 def _excuse(report: pytest.TestReport) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.plugin.stash import is_given
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
@@ -26,6 +28,17 @@ def check_command_line(config: pytest.Config) -> None:
             raise SettingsError(unknown_name("The ini file's name", name, _NAMES))
         if not value.strip():
             raise SettingsError(f"ini {name} is empty. Leave the line out to use its default.")
+
+
+def check_baseline(settings: Settings) -> None:
+    """Raise SettingsError for a baseline that is a report and cannot be read: before the model is loaded."""
+    if settings.baseline is not None and baseline_kind(settings.baseline) == "report":
+        from pytest_diffusion.report.earlier import measurements_of
+
+        try:
+            measurements_of(Path(settings.baseline))
+        except SettingsError as error:
+            raise SettingsError(f"--diffusion-baseline: {error}") from None
 
 
 def _ini_values(config: pytest.Config) -> list[tuple[str, str]]:

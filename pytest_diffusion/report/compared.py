@@ -1,12 +1,14 @@
-"""The comparison with a baseline as a table: figures against margins, with the change."""
+"""The comparison with a baseline in words: a few sentences for the first screen, and a table of figures against margins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pytest_diffusion.verdicts.text import number
 from pytest_diffusion.verdicts.verdict import Verdict
 
+_WORDS = ("worse", "cannot tell", "same", "better")
 _ORDER = {"worse": 0, "cannot tell": 1, "": 2, "same": 3, "better": 4}
 
 
@@ -27,3 +29,40 @@ def comparison_table(verdicts: Iterable[Verdict]) -> str:
         name = verdict.check.removeprefix("paired_").removeprefix("against_")
         lines.append(f"| {name} | {number(one.value)} {one.unit} | {interval} | {limits} | {one.relation or verdict.outcome} |")
     return "\n".join(lines) + "\n"
+
+
+def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> list[str]:
+    """Sentences for the first screen and the terminal; none where nothing was compared."""
+    if "baseline" not in facts:
+        return []
+    name = facts["baseline"]["name"]
+    if facts.get("identical"):
+        return [f"Against {name}: same. Nothing differs, so no image was drawn."]
+    judged = [one for one in verdicts if one.lens == "paired" and one.measurement is not None and one.measurement.relation]
+    by_word = {word: [one.check.removeprefix("paired_") for one in judged if _relation(one) == word] for word in _WORDS}
+    told = [
+        f"{', '.join(names)} {word}" if word != "cannot tell" else f"{', '.join(names)} not decided"
+        for word, names in by_word.items()
+        if names
+    ]
+    verdict = "worse" if by_word["worse"] else "cannot tell" if by_word["cannot tell"] else "no worse"
+    lines = [f"Against {name}: {verdict} ({'; '.join(told)})."]
+    differs = facts["baseline"].get("differs")
+    if differs:
+        lines.append(f"They differ in {', '.join(differs)}.")
+    if "pairs" in facts:
+        saved = facts["pairs_planned"] - facts["pairs"]
+        lines.append(
+            f"Drawn: {facts['pairs']} of at most {facts['pairs_planned']} pairs{f', {saved} saved by an early decision' if saved else ''}."
+        )
+    else:
+        lines.append("No image was drawn for the comparison.")
+    if "alpha" in facts["baseline"]:
+        lines.append(
+            f"The chance that a candidate within all its margins is called worse is at most {100 * facts['baseline']['alpha']:g} %."
+        )
+    return lines
+
+
+def _relation(verdict: Verdict) -> str:
+    return verdict.measurement.relation if verdict.measurement is not None else ""

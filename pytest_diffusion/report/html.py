@@ -13,6 +13,8 @@ from pytest_diffusion.checks.pictures import Picture
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.conformance.laws import Law
+from pytest_diffusion.report.compared import comparison_text
+from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
@@ -47,7 +49,15 @@ def render(report: Report) -> str:
             sections.append(_section(lens, title, chosen))
     verdicts = [entry.verdict for entry in report.entries]
     gallery = Picture(**report.facts["gallery"]) if "gallery" in report.facts else None
-    return environment.get_template("report.html.j2").render(report=report, sections=sections, verdicts=verdicts, gallery=gallery)
+    paired = [entry.verdict for entry in report.entries if entry.is_of_checklist]
+    comparison = {
+        "text": comparison_text(paired, report.facts),
+        "forest": Markup(forest(paired)),  # noqa: S704 - our own SVG
+        "parts": parts_of(paired),
+        "pairs": report.facts.get("worst_pairs", []),
+    }
+    template = environment.get_template("report.html.j2")
+    return template.render(report=report, sections=sections, verdicts=verdicts, gallery=gallery, comparison=comparison)
 
 
 def _section(lens: str, title: str, entries: list[Entry]) -> Section:

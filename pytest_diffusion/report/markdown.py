@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pytest_diffusion.report.compared import comparison_table, comparison_text
 from pytest_diffusion.report.contents import Report, grouped
 
 
@@ -13,6 +14,10 @@ def summary(report: Report) -> str:
     lines += [f"{_text(reason)}\n" for reason in report.decision.reasons]
     if report.decision.left_out:
         lines.append(f"Not run: {', '.join(report.decision.left_out)}\n")
+    verdicts = [entry.verdict for entry in report.entries if entry.is_of_checklist]
+    if told := comparison_text(verdicts, report.facts):
+        lines += [*(f"{_text(line)}\n" for line in told)]
+        lines.append(comparison_table(one for one in verdicts if one.lens == "paired"))
     lines += ["| outcome | check | message |", "|---|---|---|"]
     for verdict, checks in grouped(entry.verdict for entry in report.entries):
         lines.append(f"| {verdict.outcome} | {', '.join(checks)} | {_text(verdict.message)} |")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
+from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.contents import counts, grouped, worst_first
 from pytest_diffusion.verdicts.error_rates import error_rates
 from pytest_diffusion.verdicts.gate import Decision
@@ -20,7 +22,13 @@ _LEFT_OUT = 8
 """Checks that are named of those that were not run; the report names all."""
 
 
-def summarise(terminal: pytest.TerminalReporter, decision: Decision | None, entries: Sequence[Entry], written: Sequence[str]) -> None:
+def summarise(
+    terminal: pytest.TerminalReporter,
+    decision: Decision | None,
+    entries: Sequence[Entry],
+    written: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Write the section: one line for each verdict, those with the same message once, and the gate with its reasons."""
     terminal.ensure_newline()
     terminal.section("diffusion quality")
@@ -36,6 +44,8 @@ def summarise(terminal: pytest.TerminalReporter, decision: Decision | None, entr
     rates = error_rates(entry.verdict for entry in entries)
     if rates is not None:
         terminal.write_line(rates.text)
+    for line in comparison_text((entry.verdict for entry in entries if entry.is_of_checklist), facts or {}):
+        terminal.write_line(line)
     if decision is not None:
         for reason in decision.reasons:
             terminal.write_line(reason)

@@ -126,9 +126,10 @@ def test_an_adapter_on_the_baseline(gate, tmp_path, demo_pipeline):
     assert verdicts["paired_lora"]["outcome"] == "pass"
     assert verdicts["paired_denoising_loss"]["outcome"] == "fail"
     assert report["settings"]["model"] == report["settings"]["baseline"] == "demo"
-    result, report, verdicts = gate("", "demo", f"--diffusion-lora={tmp_path / 'zeros.safetensors'}", *QUICK, "-k", "lora")
+    assert "unet: an adapter on 7 layers" in verdicts["paired_parts"]["message"]
+    result, _, _ = gate("", "demo", f"--diffusion-lora={tmp_path / 'zeros.safetensors'}", "-k", "lora")
     assert result.ret == 1
-    assert "The adapter does nothing: all its weights are zero, or its scale is." in verdicts["paired_lora"]["message"]
+    result.stdout.fnmatch_lines(["fail *paired_lora *worse: * The adapter does nothing: all its weights are zero, or its scale is.*"])
 
 
 def test_a_saved_baseline_with_another_number_of_threads(gate, candidates, tmp_path, shared_cache, capsys):
@@ -250,3 +251,22 @@ def test_two_reports_without_a_model(gate, tmp_path, capsys):
     assert main(["compare", str(kept), str(tmp_path / "bad.json")]) == 2
     assert "is no report.json of a finished run" in capsys.readouterr().err
     assert main(["compare", str(kept), str(tmp_path / "none.json")]) == 2
+
+
+def test_a_report_as_the_baseline(gate, tmp_path, pytester):
+    kept = tmp_path / "old.json"
+    quick = ("--diffusion-num-samples=64", "--diffusion-steps=4", "-k", "fid or clip_score or vendi")
+    _, report, _ = gate("demo", "", *quick, lenses="metrics")
+    kept.write_text(json.dumps(report))
+    wide = tmp_path / "wide.toml"
+    wide.write_text("".join(f'[paired.{name}]\nmargin = 1000\nsource = "a test"\n' for name in ("fid", "clip_score", "vendi_score")))
+    _, report, verdicts = gate("demo", kept, *quick, f"--diffusion-thresholds={wide}", "--diffusion-report=new.html", lenses="metrics")
+    verdicts = {one["check"]: one for one in json.loads((pytester.path / "new.json").read_text())["verdicts"]}
+    assert verdicts["against_fid"]["measurement"]["relation"] == "same"
+    assert verdicts["against_fid"]["outcome"] == "pass"
+    assert "paired_guards" not in verdicts
+    assert "paired" not in verdicts  # the promise was kept
+    kept.write_text("{}")
+    result = pytester.runpytest("--diffusion-model=demo", f"--diffusion-baseline={kept}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--diffusion-baseline: * is no report.json of a finished run: *"])
