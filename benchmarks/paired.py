@@ -76,6 +76,8 @@ class Gate:
     def judge(self, preset: str, variant: Variant, seed: int) -> Result:
         """The verdict on one variant. Stops where a figure is worse, as the plugin does."""
         margins = load_thresholds(["demo", preset]).margins
+        # What a seed does not decide is drawn with other seeds.
+        own = self.settings if variant.is_seeded else replace(self.settings, seed=10_000 * seed)
         candidate = variant.of(self.baseline, seed)
         own_code = variant.name in IN_SAMPLES_ALONE
         family = sum(margins.of(name) is not None for name in margins.by_figure)
@@ -85,20 +87,20 @@ class Gate:
         for figure in ("denoising_loss", "text_encoder_loss", "reconstruction_loss"):
             if is_same_for(figure, comparison):
                 continue
-            run = compare_losses(figure, candidate, self.baseline, None, self.reference, self.settings, comparison, say=lambda text: None)
+            run = compare_losses(figure, candidate, self.baseline, None, self.reference, own, comparison, say=lambda text: None)
             words[figure], images = run.decided.word, max(images, len(run.baseline))
             evaluations += run.evaluations
             if run.decided.word == "worse":
                 return Result(preset, variant.name, seed, words, images, 0, evaluations)
         with tempfile.TemporaryDirectory() as folder:
-            settings = replace(self.settings, **variant.settings, cache_dir=folder)
+            settings = replace(own, **variant.settings, cache_dir=folder)
             pairs = draw_pairs(
                 candidate,
                 self.baseline,
                 None,
                 self.prompts,
                 settings,
-                self.settings,
+                own,
                 comparison,
                 self.material,
                 say=lambda text: None,
@@ -122,7 +124,9 @@ def results(path: Path | None, arguments: argparse.Namespace) -> list[Result]:
         for variant in PRESETS[preset]:
             if arguments.only and not any(part in variant.name for part in arguments.only):
                 continue
-            for seed in range(arguments.first_seed, arguments.first_seed + (arguments.seeds if variant.is_seeded else 1)):
+            for seed in range(
+                arguments.first_seed, arguments.first_seed + (arguments.seeds if variant.is_seeded or variant not in DAMAGED else 1)
+            ):
                 if (preset, variant.name, seed) in done:
                     continue
                 found = gate.judge(preset, variant, seed)

@@ -36,6 +36,8 @@ class Part:
     """What is broken in the candidate and not in the baseline: tensors that are not finite, or constant."""
     largest: list[tuple[str, float]] = field(default_factory=list)
     """The modules that changed most, with their relative change."""
+    areas: list[str] = field(default_factory=list)
+    """The outermost modules that changed: of a VAE, its encoder or its decoder."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -202,7 +204,17 @@ def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
     change = (sum(squares.values()) / total) ** 0.5 if total > 0 else 0.0
     relative = {module: (square / norms[module]) ** 0.5 if norms[module] else float("inf") for module, square in squares.items() if square}
     largest = sorted(relative.items(), key=lambda item: -item[1])[:_SHOWN]
-    return Part(name, not notes and not changed, change, changed, len(other), notes, faults, largest)
+    return Part(
+        name,
+        not notes and not changed,
+        change,
+        changed,
+        len(other),
+        notes,
+        faults,
+        largest,
+        sorted({module.partition(".")[0] for module in relative}),
+    )
 
 
 def _without_adapter(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], int]:

@@ -53,7 +53,11 @@ def is_same_for(figure: str, comparison: Comparison) -> bool:
     if figure == "text_encoder_loss":
         return comparison.parts.is_same(*_TEXT)
     declared = [part for part in comparison.parts.parts if part.name == "scheduler" and any(_TYPE in note for note in part.notes)]
-    return comparison.parts.is_same(*_OF_LOSS, "pipeline") and not declared
+    # The decoder is not asked: images are encoded, noised and denoised.
+    vae = next((part for part in comparison.parts.parts if part.name == "vae"), None)
+    is_decoder_alone = vae is not None and bool(vae.areas) and set(vae.areas) <= {"decoder", "post_quant_conv"} and not vae.notes
+    names = [name for name in (*_OF_LOSS, "pipeline") if name != "vae" or not is_decoder_alone]
+    return comparison.parts.is_same(*names) and not declared
 
 
 def compare_losses(

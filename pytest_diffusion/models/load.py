@@ -150,42 +150,6 @@ def load_callable(value: str, *, settings: Settings | None = None) -> Any:
     return pipeline
 
 
-def load_single_file(value: str, *, settings: Settings | None = None) -> Any:
-    """A pipeline from one checkpoint file; its configuration is a folder `<name>.config` beside it, else from the hub."""
-    import diffusers
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
-
-    path = Path(value)
-    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(path)))
-    classes = {
-        "xl": "StableDiffusionXLPipeline",
-        "sd3": "StableDiffusion3Pipeline",
-        "sd35": "StableDiffusion3Pipeline",
-        "flux": "FluxPipeline",
-    }
-    name = next((value for prefix, value in classes.items() if kind.startswith(prefix)), "StableDiffusionPipeline")
-    config = path.with_suffix(".config")
-    if not config.is_dir():
-        _require_parts(path)
-    local = {"config": str(config), "local_files_only": True} if config.is_dir() else {}
-    return getattr(diffusers, name).from_single_file(str(path), **local)
-
-
-def _require_parts(path: Path) -> None:
-    """Raise ModelError for a checkpoint with a UNet and without a VAE or text encoder, before its configuration is asked for at the hub."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as opened:
-        prefixes = {key.partition(".")[0] for key in opened.keys()}
-    needed = {"a VAE": {"first_stage_model", "vae"}, "a text encoder": {"cond_stage_model", "conditioner", "text_encoders"}}
-    lacking = [part for part, names in needed.items() if not names & prefixes]
-    if "model" in prefixes and lacking:
-        raise ModelError(
-            f"{path} holds a UNet without {' and '.join(lacking)}. "
-            "Give a checkpoint with all parts, or a folder in the layout of diffusers."
-        )
-
-
 def _index_source(model: str | None) -> str | None:
     """The folder or hub id whose model_index.json can be read, None for other kinds of model."""
     if model is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ class LoadReport:
         return "; ".join(f"{part}: {len(names)} unused ({_listed(names)})" for part, names in self.unused.items())
 
 
-def load_parts(folder: Path) -> tuple[dict[str, Any], LoadReport]:
+def load_parts(folder: Path, *, only: Collection[str] | None = None) -> tuple[dict[str, Any], LoadReport]:
     """Modules of diffusers and transformers that a folder's index names, by name, and the report on their files.
+
+    With `only`, no others than these.
 
     Raises ModelError for a part whose files lack tensors: the libraries would fill them with random numbers.
     """
@@ -49,7 +52,7 @@ def load_parts(folder: Path) -> tuple[dict[str, Any], LoadReport]:
     parts: dict[str, Any] = {}
     unused: dict[str, list[str]] = {}
     for name, entry in index.items():
-        made = _class_of(entry)
+        made = _class_of(entry) if only is None or name in only else None
         if made is None:
             continue
         part, found = made.from_pretrained(folder / name, output_loading_info=True, use_safetensors=True)

@@ -116,12 +116,12 @@ SOURCES = (
     ModelSource(
         "model",
         "a .safetensors file",
-        "pytest_diffusion.models.load:load_single_file",
+        "pytest_diffusion.models.single_file:load_single_file",
         _is_file_name,
         _check_file,
         "single file",
         is_checkpoint=True,
-        cost="configurations come from NAME.config beside it, else from the hub",
+        cost="configurations come from NAME.config beside it, else from the baseline, else from the hub",
     ),
     ModelSource(
         "model",

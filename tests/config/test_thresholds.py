@@ -1,6 +1,7 @@
 import pytest
 
 from pytest_diffusion.checks import all_checks
+from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.config.thresholds import load_thresholds, preset_names
 from pytest_diffusion.verdicts.errors import SettingsError
 
@@ -94,3 +95,39 @@ def test_fewer_samples_ask_for_fewer_references_and_more_for_no_more(tmp_path):
         assert lowered == (samples == 500)
     path.write_text("[fid]\nmin_samples = 500\nmin_reference = 700\n")
     assert "lowered" not in load_thresholds([str(path)]).for_check("fid").source
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_has_a_margin_with_a_source_for_every_figure(name):
+    from pytest_diffusion.gate.figures import FIGURES
+
+    margins = load_thresholds([name]).margins.by_figure
+    assert {figure.name for figure in FIGURES} | {"scorer"} == set(margins)
+    assert all(margin.source and margin.where for margin in margins.values())
+    assert "[paired" in (data_folder("thresholds") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("paired = 3", r"paired is 3; expected a table \[paired\]"),
+        ("[paired]\nalhpa = 0.1", "Did you mean 'alpha'"),
+        ("[paired]\nalpha = 0.7", r"\[paired\]: alpha is 0.7; expected 0 < alpha < 0.5"),
+        ("[paired]\npairs = 3", r"pairs is 3; expected at least 16"),
+        ("[paired]\npairs = 20.5", r"pairs is 20.5; expected int"),
+        ("[paired.fid]\nmargin = 1", r"\[paired.fid\] has no source"),
+        ('[paired.fid]\nsource = "x"', "expected exactly one of margin, spreads, share, not none"),
+        ('[paired.fid]\nmargin = 1\nshare = 1\nsource = "x"', "not margin, share"),
+        ('[paired.fid]\nmargin = -1\nsource = "x"', "margin is -1.0; expected a finite number of at least 0"),
+        ('[paired.fid]\nmargin = "low"\nsource = "x"', "margin is 'low'; expected float"),
+        ('[paired.fid]\nmargn = 1\nsource = "x"', "Did you mean 'margin'"),
+        ('[paired.fid]\nmargin = 1\nkind = "both"\nsource = "x"', "kind is 'both'; expected one of: equivalence, not_worse, reported"),
+        ('[paired.fid]\nmargin = 0\nkind = "equivalence"\nsource = "x"', "a margin of 0 leaves no room under equivalence"),
+        ('[paired.fid]\nmargin = 1\nkind = "reported"\nsource = "x"', "a figure that is only reported has no margin"),
+    ],
+)
+def test_margins_that_cannot_be_are_refused(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_thresholds([str(path)])

@@ -28,16 +28,16 @@ def config(name: str) -> dict:
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
-def clip(source: str, *, projects: bool = False):
+def clip(source: str, *, projects: bool = False, width: int = WIDTH):
     """A CLIP text encoder and its tokenizer, with a context of 77."""
     tokenizer = transformers.CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer", model_max_length=CONTEXT)
     small = {
         **config(source),
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_attention_heads": 4,
         "num_hidden_layers": 3,
-        "projection_dim": WIDTH,
+        "projection_dim": width,
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -102,7 +102,9 @@ def lcm():
 
 
 def sdxl():
-    first, second = clip("stable-diffusion-xl-base-1.0/text_encoder"), clip("stable-diffusion-xl-base-1.0/text_encoder_2", projects=True)
+    # The second encoder is the wider one, as released: loaders tell them apart by their width.
+    first = clip("stable-diffusion-xl-base-1.0/text_encoder")
+    second = clip("stable-diffusion-xl-base-1.0/text_encoder_2", projects=True, width=2 * WIDTH)
     second[1].pad_token = "z</w>"  # as released: the second encoder pads with another token of the vocabulary
     unet = diffusers.UNet2DConditionModel(
         **{
@@ -111,9 +113,9 @@ def sdxl():
             "norm_num_groups": 8,
             "attention_head_dim": [2, 4, 8],
             "transformer_layers_per_block": [1, 1, 2],
-            "cross_attention_dim": 2 * WIDTH,
+            "cross_attention_dim": 3 * WIDTH,
             "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
+            "projection_class_embeddings_input_dim": 2 * WIDTH + 6 * 8,
             "sample_size": 8,
         }
     )

@@ -242,7 +242,7 @@ MISTAKES = {
     "a function with another name": model("def maker():\n    return 3", "*own_model has no 'make'. Did you mean 'maker'?*", 4),
     "a checkpoint of a denoiser alone": Mistake(
         ("--diffusion-model=unet.safetensors",),
-        "*unet.safetensors holds a UNet without a VAE and a text encoder*",
+        "*unet.safetensors holds a denoiser without a VAE and a text encoder*",
         1,
         {"unet.safetensors": denoiser_alone},
     ),

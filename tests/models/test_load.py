@@ -12,7 +12,7 @@ from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import family
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.latents import LatentCodec
-from pytest_diffusion.models.load import family_of_index, load_pipeline, load_single_file
+from pytest_diffusion.models.load import family_of_index, load_pipeline
 from pytest_diffusion.verdicts.errors import ModelError, NotApplicable, SetupError
 
 
@@ -93,22 +93,6 @@ def test_a_run_does_not_change_the_fingerprint(demo_copy):
     before = fingerprint(demo_copy)
     demo_copy("a red circle", num_inference_steps=1, output_type="pt")
     assert fingerprint(demo_copy) == before
-
-
-def test_single_file_checkpoints_are_loaded_as_diffusers_does(tmp_path, monkeypatch):
-    """The class is inferred from the keys; the configuration comes from the folder beside the file."""
-    from safetensors.torch import save_file
-
-    called = {}
-    monkeypatch.setattr(
-        StableDiffusionPipeline, "from_single_file", classmethod(lambda cls, path, **kwargs: called.update(path=path, **kwargs))
-    )
-    path = tmp_path / "model.safetensors"
-    key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
-    save_file({key: torch.zeros(320, 768)}, path)
-    (tmp_path / "model.config").mkdir()
-    load_single_file(str(path))
-    assert called == {"path": str(path), "config": str(tmp_path / "model.config"), "local_files_only": True}
 
 
 def test_progress_bar_settings_survive(demo_copy):
