@@ -227,7 +227,7 @@ def draw_pairs(
         rules = replace(rules, floors=saved.floors)
         floors: Callable[[int], Mapping[str, float]] | None = None
     else:
-        theirs = LiveSide("baseline", baseline, own, baseline_settings, fingerprint(baseline), scorers, extractor, say)
+        theirs = LiveSide(comparison.name, baseline, own, baseline_settings, fingerprint(baseline), scorers, extractor, say)
 
         def measure(count: int) -> Mapping[str, float]:
             return sample_floors(theirs, min(count, TWIN_PAIRS), reference)

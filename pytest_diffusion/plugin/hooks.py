@@ -13,6 +13,9 @@ import pytest
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.plugin.stash import FIGURES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings, is_given
 
+OF_REFERENCE = frozenset({"diffusion_reference", "diffusion_denoising", "diffusion_reconstruction"})
+"""Fixtures that hold something against the reference; the last two ask for it where the baseline differs."""
+
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the hooks that a conftest.py may implement."""
@@ -183,7 +186,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     # On the item, because JUnit reads the properties of the last report.
     item.user_properties += properties(verdicts)
     facts = item.config.stash[RUN] if RUN in item.config.stash else {}
-    uses_reference = "diffusion_reference" in getattr(item, "fixturenames", ())
+    uses_reference = not OF_REFERENCE.isdisjoint(getattr(item, "fixturenames", ()))
     report.diffusion = Carried(list(verdicts), numbers, figures, dict(facts), uses_reference)  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()
     item.stash[NUMBERS], item.stash[FIGURES] = [], []

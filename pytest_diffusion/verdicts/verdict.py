@@ -153,7 +153,8 @@ def _decide(measurement: Measurement, limits: Limits | None) -> tuple[Outcome, s
         return "reported", "no limit is set for it in the thresholds, so it is reported and not judged."
     if measurement.relation:
         return _OF_RELATION[measurement.relation], f"allowed {limits.text} ({limits.where or 'given by the caller'})."
-    if measurement.unjudged and not limits.is_users_own:
+    # A margin is held by the comparison alone, which says why it did not.
+    if measurement.unjudged and (measurement.own_limits is not None or not limits.is_users_own):
         return "reported", f"reported and not judged: {measurement.unjudged}"
     seen_with = str(measurement.protocol.get("extractor", "an extractor without a name"))
     if not seen_with.startswith(limits.extractor):

@@ -4,13 +4,16 @@ import copy
 import json
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.variants import noise
 from pytest_diffusion.cli import main
+from pytest_diffusion.demo import reference_images
 from tests.families.models import build
+from tests.models.original_keys import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = ("--diffusion-steps=4", "--diffusion-max-samples=32")
@@ -270,3 +273,110 @@ def test_a_report_as_the_baseline(gate, tmp_path, pytester):
     result = pytester.runpytest("--diffusion-model=demo", f"--diffusion-baseline={kept}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--diffusion-baseline: * is no report.json of a finished run: *"])
+
+
+FAMILIES = {
+    "sdxl": ("--diffusion-prompts=prompts.txt",),
+    "sd3": ("--diffusion-prompts=prompts.txt",),
+    "ddpm": (),
+    "dit": (),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(pytester, shared_cache, tmp_path, name):
+    """Random weights: a change of them is seen part by part, in the loss of the family's own kind, and in pairs of samples."""
+    parent = build(name)
+    parent.save_pretrained(tmp_path / "parent")
+    part = "unet" if hasattr(parent, "unet") else "transformer"
+    noise(part, 0.02)(parent, 0)
+    parent.save_pretrained(tmp_path / "candidate")
+    (pytester.path / "prompts.txt").write_text("a photo of a red car\na photo of a blue dog\n")
+    np.savez(tmp_path / "reference.npz", arr_0=reference_images(24).permute(0, 2, 3, 1).numpy())
+    (tmp_path / "few.toml").write_text("[paired]\npairs = 16\nreferences = 24\n")
+    result = pytester.runpytest(
+        f"--diffusion-model={tmp_path / 'candidate'}",
+        f"--diffusion-baseline={tmp_path / 'parent'}",
+        "--diffusion-lenses=paired",
+        f"--diffusion-reference={tmp_path / 'reference.npz'}",
+        "--diffusion-features=pixels",
+        "--diffusion-clip-model=demo",
+        "--diffusion-steps=2",
+        "--diffusion-max-samples=16",
+        f"--diffusion-thresholds={tmp_path / 'few.toml'}",
+        f"--diffusion-cache-dir={shared_cache}",
+        *FAMILIES[name],
+    )
+    report = json.loads((pytester.path / "diffusion-report.json").read_text())
+    verdicts = {one["check"]: one for one in report["verdicts"]}
+    assert "errors" not in result.parseoutcomes()
+    assert [one["message"] for one in verdicts.values() if one["outcome"] == "broken"] == []
+    assert report["run"]["baseline"]["differs"] == [part]
+    loss = verdicts["paired_denoising_loss"]
+    assert loss["outcome"] in ("pass", "fail", "inconclusive")
+    assert len(loss["measurement"]["series"]["bands"]) == 5
+    if loss["outcome"] != "fail":
+        assert report["run"]["pairs"] == 16
+        assert verdicts["paired_brightness"]["measurement"]["num_samples"] == 16
+        assert ("paired_clip_score" in {one for one in verdicts if verdicts[one]["measurement"]}) == (name in ("sdxl", "sd3"))
+    assert "reference" not in verdicts  # something was held against it
+
+
+def test_one_checkpoint_file_against_its_parent(pytester, shared_cache, tmp_path):
+    """The file has a UNet alone; its other parts and its configuration are the baseline's."""
+    parent = build("sd15")
+    parent.save_pretrained(tmp_path / "parent")
+    noise("unet", 0.5)(parent, 0)
+    save_file(checkpoint(parent, with_vae=False, with_text=False), tmp_path / "tuned.safetensors")
+    result = pytester.runpytest(
+        f"--diffusion-model={tmp_path / 'tuned.safetensors'}",
+        f"--diffusion-baseline={tmp_path / 'parent'}",
+        "--diffusion-clip-model=demo",
+        f"--diffusion-cache-dir={shared_cache}",
+        "-k",
+        "paired_parts",
+    )
+    result.stdout.fnmatch_lines(["pass *paired_parts *same: unet: * tensors changed, by * of their norm*"])
+
+
+def test_scorers_of_the_users_own_are_checks_of_their_own(gate, pytester, candidates):
+    (pytester.path / "my_scorers.py").write_text("def darkness(images, prompts):\n    return 255 - images.float().mean((1, 2, 3))\n")
+    pytester.syspathinsert()
+    _, report, verdicts = gate(candidates / "slightly", "demo", *QUICK, "--diffusion-scorer=my_scorers:darkness", "--diffusion-scorer=clip")
+    found = verdicts["paired_darkness"]
+    assert found["measurement"]["num_samples"] == 32
+    assert found["limits"]["where"] == "thresholds/default.toml [paired.scorer]"
+    assert len(found["measurement"]["series"]["candidate"]) == 32
+    assert report["gate"] == "closed"
+
+
+def test_more_pairs_go_on_from_those_that_were_drawn(gate, candidates):
+    _, report, _ = gate(candidates / "decoder", "demo", "--diffusion-steps=3", "--diffusion-max-samples=16", "-k", "guards or parts")
+    assert "pairs" not in report["run"]  # refused before anything was drawn
+    drawn = []
+    for most in (16, 32):
+        _, report, _ = gate(candidates / "slightly", "demo", "--diffusion-steps=3", f"--diffusion-max-samples={most}")
+        drawn.append(report["run"]["pairs"])
+    assert drawn == [16, 32]
+
+
+def test_a_broken_baseline_says_nothing_of_the_candidate(gate, pytester):
+    (pytester.path / "conftest.py").write_text(
+        textwrap.dedent(
+            """
+            import pytest
+            @pytest.fixture(scope="session")
+            def diffusion_baseline_pipeline(diffusion_settings):
+                import torch
+                from pytest_diffusion.models.load import load_pipeline
+                pipeline = load_pipeline(diffusion_settings)
+                with torch.no_grad():
+                    pipeline.vae.decoder.conv_out.weight.zero_()
+                    pipeline.vae.decoder.conv_out.bias.zero_()
+                return pipeline
+            """
+        )
+    )
+    result, _, verdicts = gate("demo", "demo", *QUICK, "-k", "guards or clip")
+    assert "demo is broken itself: 16 of its first 16 samples have one colour; nothing was compared" in verdicts["paired_guards"]["message"]
+    assert result.ret == 10
