@@ -15,6 +15,10 @@ PAIRS = "paired_guards"
 """The check that every comparison with a baseline makes where pairs were drawn."""
 
 
+RETENTION = "paired_retention_loss"
+"""The check of the images that must not be forgotten."""
+
+
 def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
     """Everything that must be judged, or the gate is closed.
 
@@ -29,7 +33,10 @@ def kept_in_mind(promises: Iterable[Promise], entries: Collection[Entry], *, is_
     No pairs are needed where something is worse already. Where nothing differs, only what the user asked for by name is.
     """
     is_worse = any(entry.verdict.lens == "paired" and entry.verdict.outcome == "fail" for entry in entries)
-    left = [promise for promise in promises if not (promise.name == PAIRS and (is_worse or is_identical))]
+    # A loss is the same, and is not measured, where no part differs that it depends on.
+    same = {entry.verdict.check for entry in entries if entry.verdict.outcome == "skipped" and entry.verdict.message.startswith("same: ")}
+    dropped = {PAIRS, RETENTION} if is_worse or is_identical else {RETENTION} & same
+    left = [promise for promise in promises if promise.name not in dropped]
     return [promise for promise in left if not is_identical or not (promise.is_presets or promise.kind == "reference")]
 
 
@@ -49,6 +56,8 @@ def _options(settings: Settings) -> Iterator[Promise]:
         by = "--diffusion-lora" if settings.lora is not None else "--diffusion-baseline"
         is_report = baseline_kind(settings.baseline) == "report"
         yield Promise("lens", "paired", by) if is_report else Promise("check", PAIRS, by, lens="paired")
+        if settings.retention is not None and not is_report:
+            yield Promise("check", RETENTION, "--diffusion-retention", lens="paired")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from pytest_diffusion.config.sources import load_source
-from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.batches import batch_size_of
 from pytest_diffusion.data.hub import why
 from pytest_diffusion.data.objects import load_object
@@ -95,7 +94,7 @@ def clip_scorer(clip: Scorer, prompts: Sequence[str], *, name: str = "clip_score
         return {name: scores, alignment: scores - clip_scores(embeds, clip.text_embeds([foreign[prompt] for prompt in prompts]))}
 
     weights = clip.identity if isinstance(clip, Clip) else ""
-    return ImageScorer((name, alignment), run, version=versions_text(), weights=weights)
+    return ImageScorer((name, alignment), run, version="1", weights=weights)
 
 
 def load_scorer(
@@ -150,7 +149,7 @@ def load_subject_similarity(value: str, *, device: str, subject: Callable[[], to
         return {name: 100 * (F.normalize(extractor(images).values, dim=1) @ pictures.T).mean(1)}
 
     (name,) = names_of(value)
-    return ImageScorer((name,), run, version=versions_text(), weights=f"{extractor.name} {tensors_hash({'pictures': pictures})}")
+    return ImageScorer((name,), run, version="1", weights=f"{extractor.name} {tensors_hash({'pictures': pictures})}")
 
 
 def load_own_scorer(value: str, **rest: Any) -> ImageScorer:
@@ -200,7 +199,7 @@ def load_yes_logit(value: str, *, device: str, **rest: Any) -> ImageScorer:
         return {score: logits[:, yes] - logits[:, no]}
 
     (score,) = names_of(value)
-    return ImageScorer((score,), run, version=versions_text(), weights=tensors_hash(model.state_dict()), batch_size=8)
+    return ImageScorer((score,), run, version="1", weights=tensors_hash(model.state_dict()), batch_size=8)
 
 
 def _question(processor: Any, prompt: str) -> str:

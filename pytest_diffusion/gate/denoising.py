@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +14,12 @@ from pytest_diffusion.gate.figures import relative_loss
 from pytest_diffusion.gate.floor import TWIN_IMAGES, TWINS, Losses
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.maths.sequential import Plan
-from pytest_diffusion.models.denoising import band_timesteps, denoising_losses
+from pytest_diffusion.maths.statistics import Estimate
+from pytest_diffusion.models.denoising import band_timesteps, denoising_losses, timesteps_at
 from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.levels import level_of_timestep, prediction_type_of
 from pytest_diffusion.samples.generate import shared_batch_size
+from pytest_diffusion.verdicts.errors import SetupError
 
 _AT_ONCE = 64
 
@@ -43,6 +46,7 @@ class NoisedImages:
     def losses_of(self, pipeline: Any, settings: Settings) -> Losses:
         """The losses of a pipeline, computed in batches when they are asked for, and kept."""
         known: list[torch.Tensor] = []
+        timesteps = timesteps_at(pipeline.scheduler, self.log_snr)
         texts = self.prompts if self.prompts is not None else [""] * len(self.images)
 
         def losses(count: int) -> torch.Tensor:
@@ -58,7 +62,7 @@ class NoisedImages:
                         texts[chosen],
                         own,
                         settings,
-                        timesteps=self.timesteps,
+                        timesteps=timesteps,
                         prediction_type=self.prediction_type,
                     )
 
@@ -113,6 +117,14 @@ def run_losses(
     history: list[Look] = []
     for images in looks:
         ours, theirs = candidate(images), baseline(images)
+        if not bool(theirs.isfinite().all()):
+            raise SetupError(f"--diffusion-baseline: the baseline's own {figure} is not finite; nothing can be compared with it.")
+        if not bool(ours.isfinite().all()):
+            broken = int((~ours.isfinite().all(1)).sum())
+            look = Look(images, Estimate(math.inf, 0.0, max(1, images - 1)), math.inf, 100.0, 0.0)
+            reason = f"predictions of the candidate for {broken} of {images} images are not finite"
+            decided = {figure: Decided("worse", look, (math.inf, math.inf), 0.0, 0.0, reason=reason)}
+            break
         own = list(clusters[:images]) if clusters is not None else None
         history.append(relative_loss(ours, theirs, own))
         decided = rules.decide({figure: history})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,8 @@ def _vendi(features: torch.Tensor, reference: torch.Tensor | FeatureStatistics) 
 SET_FIGURES.update(fid=_frechet, kid=_kernel, precision=_precision, coverage=_coverage, vendi_score=_vendi)
 OF_IMAGES = frozenset({"kid", "precision", "coverage"})
 """Figures that need the reference's own features; statistics of it are not enough."""
-FEWEST_OF_A_SET = 16
+_OF_COVARIANCE = ("fid", "vendi_score")
+"""Figures of the features' second moments: with fewer than two samples for each feature they say more about the number of samples."""
 
 
 def score_look(candidate: torch.Tensor, baseline: torch.Tensor, clusters: Sequence[Hashable] | None, *, rare: bool = True) -> Look:
@@ -114,7 +116,9 @@ def set_look(
     (value, own), (other, others) = (SET_FIGURES[name](features, reference) for features in (candidate, baseline))
     spread = float(others.std())
     error = paired_mean(own - others, clusters, unseen=spread if rare else 0.0)
-    return Look(len(baseline), Estimate(value - other, error.standard_error, error.degrees), value, other, spread, _count(clusters))
+    enough = name not in _OF_COVARIANCE or len(baseline) >= 2 * baseline.shape[1]
+    spread_of_it = error.standard_error if enough or not rare else math.inf
+    return Look(len(baseline), Estimate(value - other, spread_of_it, error.degrees), value, other, spread, _count(clusters))
 
 
 def relative_loss(candidate: torch.Tensor, baseline: torch.Tensor, clusters: Sequence[Hashable] | None, *, rare: bool = True) -> Look:

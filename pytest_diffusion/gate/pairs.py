@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pytest_diffusion.gate.figures import OF_IMAGES, SET_FIGURES, figure_named, score_look, set_look
+from pytest_diffusion.gate.figures import OF_IMAGES, SET_FIGURES, score_look, set_look
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
@@ -111,11 +111,6 @@ def looks_at(
         against = reference if reference is not None else baseline.features
         found[name] = set_look(name, candidate.features, baseline.features, against, clusters, rare=rare)
     return found
-
-
-def directions(names: Sequence[str]) -> dict[str, int]:
-    """1, -1 or 0 for each figure: whether more is better, less is, or neither."""
-    return {name: figure_named(name).direction for name in names}
 
 
 def _progress(decided: Mapping[str, Decided]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from pytest_diffusion.config.cache import checksum_of
 from pytest_diffusion.models.capabilities import image_size, is_text_conditioned, modules
-from pytest_diffusion.models.fingerprint import config_text
+from pytest_diffusion.models.fingerprint import config_text, tokenizer_text
 from pytest_diffusion.models.levels import prediction_type_of
 from pytest_diffusion.models.memory import whole_state_dict
 from pytest_diffusion.verdicts.errors import SettingsError
@@ -84,16 +84,16 @@ def compare_parts(candidate: Any, baseline: Any) -> Parts:
         else:
             notes = _differences(ours[name], theirs[name])
             found.append(Part(name, not notes, notes=notes))
-    if type(candidate) is not type(baseline):
-        found.append(Part("pipeline", False, notes=[f"{type(candidate).__name__} in place of {type(baseline).__name__}"]))
-    return Parts(found)
+    notes = [f"{type(candidate).__name__} in place of {type(baseline).__name__}"] if type(candidate) is not type(baseline) else []
+    notes += _config_notes(_switches(candidate), _switches(baseline))
+    return Parts([*found, Part("pipeline", not notes, notes=notes)])
 
 
 def part_hashes(pipeline: Any) -> dict[str, str]:
     """A hash of each part: class, configuration, tensors and vocabulary; and of the pipeline's class."""
     return {
         **{name: checksum_of(_content(part), size=8) for name, part in _components(pipeline).items()},
-        "pipeline": type(pipeline).__name__,
+        "pipeline": f"{type(pipeline).__name__} {_switches(pipeline)}",
     }
 
 
@@ -117,7 +117,7 @@ def _content(part: Any) -> Iterator[Any]:
             yield f"{key}:{tensor.dtype}:{tuple(tensor.shape)}"
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     elif hasattr(part, "get_vocab"):
-        yield f"{part.model_max_length}:{sorted(part.get_vocab().items())}"
+        yield tokenizer_text(part)
     elif getattr(part, "alphas_cumprod", None) is not None:
         yield torch.as_tensor(part.alphas_cumprod).double().numpy().data
 
@@ -148,6 +148,12 @@ def _components(pipeline: Any) -> dict[str, Any]:
     }
 
 
+def _switches(pipeline: Any) -> dict[str, Any]:
+    """The plain values of a pipeline's own configuration, such as `force_zeros_for_empty_prompt`."""
+    values = dict(getattr(pipeline, "config", None) or {})
+    return {key: value for key, value in sorted(values.items()) if isinstance(value, bool | int | float | str) and not key.startswith("_")}
+
+
 def _differences(ours: Any, theirs: Any) -> list[str]:
     """What differs between two parts without weights: tokenizers, schedulers, feature extractors."""
     notes = []
@@ -160,6 +166,8 @@ def _differences(ours: Any, theirs: Any) -> list[str]:
             notes.append(f"{moved} of {len(other)} tokens have another number or are missing, {len(set(one) - set(other))} are new")
         if ours.model_max_length != theirs.model_max_length:
             notes.append(f"model_max_length is {ours.model_max_length}, was {theirs.model_max_length}")
+        if not notes and tokenizer_text(ours) != tokenizer_text(theirs):
+            notes.append("its special tokens or its rules differ")
         return notes
     notes += _config_notes(getattr(ours, "config", None), getattr(theirs, "config", None))
     if hasattr(ours, "set_timesteps") and hasattr(theirs, "set_timesteps"):
@@ -199,6 +207,10 @@ def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
         difference = float((one.double() - two.double()).square().sum())
         changed += difference > 0
         squares[module] = squares.get(module, 0.0) + difference
+    for key in sorted(key for key, tensor in whole_state_dict(ours).items() if key not in other and tensor.is_floating_point()):
+        tensor = whole_state_dict(ours)[key]
+        if not bool(tensor.isfinite().all()):
+            faults.append(f"{key} has {int((~tensor.isfinite()).sum())} values that are not finite")
     notes += [f"dtype changed from {text}" for text in sorted(dtypes)]
     total = sum(norms.values())
     change = (sum(squares.values()) / total) ** 0.5 if total > 0 else 0.0

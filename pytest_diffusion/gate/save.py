@@ -32,8 +32,7 @@ from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.levels import prediction_type_of
 from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.samples.room import require_room, require_steps
-from pytest_diffusion.samples.seeds import seeds_of
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError
 
 Say = Callable[[str], object]
 
@@ -51,7 +50,10 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     losses, kept, floors = _losses(pipeline, settings, margins, sets, say)
     prompts = _prompts(settings) if is_text_conditioned(pipeline) else None
     side = _side(pipeline, prompts, settings, reference, say)
-    count = Plan(margins.pairs).looks(settings.max_samples or margins.pairs)[-1]
+    looks = Plan(margins.pairs).looks(settings.max_samples or margins.pairs)
+    if not looks:
+        raise SettingsError(f"--diffusion-max-samples is {settings.max_samples}; the first look comes after {Plan().looks(1000)[0]} pairs.")
+    count = looks[-1]
     limited = replace(settings, num_samples=count)
     require_steps(pipeline, limited)
     require_room(pipeline, limited)
@@ -81,8 +83,10 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "seed": settings.seed,
-        "prompts": checksums_of(texts) if texts is not None else "",
-        "seeds": seeds_of(settings, count)[0],
+        "scheduler": settings.scheduler,
+        "scheduler_config": list(settings.scheduler_config),
+        "dtype": settings.dtype,
+        "prompts": checksums_of(texts) if texts is not None else [],
         "digests": rows.digests,
         "scorers": {name: scorer.identity for scorer in side.scorers for name in scorer.names},
         "extractor": side.extractor.name if side.extractor is not None else "",

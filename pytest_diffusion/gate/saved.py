@@ -24,9 +24,11 @@ from pytest_diffusion.gate.parts import Parts, compare_hashes
 from pytest_diffusion.gate.side import Rows
 from pytest_diffusion.models.capabilities import image_size, is_text_conditioned
 from pytest_diffusion.verdicts.errors import SettingsError
+from pytest_diffusion.verdicts.plain_json import plain
 
 FORMAT = 1
-_RUN = ("steps", "guidance_scale", "seed")
+_RUN = ("steps", "guidance_scale", "seed", "scheduler", "scheduler_config", "dtype")
+"""Settings that must be those of the run in which it was saved."""
 _FLAG = "--diffusion-baseline"
 
 
@@ -65,7 +67,7 @@ class SavedBaseline:
             shown = [f"{width}x{height}" for height, width in (self.about["size"], own)]
             raise SettingsError(f"{_FLAG}: {self.path} was saved with images of {shown[0]}, and this run has {shown[1]}.")
         for name in _RUN:
-            if self.about[name] != getattr(settings, name):
+            if self.about[name] != plain(getattr(settings, name)):
                 flag = name.replace("_", "-")
                 raise SettingsError(
                     f"{_FLAG}: {self.path} was saved with {name}={self.about[name]}, and this run has {getattr(settings, name)}; "
@@ -78,8 +80,8 @@ class SavedBaseline:
 
     def rows_for(self, scorers: Sequence[ImageScorer], extractor: Extractor | None, prompts: list[str] | None, seeds: list[int]) -> Rows:
         """The scores that a run compares. Raises SettingsError, in one sentence, where they were measured otherwise."""
-        held = len(self.about["digests"])
-        if prompts is not None and self.about["prompts"] != checksums_of(prompts[:held]):
+        held = min(len(self.about["digests"]), len(seeds))
+        if prompts is not None and self.about["prompts"][:held] != checksums_of(prompts[:held]):
             raise SettingsError(f"{_FLAG}: {self.path} was saved with other prompts; name the same --diffusion-prompts, or save it again.")
         known = dict(self.about["scorers"])
         for scorer in scorers:
@@ -110,7 +112,11 @@ class SavedBaseline:
         kept = self.about["losses"].get(figure)
         if kept is None:
             raise SettingsError(f"{_FLAG}: {self.path} holds no {figure}; save it again with the same reference and retention set.")
-        if len(kept["images"]) < len(images) or kept["images"][: len(images)] != image_checksums(images):
+        if len(kept["images"]) < len(images):
+            raise SettingsError(
+                f"{_FLAG}: {self.path} holds {figure} of {len(kept['images'])} images, and {len(images)} are asked for; save it again."
+            )
+        if kept["images"][: len(images)] != image_checksums(images):
             raise SettingsError(f"{_FLAG}: {self.path} was saved with other images for {figure}; name the same ones, or save it again.")
         if len(kept["log_snr"]) != len(log_snr) or any(abs(one - two) > 1e-3 for one, two in zip(kept["log_snr"], log_snr, strict=True)):
             raise SettingsError(f"{_FLAG}: {self.path} was saved at other noise levels for {figure}: the noise schedules differ.")
@@ -143,6 +149,6 @@ def image_checksums(images: torch.Tensor) -> list[str]:
     return [checksum(image.contiguous().numpy().data, size=8) for image in images]
 
 
-def checksums_of(texts: Sequence[str]) -> str:
-    """A hash of texts in their order."""
-    return checksum("\n".join(texts), size=16)
+def checksums_of(texts: Sequence[str]) -> list[str]:
+    """A hash of each text."""
+    return [checksum(text, size=6) for text in texts]

@@ -83,6 +83,10 @@ def compare_losses(
         _require_same_latents(candidate, baseline)
     if figure == "text_encoder_loss":
         _require_swappable(candidate, baseline)
+        if texts is None:
+            raise NotApplicable(
+                "the reference images have no captions, so no text encoder would be asked: give pairs of images and prompts."
+            )
     losses, log_snr = losses_on(figure, baseline if baseline is not None else candidate, saved, images, texts, settings)
     own, rules = losses(candidate), comparison.rules([figure], comparison.margins.references)
     floor: Callable[[], float] | None = None
@@ -187,6 +191,9 @@ def scorers_of(
         if prompts is None and name.partition(":")[0] in ("clip", "vlm"):
             raise SetupError(f"--diffusion-scorer: {name} scores prompts, and {type(candidate).__name__} takes none.")
         found.append(load_scorer(name, device=device, prompts=prompts or [], clip=clip, subject=subject))
+    names = [name for scorer in found for name in scorer.names]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError(f"--diffusion-scorer: more than one scorer gives the score {twice[0]!r}; rename one of them.")
     return found
 
 

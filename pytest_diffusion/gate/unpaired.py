@@ -18,6 +18,8 @@ from pytest_diffusion.verdicts.quantiles import Z95
 from pytest_diffusion.verdicts.verdict import Measurement, Verdict, judge, skipped
 
 _IGNORED = ("versions",)
+_WITH_MARGINS = ("clip_score", "fid", "kid", "precision", "coverage", "vendi_score")
+"""Checks whose figures have the units of the paired figures of the same name."""
 PREFIX = "against_"
 """Before the name of a check, for its comparison."""
 
@@ -37,7 +39,7 @@ def compare_measurements(
             found[check] = difference(candidate[check], baseline[check], ignore=_IGNORED)
         except ProtocolMismatchError as error:
             verdicts.append(skipped(f"{PREFIX}{check}", str(error), lens="paired", title=f"change of {check}"))
-    sizes = {check: margins.by_figure[check] for check in found if check in margins.by_figure and margins.of(check) is not None}
+    sizes = {check: margins.by_figure[check] for check in found if check in _WITH_MARGINS and margins.of(check) is not None}
     units = {check: margin.in_units(baseline[check].value, math.nan) for check, margin in sizes.items()}
     units = {check: size for check, size in units.items() if not math.isnan(size) and found[check].interval is not None}
     p_values = {check: _p_worse(found[check], units[check], sizes[check], check) for check in units}

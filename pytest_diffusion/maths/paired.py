@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
 from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.maths.tensors import ArrayLike, require_finite
-
-_GROUPS = 20
 
 
 def paired_mean(differences: ArrayLike, clusters: Sequence[Hashable] | None = None, *, unseen: float = 0.0) -> Estimate:
@@ -32,30 +30,6 @@ def paired_mean(differences: ArrayLike, clusters: Sequence[Hashable] | None = No
     residuals = totals - counts * mean
     variance = number / (number - 1) * float(residuals.square().sum()) / len(values) ** 2 + 2 * (unseen / number) ** 2
     return Estimate(mean, math.sqrt(variance), number - 1)
-
-
-def paired_jackknife(
-    figure: Callable[[torch.Tensor], float],
-    count: int,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    value: float | None = None,
-    groups: int = _GROUPS,
-) -> Estimate:
-    """The difference of a figure of whole sets, with the error from leaving out one group of clusters at a time.
-
-    `figure` maps the indices (n,) of the pairs that are kept to the difference; `value` is the one of all pairs, where it is known.
-    Pairs of one cluster are left out together. Source: Quenouille 1956.
-    """
-    place = _places(count, clusters)
-    number = min(groups, int(place.max()) + 1)
-    whole = figure(torch.arange(count)) if value is None else value
-    if number < 2:
-        return Estimate(whole, math.inf, 0)
-    group = place % number
-    replicates = torch.tensor([figure((group != index).nonzero()[:, 0]) for index in range(number)], dtype=torch.float64)
-    error = math.sqrt((number - 1) / number * float((replicates - replicates.mean()).square().sum()))
-    return Estimate(whole, error, number - 1)
 
 
 def _as_vector(differences: ArrayLike) -> torch.Tensor:

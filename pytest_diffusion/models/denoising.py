@@ -18,6 +18,8 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 
 BANDS = 5
 """Noise levels at which each image is denoised."""
+_NEAR = 0.05
+"""Log-SNRs of two models that are nearer are the same level."""
 _WIDEST = 8.0
 """Beyond this log-SNR, on either side, a prediction is nearly free of error or nearly without information."""
 
@@ -28,18 +30,29 @@ def band_timesteps(scheduler: Any, count: int = BANDS) -> list[float]:
     The bands share the log-SNRs of the training schedule between −8 and 8. Raises NotApplicable for a scheduler whose
     timesteps alone do not determine its noise levels.
     """
-    kind = kind_of(scheduler)
-    if kind == "edm":
-        raise NotApplicable(f"{type(scheduler).__name__} conditions its model on its sigmas, not on training timesteps.")
-    total = num_train_timesteps(scheduler)
-    grid = [float(step) for step in (range(total) if kind != "flow" else range(1, total))]
-    snr = torch.tensor([_log_snr(scheduler, timestep) for timestep in grid], dtype=torch.float64)
+    grid, snr = _levels(scheduler)
     inside = snr[(snr > -_WIDEST) & (snr < _WIDEST)]
     if len(inside) < count:
         raise NotApplicable(f"{type(scheduler).__name__} has {len(inside)} training timesteps with log-SNRs between -8 and 8.")
     low, high = float(inside.min()), float(inside.max())
     middles = [high - (high - low) * (band + 0.5) / count for band in range(count)]
     return [grid[int((snr - middle).abs().argmin())] for middle in middles]
+
+
+def timesteps_at(scheduler: Any, log_snr: Sequence[float]) -> list[float]:
+    """The training timesteps of a scheduler whose log-SNRs are nearest to the given ones, by whose timesteps another model is noised.
+
+    Raises NotApplicable where a level is farther than a twentieth away: the two models were trained on other noise.
+    """
+    grid, snr = _levels(scheduler)
+    found = [int((snr - wanted).abs().argmin()) for wanted in log_snr]
+    for wanted, index in zip(log_snr, found, strict=True):
+        if abs(float(snr[index]) - wanted) > _NEAR:
+            raise NotApplicable(
+                f"{type(scheduler).__name__} has no training timestep with a log-SNR of {wanted:.2f}: the two models have other noise "
+                "schedules, and would see other noise."
+            )
+    return [grid[index] for index in found]
 
 
 def denoising_losses(
@@ -76,6 +89,16 @@ def denoising_losses(
         error = output.double() - as_prediction(clean, noised, there.level, wanted).double()
         found.append(error.square().flatten(1).mean(1))
     return torch.stack(found, 1)
+
+
+def _levels(scheduler: Any) -> tuple[list[float], torch.Tensor]:
+    """The training timesteps of a scheduler, and their log-SNRs (T,), float64. Raises NotApplicable where these are not known."""
+    kind = kind_of(scheduler)
+    if kind == "edm":
+        raise NotApplicable(f"{type(scheduler).__name__} conditions its model on its sigmas, not on training timesteps.")
+    total = num_train_timesteps(scheduler)
+    grid = [float(step) for step in (range(total) if kind != "flow" else range(1, total))]
+    return grid, torch.tensor([_log_snr(scheduler, timestep) for timestep in grid], dtype=torch.float64)
 
 
 def _log_snr(scheduler: Any, timestep: float) -> float:

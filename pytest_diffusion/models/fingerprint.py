@@ -6,6 +6,7 @@ processor. So every plain value among the attributes of layers, processors and t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,18 @@ def _decisive(pipeline: Any) -> Iterator[Any]:
     yield _attributes(pipeline)
     for name, part in sorted((getattr(pipeline, "components", None) or {}).items()):
         if hasattr(part, "get_vocab"):
-            yield f"{name}:{part.model_max_length}:{sorted(part.get_vocab().items())}"
+            yield f"{name}:{tokenizer_text(part)}"
+
+
+def tokenizer_text(tokenizer: Any) -> str:
+    """All of a tokenizer that decides its numbers: vocabulary, length, special tokens, side and rules."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # Every call sets how it pads and cuts.
+    rules = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")} if backend else {}
+    special = sorted((key, str(value)) for key, value in (getattr(tokenizer, "special_tokens_map", None) or {}).items())
+    return (
+        f"{tokenizer.model_max_length}:{getattr(tokenizer, 'padding_side', '')}:{special}:{sorted(tokenizer.get_vocab().items())}:{rules}"
+    )
 
 
 _RUNNING = ("training", "gradient_checkpointing", "name_or_path")

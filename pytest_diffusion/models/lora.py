@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pytest_diffusion.verdicts.errors import ModelError, missing_package
 
 _FLAG = "--diffusion-lora"
 _PEFT_PREFIX = "base_model.model."
+_DOWN = ("lora_A.weight", "lora_down.weight", "lora.down.weight")
+"""How the keys of one of an adapter's two matrices end."""
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
@@ -43,9 +46,13 @@ def add_lora(pipeline: Any, text: str) -> LoraChange:
     file = _file_of(Path(path))
     if not hasattr(pipeline, "load_lora_weights"):
         raise ModelError(f"{_FLAG}: {type(pipeline).__name__} of diffusers takes no adapters.")
-    state = _state(file, pipeline)
+    state = _state(file)
     try:
-        pipeline.load_lora_weights(state, adapter_name="candidate")
+        if all(key.startswith(_PEFT_PREFIX) for key in state):
+            pipeline.load_lora_weights(_of_peft(file, state, pipeline), adapter_name="candidate")
+        else:
+            # By its path, since diffusers keeps the scale among the file's metadata.
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="candidate")
         adapted = [part for part in modules(pipeline).values() if "candidate" in getattr(part, "peft_config", {})]
         if not adapted:
             raise ModelError(f"none of its keys fits a layer of {type(pipeline).__name__}")
@@ -53,7 +60,13 @@ def add_lora(pipeline: Any, text: str) -> LoraChange:
             pipeline.set_adapters("candidate", adapter_weights=scale)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, NotImplementedError, OSError) as error:
         raise ModelError(f"{_FLAG}: {file} does not fit {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
-    return _change(pipeline, file.name)
+    change = _change(pipeline, file.name)
+    held = sum(key.endswith(_DOWN) for key in state)
+    if change.layers < held:
+        raise ModelError(
+            f"{_FLAG}: {change.layers} of the {held} layers of {file} fit {type(pipeline).__name__}; was it trained on another model?"
+        )
+    return change
 
 
 def _file_of(path: Path) -> Path:
@@ -69,8 +82,8 @@ def _file_of(path: Path) -> Path:
     return found[0]
 
 
-def _state(file: Path, pipeline: Any) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter by keys that diffusers reads. Raises ModelError for a file that cannot be read, or has none."""
+def _state(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter. Raises ModelError for a file that cannot be read, or has none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -80,8 +93,11 @@ def _state(file: Path, pipeline: Any) -> dict[str, torch.Tensor]:
         raise ModelError(f"{_FLAG}: {file} cannot be read: {error}") from error
     if not any("lora" in key.lower() for key in state):
         raise ModelError(f"{_FLAG}: {file} holds no adapter: none of its {len(state)} keys names a LoRA.")
-    if not all(key.startswith(_PEFT_PREFIX) for key in state):
-        return state
+    return state
+
+
+def _of_peft(file: Path, state: dict[str, torch.Tensor], pipeline: Any) -> dict[str, torch.Tensor]:
+    """The tensors of peft by keys that diffusers reads; peft trains the denoiser alone."""
     part = next(name for name, module in modules(pipeline).items() if module is denoiser(pipeline))
     return {f"{part}.{key.removeprefix(_PEFT_PREFIX)}": tensor for key, tensor in _scaled(file, state).items()}
 
@@ -93,8 +109,14 @@ def _scaled(file: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     alpha = config.get("lora_alpha")
     if alpha is None:
         return state
-    root = 0.5 if config.get("use_rslora") else 1.0
-    return {key: tensor * (alpha / tensor.shape[1] ** root) if ".lora_B." in key else tensor for key, tensor in state.items()}
+    root, patterns = 0.5 if config.get("use_rslora") else 1.0, config.get("alpha_pattern") or {}
+
+    def scaled(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        layer = key.removeprefix(_PEFT_PREFIX).partition(".lora_")[0]
+        own = next((value for pattern, value in patterns.items() if re.search(rf"(^|\.){pattern}$", layer)), alpha)
+        return tensor * (own / tensor.shape[1] ** root) if ".lora_B." in key else tensor
+
+    return {key: scaled(key, tensor) for key, tensor in state.items()}
 
 
 def _change(pipeline: Any, name: str) -> LoraChange:

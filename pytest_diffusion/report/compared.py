@@ -38,6 +38,7 @@ def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> li
     name = facts["baseline"]["name"]
     if facts.get("identical"):
         return [f"Against {name}: same. Nothing differs, so no image was drawn."]
+    verdicts = list(verdicts)
     judged = [one for one in verdicts if one.lens == "paired" and one.measurement is not None and one.measurement.relation]
     by_word = {word: [one.check.removeprefix("paired_") for one in judged if _relation(one) == word] for word in _WORDS}
     told = [
@@ -45,6 +46,10 @@ def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> li
         for word, names in by_word.items()
         if names
     ]
+    if not any(one.measurement is not None and one.measurement.series.get("margin") for one in judged) and not by_word["worse"]:
+        broken = [one.check for one in verdicts if one.lens == "paired" and one.outcome == "broken"]
+        why = f" {', '.join(broken[:4])} could not be measured." if broken else ""
+        return [f"Against {name}: not compared; no figure was held against a margin.{why}"]
     verdict = "worse" if by_word["worse"] else "cannot tell" if by_word["cannot tell"] else "no worse"
     lines = [f"Against {name}: {verdict} ({'; '.join(told)})."]
     differs = facts["baseline"].get("differs")

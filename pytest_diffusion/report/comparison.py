@@ -24,8 +24,8 @@ def forest(verdicts: Iterable[Verdict]) -> str:
 
 
 def parts_of(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """The parts of both models, as `paired_parts` found them."""
-    found = next((one for one in verdicts if one.check == "paired_parts" and one.measurement is not None), None)
+    """The parts of both models, from the check that compared them."""
+    found = next((one for one in verdicts if one.measurement is not None and "parts" in one.measurement.series), None)
     return list(found.measurement.series.get("parts", [])) if found is not None and found.measurement is not None else []
 
 

@@ -8,7 +8,7 @@ import torch
 from pytest_diffusion.config.margins import Margin, Margins
 from pytest_diffusion.gate.figures import SET_FIGURES, clusters_of, set_look
 from pytest_diffusion.gate.looks import Rules
-from pytest_diffusion.gate.pairs import directions, looks_at, run_pairs
+from pytest_diffusion.gate.pairs import looks_at, run_pairs
 from pytest_diffusion.gate.side import Rows, SavedSide
 from pytest_diffusion.maths.diversity import vendi_score
 from pytest_diffusion.maths.frechet import frechet_distance
@@ -154,12 +154,3 @@ def test_prompts_are_clusters_where_there_are_enough():
     assert clusters_of(many) == many
     assert clusters_of(["one", "two"] * 40) is None
     assert clusters_of(None) is None
-
-
-def test_directions_are_declared():
-    assert directions(["clip_score", "fid", "brightness", "a scorer of mine"]) == {
-        "clip_score": 1,
-        "fid": -1,
-        "brightness": 0,
-        "a scorer of mine": 1,
-    }

@@ -208,7 +208,9 @@ def test_a_saved_baseline_that_does_not_fit_is_refused_in_one_sentence(kept, dem
     with pytest.raises(SettingsError, match=r"holds scores of clip_score by another version .*an older one"):
         draw_pairs(demo_pipeline, None, other, load_prompts("demo"), settings, settings, Comparison("saved", MARGINS), material, say=print)
     with pytest.raises(SettingsError, match="was saved with other images for denoising_loss"):
-        saved.losses("denoising_loss", reference.images.flip(0), [])
+        saved.losses("denoising_loss", reference.images[:64].flip(0), [])
+    with pytest.raises(SettingsError, match="holds denoising_loss of 256 images, and 1000 are asked for"):
+        saved.losses("denoising_loss", reference.images, [])
     with pytest.raises(SettingsError, match="was saved at other noise levels"):
         saved.losses("denoising_loss", reference.images[:16], [1.0])
     with pytest.raises(SettingsError, match="holds no other_loss; save it again"):

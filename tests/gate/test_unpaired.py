@@ -60,10 +60,16 @@ def test_figures_measured_otherwise_are_not_compared():
 
 def test_the_family_is_controlled():
     # Each is 2.0 standard errors beyond its margin: enough alone, not among three.
-    margins = Margins({name: Margin(margin=0.0, source="test") for name in ("a", "b", "c")})
-    alone = {"a": one(-2.0 * 2**0.5 * 0.5, 0.98)}
-    assert word("a", alone["a"], one(0.0, 0.98), margins)[0] == "worse"
-    three = dict.fromkeys(("a", "b", "c"), alone["a"])
-    three["b"] = three["c"] = one(0.0, 0.98)
+    margins = Margins({name: Margin(margin=0.0, source="test") for name in ("clip_score", "precision", "coverage")})
+    alone = {"clip_score": one(-2.0 * 2**0.5 * 0.5, 0.98)}
+    assert word("clip_score", alone["clip_score"], one(0.0, 0.98), margins)[0] == "worse"
+    three = dict.fromkeys(("clip_score", "precision", "coverage"), alone["clip_score"])
+    three["precision"] = three["coverage"] = one(0.0, 0.98)
     found = {verdict.check: verdict for verdict in compare_measurements(three, dict.fromkeys(three, one(0.0, 0.98)), margins)}
-    assert found["against_a"].measurement.relation == "cannot tell"
+    assert found["against_clip_score"].measurement.relation == "cannot tell"
+
+
+def test_a_figure_of_another_unit_has_no_margin_of_the_same_name():
+    """`denoising_loss` of the checklist is a share, the paired one is in per cent."""
+    margins = Margins({"denoising_loss": Margin(margin=10.0, source="test")})
+    assert word("denoising_loss", one(0.9, 0.01), one(0.1, 0.01), margins) == ("", "reported")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import t
 
-from pytest_diffusion.maths.paired import paired_jackknife, paired_mean
+from pytest_diffusion.maths.paired import paired_mean
 
 
 def test_without_clusters_it_is_the_paired_t():
@@ -81,13 +81,3 @@ def test_losses_too_rare_to_be_seen_are_not_called_absent():
             naive += passed and counts == "naive"
     assert naive / runs > 0.2
     assert wrong / runs < 0.01
-
-
-def test_the_jackknife_of_a_mean_is_its_error():
-    values = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = paired_jackknife(lambda kept: float(values[kept].mean()), 400, groups=400)
-    assert found.standard_error == pytest.approx(paired_mean(values).standard_error)
-    assert found.value == pytest.approx(float(values.mean()))
-    grouped = paired_jackknife(lambda kept: float(values[kept].mean()), 400, [index // 4 for index in range(400)])
-    assert grouped.degrees == 19
-    assert grouped.standard_error == pytest.approx(found.standard_error, rel=0.5)

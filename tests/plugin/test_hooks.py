@@ -9,6 +9,8 @@ import pytest
 
 from pytest_diffusion.checks import all_checks
 
+OF_THE_MODEL = [check for check in all_checks() if check.lens != "paired"]
+"""Checks of a run without a baseline."""
 SCHEDULE = ("--diffusion-model=demo", "--diffusion-lenses=schedule")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -189,7 +191,7 @@ def test_a_reference_made_from_samples_is_built_after_them(pytester, shared_cach
     )
     chosen = ("-k", "finite_images or same_resolution", "--diffusion-num-samples=4", "--diffusion-steps=1")
     result = pytester.runpytest("--diffusion-model=demo", f"--diffusion-cache-dir={shared_cache}", *chosen)
-    result.assert_outcomes(passed=2, deselected=len(all_checks()) - 2)
+    result.assert_outcomes(passed=2, deselected=len(OF_THE_MODEL) - 2)
 
 
 def test_a_modules_own_reference_with_a_scope_of_its_own_is_not_asked_for(pytester, shared_cache):
@@ -206,7 +208,7 @@ def test_a_modules_own_reference_with_a_scope_of_its_own_is_not_asked_for(pytest
     pytester.makepyfile(test_other="def test_other():\n    pass\n")
     pytester.makeini("[pytest]\ndiffusion_model = demo\ndiffusion_num_samples = 4\ndiffusion_steps = 1\n")
     chosen = ("-k", "test_both or finite_images", f"--diffusion-cache-dir={shared_cache}")
-    pytester.runpytest(*chosen).assert_outcomes(passed=2, deselected=len(all_checks()))
+    pytester.runpytest(*chosen).assert_outcomes(passed=2, deselected=len(OF_THE_MODEL))
 
 
 def test_marker_overrides_options_for_one_test(pytester, shared_cache):
@@ -227,7 +229,7 @@ def test_marker_overrides_options_for_one_test(pytester, shared_cache):
     result = pytester.runpytest(
         "--diffusion-model=demo", f"--diffusion-cache-dir={shared_cache}", "-m", "diffusion", "-k", "few or fewer or test_scheduler"
     )
-    result.assert_outcomes(passed=3, deselected=len(all_checks()))
+    result.assert_outcomes(passed=3, deselected=len(OF_THE_MODEL))
 
 
 def test_markers_of_function_class_and_module_count_together(pytester):
@@ -285,7 +287,7 @@ def test_fixtures_of_the_session(pytester, shared_cache):
         "-m",
         "not diffusion",
     )
-    result.assert_outcomes(passed=3, deselected=len(all_checks()))
+    result.assert_outcomes(passed=3, deselected=len(OF_THE_MODEL))
 
 
 def test_helpers_in_a_users_test_reach_report_and_summary(pytester):
@@ -351,10 +353,10 @@ def test_close_calls_may_be_let_through_and_others_not(pytester, shared_cache):
         "recall",
     )
     hard = pytester.runpytest(*arguments)
-    hard.assert_outcomes(failed=1, deselected=len(all_checks()) - 1)
+    hard.assert_outcomes(failed=1, deselected=len(OF_THE_MODEL) - 1)
     hard.stdout.fnmatch_lines(["undersampled*recall*not enough samples: 8 samples*"])
     soft = pytester.runpytest(*arguments, "--diffusion-thresholds=demo", "--diffusion-thresholds=soft.toml")
-    soft.assert_outcomes(skipped=1, deselected=len(all_checks()) - 1)
+    soft.assert_outcomes(skipped=1, deselected=len(OF_THE_MODEL) - 1)
     assert soft.ret == 0
     soft.stdout.fnmatch_lines(["undersampled*recall*", "gate: partial"])
 
