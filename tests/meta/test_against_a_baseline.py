@@ -100,18 +100,20 @@ def test_few_pairs_cannot_tell_and_the_gate_is_closed(gate, candidates):
 
 def test_margins_of_the_users_own_open_the_gate(gate, candidates, tmp_path):
     wide = tmp_path / "wide.toml"
-    names = ("clip_score", "alignment", "brightness", "contrast", "saturation", "sharpness", "fid", "precision", "coverage", "vendi_score")
-    wide.write_text("[paired]\npairs = 32\n" + "".join(f'[paired.{name}]\nspreads = 9\nsource = "a test"\n' for name in names))
+    names = ("clip_score", "alignment", "brightness", "contrast", "saturation", "sharpness", "precision")
+    # Figures of second moments need two samples for each of the 64 features.
+    reported = "".join(f'[paired.{name}]\nkind = "reported"\nsource = "a test"\n' for name in ("fid", "vendi_score"))
+    wide.write_text("[paired]\npairs = 32\n" + reported + "".join(f'[paired.{name}]\nspreads = 9\nsource = "a test"\n' for name in names))
     result, report, verdicts = gate(candidates / "slightly", "demo", *QUICK, f"--diffusion-thresholds={wide}")
     assert result.ret == 0, report["reasons"]
-    assert verdicts["paired_fid"]["measurement"]["relation"] == "same"
-    assert verdicts["paired_fid"]["limits"]["origin"] == "file"
+    assert verdicts["paired_precision"]["measurement"]["relation"] == "same"
+    assert verdicts["paired_precision"]["limits"]["origin"] == "file"
     # The pairs of each worker of xdist are those of one store.
     result, report, verdicts = gate(
         candidates / "slightly", "demo", *QUICK, f"--diffusion-thresholds={wide}", "-n", "2", "--dist", "loadgroup"
     )
     assert result.ret == 0
-    assert verdicts["paired_fid"]["measurement"]["relation"] == "same"
+    assert verdicts["paired_precision"]["measurement"]["relation"] == "same"
 
 
 def test_an_adapter_on_the_baseline(gate, tmp_path, demo_pipeline):
@@ -233,7 +235,7 @@ def test_two_reports_without_a_model(gate, tmp_path, capsys):
         "demo", "", "--diffusion-num-samples=64", "--diffusion-steps=4", "-k", "fid or clip_score or vendi", lenses="metrics"
     )
     kept.write_text(json.dumps(report))
-    assert main(["compare", str(kept), str(kept)]) == 1  # two samples of 64 cannot tell
+    assert main(["compare", str(kept), str(kept), "--thresholds", "demo"]) == 1  # two samples of 64 cannot tell
     out = capsys.readouterr().out
     assert "cannot tell: change of " in out
     assert "Unpaired: the two runs drew their samples apart" in out
@@ -243,7 +245,7 @@ def test_two_reports_without_a_model(gate, tmp_path, capsys):
             one["measurement"]["value"] += 400
             one["measurement"]["interval"] = [end + 400 for end in one["measurement"]["interval"]]
     (tmp_path / "new.json").write_text(json.dumps(worse))
-    assert main(["compare", str(kept), str(tmp_path / "new.json"), "--markdown", str(tmp_path / "table.md")]) == 1
+    assert main(["compare", str(kept), str(tmp_path / "new.json"), "--thresholds", "demo", "--markdown", str(tmp_path / "table.md")]) == 1
     assert "worse: change of Fréchet distance is 400" in capsys.readouterr().out
     assert "| fid | 400" in (tmp_path / "table.md").read_text()
     wide = tmp_path / "wide.toml"
