@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_diffusion.config.options import OPTIONS, Option, split_lora
 from pytest_diffusion.config.sources import Kind, check_source, model_source, source_of
-from pytest_diffusion.config.thresholds import Thresholds, load_thresholds
+from pytest_diffusion.config.thresholds import Thresholds, lacks_family, load_thresholds
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 SOURCES_BY_SETTING: tuple[tuple[Kind, str], ...] = (
@@ -88,8 +88,8 @@ def resolve(
             break
     _name_both(values)
     names = values.get("thresholds", ())
-    if not names and (own := own_preset(values.get("model"))):
-        names = (own,)
+    if lacks_family(names) and (own := own_preset(values.get("model"))):
+        names = (own, *names)
     thresholds = load_thresholds(names)
     for name, (parsed, origin) in _file_settings(thresholds).items():
         if name not in values:

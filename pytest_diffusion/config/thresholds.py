@@ -17,6 +17,8 @@ from pytest_diffusion.verdicts.verdict import Limits
 
 _EXTRACTORS = ("inception", "pixels", "demo-judge", "clip:", "clip-score:", "dinov2:", "CLIP ")
 """How the names of extractors begin, as figures show them; those of a user's own have a colon."""
+COMPARISONS = ("finetune", "quantised")
+"""Presets of margins for a purpose, whatever the model."""
 _GATE = {"inconclusive": ("fail", "warn"), "skipped": ("ok", "fail")}
 _KEYS = {"at_least": float, "at_most": float, "min_samples": int, "min_reference": int, "extractor": str, "source": str}
 
@@ -40,6 +42,11 @@ class Thresholds:
     def for_check(self, check: str) -> Limits | None:
         """The limits of a check, or None where no file sets any."""
         return self.limits.get(check)
+
+
+def lacks_family(names: Sequence[str]) -> bool:
+    """Whether no file says what holds for the model itself: presets of a comparison lie on top of the model's own."""
+    return set(names) <= set(COMPARISONS)
 
 
 def preset_names() -> list[str]:

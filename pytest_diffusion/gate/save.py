@@ -14,7 +14,7 @@ import torch
 from pytest_diffusion.config.cache import cache_root
 from pytest_diffusion.config.margins import Margins
 from pytest_diffusion.config.settings import Settings, own_preset
-from pytest_diffusion.config.thresholds import load_thresholds
+from pytest_diffusion.config.thresholds import lacks_family, load_thresholds
 from pytest_diffusion.config.versions import versions_text
 from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.data.references import Reference, load_reference, num_reference_images, pair_prompts
@@ -40,8 +40,8 @@ Say = Callable[[str], object]
 def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     """Save the baseline of the model that the settings name. Raises what loading and drawing raises, before anything is written."""
     pipeline = load_pipeline(settings)
-    names = list(settings.thresholds) or [own_preset(settings.model) or family(pipeline)]
-    margins = load_thresholds(names).margins
+    own = [own_preset(settings.model) or family(pipeline)] if lacks_family(settings.thresholds) else []
+    margins = load_thresholds([*own, *settings.thresholds]).margins
     count = num_reference_images(settings.reference, settings.num_samples) if settings.reference is not None else 0
     reference = _reference(pipeline, settings, settings.reference, count)
     sets = {"denoising_loss": reference, "retention_loss": _reference(pipeline, settings, settings.retention, margins.references)}

@@ -115,3 +115,11 @@ def test_every_setting_has_an_option_and_help():
     names = {option.name for option in OPTIONS}
     assert names == set(Settings.__dataclass_fields__) - {"sources"}
     assert all(option.help for option in OPTIONS)
+
+
+def test_a_preset_of_a_comparison_lies_on_top_of_the_models_own():
+    settings, thresholds = resolve(options={"model": "demo", "thresholds": ["quantised"]}, ini={})
+    assert settings.thresholds == ("demo", "quantised")
+    assert settings.prompts == "demo"
+    assert thresholds.margins.by_figure["denoising_loss"].kind == "equivalence"
+    assert resolve(options={"model": "demo", "thresholds": ["sd15", "quantised"]}, ini={})[0].thresholds == ("sd15", "quantised")
