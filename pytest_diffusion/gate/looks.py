@@ -92,7 +92,7 @@ class Rules:
         # What was once shown to be within the margin stays so, unless it is shown to be worse.
         words = [self._word(name, look, margin) for look in looks]
         best: Word = next((word for word in reversed(words) if word != "cannot tell"), "cannot tell")
-        return _with(found, best, "" if best != "cannot tell" else "its interval reaches beyond the margin")
+        return _with(found, best, "" if best != "cannot tell" else _why_open(last))
 
     def _word(self, name: str, look: Look, margin: Margin) -> Word:
         """Better, same or cannot tell, at one look."""
@@ -141,6 +141,13 @@ def _score(distance: float, error: float, degrees: float) -> float:
     if error == 0:
         return math.copysign(math.inf, distance) if distance else 0.0
     return as_normal(distance / error, degrees)
+
+
+def _why_open(look: Look) -> str:
+    """Why a figure is not decided."""
+    if math.isfinite(look.difference.standard_error):
+        return "its interval reaches beyond the margin"
+    return "there are too few pairs to know its error; a figure of features needs two for each of them"
 
 
 def _with(found: Decided, word: Word, reason: str = "") -> Decided:
