@@ -15,10 +15,10 @@ def paired_mean(differences: ArrayLike, clusters: Sequence[Hashable] | None = No
     """Mean of differences (N,) with a standard error that counts pairs of one cluster (such as a prompt) together.
 
     `unseen` is the size of a difference that may be too rare to have been seen yet, in the units of the differences. The error is
-    that of the data with two more clusters, one of them so much better and one so much worse on each of its pairs: without it, a
+    that of the data with four more clusters, two of them so much better and two so much worse on each of their pairs: without it, a
     few hundred equal pairs would prove that no prompt is lost. Degrees of freedom: clusters less one.
     Raises ValueError for another shape, non-finite entries, and another number of clusters than pairs.
-    Source: Liang & Zeger 1986 for the clustered error, with the factor G/(G − 1); the two clusters follow the pseudo-observations
+    Source: Liang & Zeger 1986 for the clustered error, with the factor G/(G − 1); the four clusters follow the pseudo-observations
     of Agresti & Coull 1998.
     """
     values = _as_vector(differences)
@@ -28,7 +28,7 @@ def paired_mean(differences: ArrayLike, clusters: Sequence[Hashable] | None = No
     if number < 2:
         return Estimate(mean, math.inf, 0)
     residuals = totals - counts * mean
-    variance = number / (number - 1) * float(residuals.square().sum()) / len(values) ** 2 + 2 * (unseen / number) ** 2
+    variance = number / (number - 1) * float(residuals.square().sum()) / len(values) ** 2 + 4 * (unseen / number) ** 2
     return Estimate(mean, math.sqrt(variance), number - 1)
 
 

@@ -35,8 +35,8 @@ def test_a_repeated_pair_adds_no_information():
 def test_what_was_not_seen_yet_widens_the_error():
     equal = torch.zeros(100)
     assert paired_mean(equal).standard_error == 0
-    # Two more clusters of ±3: variance 2·(3/100)².
-    assert paired_mean(equal, unseen=3.0).standard_error == pytest.approx(math.sqrt(2) * 0.03)
+    # Four more clusters of ±3: variance 4·(3/100)².
+    assert paired_mean(equal, unseen=3.0).standard_error == pytest.approx(2 * 0.03)
 
 
 def test_a_single_cluster_says_nothing():
