@@ -202,10 +202,10 @@ def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
         one, two = one.detach().cpu(), two.detach().cpu()
         module = ".".join(key.split(".")[:2])
         norms[module] = norms.get(module, 0.0) + float(two.double().square().sum())
-        if one.dtype == two.dtype and torch.equal(one, two):
+        if one.dtype == two.dtype and torch.equal(_bits(one), _bits(two)):
             continue
         difference = float((one.double() - two.double()).square().sum())
-        changed += difference > 0
+        changed += difference != 0  # also where it is not a number
         squares[module] = squares.get(module, 0.0) + difference
     for key in sorted(key for key, tensor in whole_state_dict(ours).items() if key not in other and tensor.is_floating_point()):
         tensor = whole_state_dict(ours)[key]
@@ -227,6 +227,11 @@ def _module(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> Part:
         largest,
         sorted({module.partition(".")[0] for module in relative}),
     )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, (n,), uint8: unlike its numbers, they are equal to themselves where they are not a number."""
+    return tensor.contiguous().flatten().view(torch.uint8)
 
 
 def _without_adapter(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], int]:

@@ -94,6 +94,8 @@ class SavedBaseline:
                         "scores of two versions are not compared: save it again."
                     )
         features = self.tensors.get("features")
+        if extractor is not None and features is None:
+            raise SettingsError(f"{_FLAG}: {self.path} holds no features, and this run compares those of {extractor.name}; save it again.")
         if extractor is not None and features is not None and self.about["extractor"] != extractor.name:
             raise SettingsError(
                 f"{_FLAG}: {self.path} holds features of {self.about['extractor']}, this run has those of {extractor.name}; save it again."

@@ -49,10 +49,11 @@ def test_broken_tensors_are_faults(candidate, demo_pipeline, value, fault):
             candidate.vae.encoder.conv_in.weight.zero_()
         else:
             candidate.vae.encoder.conv_in.weight.flatten()[3] = value
-    faults = compare_parts(candidate, demo_pipeline).faults
-    assert faults == [f"vae: encoder.conv_in.weight {fault}"]
-    # What is broken in both is not the candidate's fault.
-    assert compare_parts(candidate, candidate).faults == []
+    parts = compare_parts(candidate, demo_pipeline)
+    assert parts.faults == [f"vae: encoder.conv_in.weight {fault}"]
+    assert parts.differing == ["vae"]
+    # What is broken in both is not the candidate's fault, and no difference.
+    assert compare_parts(candidate, candidate).faults == compare_parts(candidate, candidate).differing == []
 
 
 def test_other_configurations_vocabularies_and_dtypes_are_told(candidate, demo_pipeline):
