@@ -44,6 +44,8 @@ class Check:
     limits: Limits | None = None
     """Limits where no thresholds file has a table for it: for checks of other packages."""
     own_fixtures: Mapping[str, str] = field(default_factory=dict)
+    uses_reference: bool = False
+    """Whether it holds something against the reference, where its fixtures ask for that only when it is needed."""
 
     @property
     def fixtures(self) -> dict[str, str]:
@@ -67,6 +69,7 @@ def check(
     pictures: Pictures | None = None,
     limits: Limits | None = None,
     fixtures: Mapping[str, str] | None = None,
+    uses_reference: bool = False,
 ) -> Callable[[F], F]:
     """Decorator that registers a measuring function as a check of a lens.
 
@@ -82,7 +85,7 @@ def check(
         name = function.__name__
         CHECKS.add(
             name,
-            Check(name, lens, title, function, figure, sees, blind_to, plot, pictures, limits, dict(fixtures or {})),
+            Check(name, lens, title, function, figure, sees, blind_to, plot, pictures, limits, dict(fixtures or {}), uses_reference),
             declared=function,
         )
         return function

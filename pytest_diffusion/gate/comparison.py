@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pytest_diffusion.config.margins import Margins
 from pytest_diffusion.gate.figures import Figure, figure_named
@@ -27,12 +26,8 @@ class Comparison:
     lora: LoraChange | None = None
     family: int = 0
     """Figures that are judged."""
-    missing: dict[str, Exception] = field(default_factory=dict)
-    """Figures that cannot be measured, and why."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """Figures that are declared here and nowhere else."""
-    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """How each figure is measured, apart from the pairing."""
 
     @property
     def is_identical(self) -> bool:
@@ -42,10 +37,6 @@ class Comparison:
     def figure(self, name: str) -> Figure:
         """The declaration of a figure."""
         return self.figures.get(name) or figure_named(name)
-
-    def protocol_of(self, name: str) -> dict[str, Any]:
-        """How a figure is measured."""
-        return dict(self.protocols.get(name, {}))
 
     def rules(self, names: list[str], horizon: int) -> Rules:
         """How the differences of some figures are judged, with looks that are planned for `horizon` pairs or images."""

@@ -84,7 +84,9 @@ def _vendi(features: torch.Tensor, reference: torch.Tensor | FeatureStatistics) 
 
 
 SET_FIGURES.update(fid=_frechet, kid=_kernel, precision=_precision, coverage=_coverage, vendi_score=_vendi)
-OF_IMAGES = frozenset({"kid", "precision", "coverage"})
+OF_REFERENCE = frozenset({"fid", "kid", "precision", "coverage"})
+"""Figures of sets that compare with a reference."""
+OF_IMAGES = OF_REFERENCE - {"fid"}
 """Figures that need the reference's own features; statistics of it are not enough."""
 _OF_COVARIANCE = ("fid", "vendi_score")
 """Figures of the features' second moments: with fewer than two samples for each feature they say more about the number of samples."""

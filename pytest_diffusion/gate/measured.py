@@ -42,7 +42,6 @@ def measured(
             "paired": f"{look.candidate:.4g} against {look.baseline:.4g}, {comparison.name}",
             "clusters": look.clusters or look.pairs,
             "interval": f"{100 * (1 - 2 * comparison.margins.alpha):g} %, valid at every look",
-            **comparison.protocol_of(figure.name),
         },
         series={
             **series,

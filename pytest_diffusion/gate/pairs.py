@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -29,8 +29,8 @@ class PairedRun:
     seeds: list[int]
     planned: int
     """Pairs that the run might have drawn."""
-    clusters: int = 0
-    floors: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, Exception] = field(default_factory=dict)
+    """Figures that could not be measured, and why."""
 
     @property
     def pairs(self) -> int:
@@ -52,7 +52,7 @@ def run_pairs(
     seeds: list[int],
     clusters: Sequence[Hashable] | None,
     reference: Reference = None,
-    most: int | None = None,
+    most: int,
     floors: Callable[[int], Mapping[str, float]] | None = None,
     say: Callable[[str], object] = print,
 ) -> PairedRun:
@@ -60,9 +60,8 @@ def run_pairs(
 
     `floors` gives the noise floor of each figure, and is asked once, at the first look. Raises what drawing samples raises.
     """
-    plan = rules.plan
-    assert isinstance(plan, Plan)
-    looks = plan.looks(most or plan.horizon)
+    assert isinstance(rules.plan, Plan)
+    looks = rules.plan.looks(most)
     histories: dict[str, list[Look]] = {}
     for count in looks:
         ours, theirs = candidate.rows(count), baseline.rows(count)
@@ -72,15 +71,12 @@ def run_pairs(
         for name, look in looks_at(ours, theirs, own, reference).items():
             histories.setdefault(name, []).append(look)
         if floors is not None and not rules.floors:
-            rules = Rules(rules.margins, rules.directions, rules.plan, dict(floors(count)), rules.family)
+            rules = replace(rules, floors=floors(count))
         decided = rules.decide(histories)
         if rules.is_over(decided):
             break
         say(f"after {count} pairs: {_progress(decided)}")
-    shown = len(set(clusters[:count])) if clusters is not None else 0
-    return PairedRun(
-        decided, ours, theirs, prompts[:count] if prompts is not None else None, seeds[:count], looks[-1], shown, dict(rules.floors)
-    )
+    return PairedRun(decided, ours, theirs, prompts[:count] if prompts is not None else None, seeds[:count], looks[-1])
 
 
 def _require_sound(rows: Rows, name: str) -> None:

@@ -25,7 +25,7 @@ def loss_by_band(series: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def losses_by_image(series: dict[str, Any]) -> Figure | None:
+def change_by_look(series: dict[str, Any]) -> Figure | None:
     """A figure's difference at each look, with the margin."""
     looks = series.get("looks")
     if not looks or len(looks) < 2:

@@ -15,7 +15,7 @@ from pytest_diffusion.features.identity import Features
 from pytest_diffusion.features.image_scores import ImageScorer, clip_scorer, load_scorer, tone_scorer
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun, NoisedImages, reconstruction_losses, run_losses
-from pytest_diffusion.gate.figures import SET_FIGURES, clusters_of
+from pytest_diffusion.gate.figures import OF_REFERENCE, SET_FIGURES, clusters_of
 from pytest_diffusion.gate.floor import TWIN_PAIRS, Losses, floors_of_losses, sample_floors
 from pytest_diffusion.gate.pairs import PairedRun, run_pairs
 from pytest_diffusion.gate.saved import SavedBaseline
@@ -218,9 +218,10 @@ def draw_pairs(
     looks = Plan(comparison.margins.pairs).looks(most)
     if not looks:
         raise SettingsError(f"--diffusion-max-samples is {most}; the first look comes after {Plan().looks(1000)[0]} pairs.")
-    scorers = scorers_of(candidate, own, settings, material, comparison.missing)
+    missing = dict[str, Exception]()
+    scorers = scorers_of(candidate, own, settings, material, missing)
     extractor = material.extractor if isinstance(material.extractor, Extractor) else None
-    reference = _reference(material, comparison)
+    reference = _reference(material, missing)
     limited = replace(settings, num_samples=looks[-1])
     require_steps(candidate, limited)
     require_room(candidate, limited)
@@ -241,7 +242,7 @@ def draw_pairs(
 
         floors = measure
     say(f"comparing with {comparison.name}: at most {looks[-1]} pairs, a look after {', '.join(map(str, looks[:4]))}, ...")
-    return run_pairs(
+    run = run_pairs(
         ours,
         theirs,
         rules,
@@ -253,13 +254,14 @@ def draw_pairs(
         floors=floors,
         say=say,
     )
+    return replace(run, missing=missing)
 
 
-def _reference(material: Material, comparison: Comparison) -> torch.Tensor | FeatureStatistics | None:
-    """Features of the reference; where they cannot be had, the figures that need them are missing."""
+def _reference(material: Material, missing: dict[str, Exception]) -> torch.Tensor | FeatureStatistics | None:
+    """Features of the reference; where they cannot be had, the figures that need them are added to `missing`."""
     for thing in (material.extractor, material.reference):
         if isinstance(thing, Exception):
-            comparison.missing.update({name: thing for name in SET_FIGURES if name != "vendi_score"})
+            missing.update(dict.fromkeys(OF_REFERENCE, thing))
             return None
     found = material.reference
     if found is None or isinstance(found, FeatureStatistics):

@@ -13,13 +13,6 @@ import pytest
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.plugin.stash import FIGURES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings, is_given
 
-OF_REFERENCE = frozenset({"diffusion_reference", "diffusion_denoising", "diffusion_reconstruction"})
-"""Fixtures that hold something against the reference; the last two ask for it where the baseline differs."""
-
-
-CHECKS_OF_REFERENCE = frozenset({"paired_fid", "paired_kid", "paired_precision", "paired_coverage"})
-"""Checks of pairs whose figure needs the reference, which their fixture asks for where it is given."""
-
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the hooks that a conftest.py may implement."""
@@ -190,7 +183,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     # On the item, because JUnit reads the properties of the last report.
     item.user_properties += properties(verdicts)
     facts = item.config.stash[RUN] if RUN in item.config.stash else {}
-    uses_reference = not OF_REFERENCE.isdisjoint(getattr(item, "fixturenames", ())) or item.name in CHECKS_OF_REFERENCE
+    declared = getattr(getattr(item, "check", None), "uses_reference", False)
+    uses_reference = declared or "diffusion_reference" in getattr(item, "fixturenames", ())
     report.diffusion = Carried(list(verdicts), numbers, figures, dict(facts), uses_reference)  # type: ignore[attr-defined]
     item.stash[VERDICTS].clear()
     item.stash[NUMBERS], item.stash[FIGURES] = [], []

@@ -107,9 +107,9 @@ def test_drift_is_reported():
 
 
 def test_a_figure_that_could_not_be_measured_raises_its_reason():
-    frame = replace(COMPARISON, missing={"clip_score": SetupError("no CLIP")})
+    lacking = replace(pairs(), missing={"clip_score": SetupError("no CLIP")})
     with pytest.raises(SetupError, match="no CLIP"):
-        run_check(CHECKS["paired_clip_score"], {"pairs": pairs(), "comparison": frame}, Thresholds())
+        run_check(CHECKS["paired_clip_score"], {"pairs": lacking, "comparison": COMPARISON}, Thresholds())
     assert run_check(CHECKS["paired_fid"], {"pairs": pairs(), "comparison": COMPARISON}, Thresholds()).outcome == "skipped"
 
 

@@ -81,7 +81,7 @@ def test_floors_are_asked_once_and_hold():
     assert asked == [16]
     assert found.decided["good"].word == "cannot tell"
     assert "differ by 0.5 on this machine" in found.decided["good"].reason
-    assert found.floors == {"good": 0.5}
+    assert found.decided["good"].floor == 0.5
 
 
 def test_a_score_that_one_side_lacks_is_not_compared():

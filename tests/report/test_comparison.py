@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_diffusion.gate.plots import loss_by_band, losses_by_image
+from pytest_diffusion.gate.plots import change_by_look, loss_by_band
 from pytest_diffusion.report.compared import comparison_table, comparison_text, worst_changes_first
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.verdicts.limits import Limits
@@ -72,7 +72,7 @@ def test_parts_come_from_their_check():
     ("plot", "series"),
     [
         (loss_by_band, {"bands": [[6.0, 1.0, 0.1], [0.0, 2.0, 0.2]]}),
-        (losses_by_image, {"looks": [[16, 0.1, 0.2], [32, 0.1, 0.1]], "margin": 0.5}),
+        (change_by_look, {"looks": [[16, 0.1, 0.2], [32, 0.1, 0.1]], "margin": 0.5}),
     ],
 )
 def test_plots_draw_their_series_or_nothing(plot, series):
