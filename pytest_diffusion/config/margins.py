@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pytest_diffusion.config.tables import read_table
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 from pytest_diffusion.verdicts.verdict import Origin
 
@@ -48,6 +49,10 @@ class Margin:
                 raise ValueError(f"{name} is {value}; expected a finite number of at least 0.")
         if self.kind == "equivalence" and not any(given.values()):
             raise ValueError("a margin of 0 leaves no room under equivalence: no two models could be told to be the same.")
+
+    def is_two_sided(self, direction: int) -> bool:
+        """Whether a change in either direction counts, for a figure of which more is better (1), less is (-1), or neither (0)."""
+        return self.kind == "equivalence" or direction == 0
 
     def in_units(self, baseline: float, spread: float) -> float:
         """The margin in the figure's units, for a baseline's figure and the standard deviation of its values."""
@@ -93,27 +98,17 @@ def overlay(below: Margins, shown: str, table: Any, *, is_own: bool) -> Margins:
         if isinstance(value, dict):
             found[name] = _margin(f"{shown} [paired.{name}]", value, is_own=is_own)
             continue
-        if name not in _RULES:
-            raise SettingsError(f"{shown} [paired]: " + unknown_name("key", name, _RULES))
-        if isinstance(value, bool) or not isinstance(value, int | float) or (_RULES[name] is int and not isinstance(value, int)):
-            raise SettingsError(f"{shown} [paired]: {name} is {value!r}; expected {_RULES[name].__name__}.")
+        value = read_table(f"{shown} [paired]", {name: value}, _RULES)[name]
         if not (0 < value < 0.5 if name == "alpha" else value >= 16):
             raise SettingsError(
                 f"{shown} [paired]: {name} is {value!r}; expected {'0 < alpha < 0.5' if name == 'alpha' else 'at least 16'}."
             )
-        rules[name] = _RULES[name](value)
+        rules[name] = value
     return replace(below, by_figure=found, **rules)
 
 
 def _margin(where: str, table: Mapping[str, Any], *, is_own: bool) -> Margin:
-    known = {**dict.fromkeys(_SIZES, float), "kind": str, "source": str}
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            raise SettingsError(f"{where}: " + unknown_name("key", key, known))
-        if isinstance(value, bool) or not isinstance(value, (int, float) if known[key] is float else str):
-            raise SettingsError(f"{where}: {key} is {value!r}; expected {known[key].__name__}.")
-        values[key] = known[key](value)
+    values = read_table(where, table, {**dict.fromkeys(_SIZES, float), "kind": str, "source": str})
     if values.get("kind", "not_worse") not in KINDS:
         raise SettingsError(f"{where}: " + unknown_name("kind", values["kind"], KINDS))
     if not values.get("source"):

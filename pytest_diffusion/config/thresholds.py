@@ -12,6 +12,7 @@ from pytest_diffusion.config.extensions import CHECKS, extensions
 from pytest_diffusion.config.margins import Margins, overlay
 from pytest_diffusion.config.options import LENSES
 from pytest_diffusion.config.resources import data_folder
+from pytest_diffusion.config.tables import read_table
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 from pytest_diffusion.verdicts.verdict import Limits
 
@@ -140,15 +141,7 @@ def _is_added(shown: str, check: str) -> bool:
 
 def _limits(shown: str, check: str, table: Any, below: Limits | None, *, is_own: bool) -> Limits:
     where = f"{shown} [{check}]"
-    if not isinstance(table, dict):
-        raise SettingsError(f"{where} is {table!r}; expected a table with {', '.join(_KEYS)}.")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in _KEYS:
-            raise SettingsError(f"{where}: " + unknown_name("key", key, _KEYS))
-        if isinstance(value, bool) or not isinstance(value, (int, float) if _KEYS[key] is float else _KEYS[key]):
-            raise SettingsError(f"{where}: {key} is {value!r}; expected {_KEYS[key].__name__}.")
-        values[key] = _KEYS[key](value)
+    values = read_table(where, table, _KEYS)
     _check_extractor(where, values.get("extractor", ""))
     if below is not None and not {"at_least", "at_most"} & set(values):
         # A table that only changes sample counts keeps the limit, and the limit keeps its source.

@@ -57,6 +57,15 @@ def load_prompts(name: str | None) -> list[str]:
     return list(load_source("prompts", name))
 
 
+def prompts_of(name: str | None, reference: str | None) -> list[str]:
+    """The prompts of a run: those that are named, else those of a reference of pairs, else the built-in list."""
+    if name is None and (reference or "").endswith((".jsonl", ".csv")):
+        from pytest_diffusion.data.references import pair_prompts
+
+        return pair_prompts(reference) or load_prompts(None)
+    return load_prompts(name)
+
+
 def demo_prompts(name: str) -> list[str]:
     """Captions of the demo's scenes."""
     from pytest_diffusion.demo import prompts

@@ -101,7 +101,7 @@ class Rules:
         low, high = self._interval(look)
         size = margin.in_units(look.baseline, look.spread)
         direction = self.directions.get(name, 0)
-        if margin.kind == "equivalence" or direction == 0:
+        if margin.is_two_sided(direction):
             return "same" if low > -size and high < size else "cannot tell"
         worst = low if direction > 0 else -high
         if worst > size:
@@ -119,7 +119,7 @@ class Rules:
             up[look.pairs] = _score(value - size, error, degrees)
             down[look.pairs] = _score(-value - size, error, degrees)
         direction = self.directions.get(name, 0)
-        if margin.kind == "equivalence" or direction == 0:
+        if margin.is_two_sided(direction):
             return min(1.0, 2 * min(self.plan.p_value(up), self.plan.p_value(down)))
         return self.plan.p_value(down if direction > 0 else up)
 

@@ -55,13 +55,15 @@ def measured(
         hint=hint,
         unjudged=unjudged,
         relation="" if unjudged else decided.word,
-        own_limits=_limits(margin, decided.margin, figure) if margin is not None else None,
+        own_limits=limits_of(decided, margin, figure) if margin is not None else None,
     )
 
 
-def _limits(margin: Margin, size: float | None, figure: Figure) -> Limits:
+def limits_of(decided: Decided, margin: Margin, figure: Figure) -> Limits:
+    """The margin as limits of the change."""
+    size = decided.margin
     assert size is not None
-    two_sided = margin.kind == "equivalence" or figure.direction == 0
+    two_sided = margin.is_two_sided(figure.direction)
     low = -size if two_sided or figure.direction > 0 else None
     high = size if two_sided or figure.direction < 0 else None
     return Limits(low, high, source=f"{margin.source}; margin {margin.text}", where=margin.where, origin=margin.origin)

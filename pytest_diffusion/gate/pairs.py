@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pytest_diffusion.gate.figures import OF_IMAGES, SET_FIGURES, score_look, set_look
+from pytest_diffusion.gate.figures import OF_IMAGES, OF_REFERENCE, SET_FIGURES, score_look, set_look
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
@@ -102,7 +102,7 @@ def looks_at(
     if candidate.features is None or baseline.features is None:
         return found
     for name in SET_FIGURES:
-        if name != "vendi_score" and (reference is None or (name in OF_IMAGES and not isinstance(reference, torch.Tensor))):
+        if (name in OF_REFERENCE and reference is None) or (name in OF_IMAGES and not isinstance(reference, torch.Tensor)):
             continue
         against = reference if reference is not None else baseline.features
         found[name] = set_look(name, candidate.features, baseline.features, against, clusters, rare=rare)

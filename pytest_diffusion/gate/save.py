@@ -16,8 +16,8 @@ from pytest_diffusion.config.margins import Margins
 from pytest_diffusion.config.settings import Settings, own_preset
 from pytest_diffusion.config.thresholds import lacks_family, load_thresholds
 from pytest_diffusion.config.versions import versions_text
-from pytest_diffusion.data.prompts import load_prompts
-from pytest_diffusion.data.references import Reference, load_reference, num_reference_images, pair_prompts
+from pytest_diffusion.data.prompts import prompts_of
+from pytest_diffusion.data.references import Reference, load_reference, num_reference_images
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
@@ -25,7 +25,7 @@ from pytest_diffusion.gate.floor import TWIN_PAIRS, floors_of_losses, sample_flo
 from pytest_diffusion.gate.parts import part_hashes
 from pytest_diffusion.gate.saved import SavedBaseline, checksums_of, image_checksums, load_baseline, save_baseline
 from pytest_diffusion.gate.side import LiveSide
-from pytest_diffusion.gate.stages import Material, losses_on, scorers_of
+from pytest_diffusion.gate.stages import Material, losses_on, scorers_of, wants_features
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.capabilities import device_of, family, has_vae, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import fingerprint
@@ -48,8 +48,8 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     if has_vae(pipeline):
         sets["reconstruction_loss"] = reference
     losses, kept, floors = _losses(pipeline, settings, margins, sets, say)
-    prompts = _prompts(settings) if is_text_conditioned(pipeline) else None
-    side = _side(pipeline, prompts, settings, reference, say)
+    prompts = prompts_of(settings.prompts, settings.reference) if is_text_conditioned(pipeline) else None
+    side = _side(pipeline, prompts, settings, say)
     looks = Plan(margins.pairs).looks(settings.max_samples or margins.pairs)
     if not looks:
         raise SettingsError(f"--diffusion-max-samples is {settings.max_samples}; the first look comes after {Plan().looks(1000)[0]} pairs.")
@@ -100,12 +100,6 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     return load_baseline(str(path))
 
 
-def _prompts(settings: Settings) -> list[str]:
-    if settings.prompts is None and (settings.reference or "").endswith((".jsonl", ".csv")):
-        return pair_prompts(str(settings.reference)) or load_prompts(None)
-    return load_prompts(settings.prompts)
-
-
 def _reference(pipeline: Any, settings: Settings, name: str | None, limit: int) -> Reference | None:
     if name is None:
         return None
@@ -138,10 +132,9 @@ def _losses(
     return tensors, kept, floors
 
 
-def _side(pipeline: Any, prompts: list[str] | None, settings: Settings, reference: Reference | None, say: Say) -> LiveSide:
+def _side(pipeline: Any, prompts: list[str] | None, settings: Settings, say: Say) -> LiveSide:
     device = str(device_of(pipeline))
     clip = load_clip(settings.clip_model, device=device) if prompts is not None else None
-    wants_features = settings.reference is not None or "features" in settings.sources
-    extractor = load_extractor(settings.features, device=device) if wants_features else None
-    scorers = scorers_of(pipeline, prompts, settings, Material(clip=clip, extractor=extractor, reference=reference), {})
+    extractor = load_extractor(settings.features, device=device) if wants_features(settings) else None
+    scorers = scorers_of(pipeline, prompts, settings, Material(clip=clip, extractor=extractor), {})
     return LiveSide(str(settings.model), pipeline, prompts, settings, fingerprint(pipeline), scorers, extractor, say)

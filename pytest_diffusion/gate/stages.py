@@ -44,6 +44,11 @@ class Material:
     reference: Any = None
 
 
+def wants_features(settings: Settings) -> bool:
+    """Whether features were asked for, by name or by a reference to compare with."""
+    return settings.reference is not None or "features" in settings.sources
+
+
 def is_same_for(figure: str, comparison: Comparison) -> bool:
     """Whether nothing differs that a loss depends on."""
     if comparison.parts is None or comparison.is_own_code:
