@@ -15,6 +15,7 @@ from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun, run_losses
 from pytest_diffusion.gate.figures import FIGURES, figure_named
 from pytest_diffusion.gate.looks import Decided, Look, Rules
+from pytest_diffusion.gate.measured import limits_of
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.parts import Part, Parts
 from pytest_diffusion.gate.side import Rows
@@ -140,3 +141,21 @@ def test_predictions_that_are_not_finite_are_worse_and_a_baseline_of_them_is_bro
     assert "Predictions of the candidate for 16 of 16 images are not finite" in found.message
     with pytest.raises(SetupError, match="the baseline's own denoising_loss is not finite"):
         run_losses("denoising_loss", lambda count: good[:count], lambda count: bad[:count], rule, count=COUNT)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "limits"),
+    [
+        ("clip_score", "not_worse", (-0.5, None)),
+        ("kid", "not_worse", (None, 0.5)),
+        ("clip_score", "equivalence", (-0.5, 0.5)),
+    ],
+)
+def test_the_margin_is_shown_as_limits_of_the_change(name, kind, limits):
+    margin = Margin(margin=0.5, kind=kind, source="a test")
+    look = Look(COUNT, Estimate(0.0, 0.05, COUNT - 1), 10.0, 10.0, 1.0)
+    figure = figure_named(name)
+    decided = Rules(Margins({name: margin}), {name: figure.direction}, Plan(COUNT)).decide({name: [look]})[name]
+    found = limits_of(decided, margin, figure)
+    assert (found.at_least, found.at_most) == limits
+    assert found.source == "a test; margin 0.5"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from pytest_diffusion.config.margins import Margin, Margins
 from pytest_diffusion.gate.figures import score_look
@@ -45,6 +46,8 @@ def decided(rule, *looks):
         (0, "not_worse", 0.5, "worse"),
         (0, "not_worse", -0.5, "worse"),
         (0, "not_worse", 0.05, "same"),
+        (1, "equivalence", 0.1, "cannot tell"),
+        (1, "equivalence", -0.1, "cannot tell"),
     ],
 )
 def test_the_word_follows_direction_and_kind(direction, kind, value, word):
@@ -110,6 +113,13 @@ def test_a_run_is_over_when_one_is_worse_or_all_are_decided():
     assert rule.is_over({"one": replace(same, word="", margin=None)})
 
 
+@pytest.mark.parametrize("kind", ["not_worse", "equivalence"])
+def test_a_figure_that_is_equal_in_every_pair_is_the_same_whatever_its_margin(kind):
+    """The saturation of a model of grey images: all values are 0, and so is a margin in standard deviations of them."""
+    assert decided(rules(0, kind, spreads=0.25), look(0.0, 0.0, spread=0.0)).word == "same"
+    assert decided(rules(0, kind, spreads=0.25), look(0.001, 0.0, spread=0.0)).word == "worse"
+
+
 def test_one_pair_alone_decides_nothing():
     alone = Look(16, Estimate(-5.0, math.inf, 0), 5.0, 10.0, 0.0)
     found = decided(rules(), alone)
@@ -144,5 +154,5 @@ def test_a_family_at_its_margins_is_seldom_called_worse(tails):
                 wrong += 1
                 break
         wrong_same += found["one"].word in ("same", "better")
-    assert wrong <= 0.05 * runs + 3 * math.sqrt(0.05 * 0.95 * runs) * 0.5
+    assert wrong <= binom.ppf(0.95, runs, 0.05)
     assert wrong_same == 0

@@ -15,7 +15,7 @@ from pytest_diffusion.maths.frechet import frechet_distance
 from pytest_diffusion.maths.kernel import kernel_distance
 from pytest_diffusion.maths.manifold import density_coverage, precision_recall
 from pytest_diffusion.maths.sequential import Plan
-from pytest_diffusion.verdicts.errors import SettingsError
+from pytest_diffusion.verdicts.errors import SettingsError, SetupError
 
 COUNT = 256
 MARGINS = Margins({"good": Margin(margin=0.2, source="test"), "cost": Margin(margin=0.2, source="test")})
@@ -154,3 +154,22 @@ def test_prompts_are_clusters_where_there_are_enough():
     assert clusters_of(many) == many
     assert clusters_of(["one", "two"] * 40) is None
     assert clusters_of(None) is None
+
+
+@pytest.mark.parametrize(("count", "is_known"), [(15, False), (16, True)])
+def test_second_moments_need_two_samples_for_each_feature(count, is_known):
+    features = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    for name in ("fid", "vendi_score"):
+        look = set_look(name, 1.1 * features, features, features.flip(0), None)
+        assert (look.difference.standard_error < float("inf")) == is_known
+    assert set_look("precision", 1.1 * features, features, features.flip(0), None).difference.standard_error < float("inf")
+
+
+@pytest.mark.parametrize(("broken", "is_refused"), [(8, False), (9, True)])
+def test_a_baseline_of_which_more_than_half_is_broken_is_refused(broken, is_refused):
+    baseline = replace(rows(), constant=torch.arange(COUNT) < broken)
+    if not is_refused:
+        assert run(rows(), baseline)[0].decided["good"].word == "same"
+        return
+    with pytest.raises(SetupError, match="baseline is broken itself: 9 of its first 16 samples have one colour; nothing was compared"):
+        run(rows(), baseline)

@@ -86,3 +86,13 @@ def test_what_cannot_be_paired_is_refused(demo_pipeline):
     with pytest.raises(SettingsError, match="the candidate draws images of 64x64, the baseline of 32x32; name one size for both"):
         require_comparable(build("sd15"), demo_pipeline, Settings())
     require_comparable(build("sd15"), demo_pipeline, Settings(height=64, width=64))
+
+
+def test_special_tokens_and_switches_of_the_pipeline_count():
+    """SDXL's two tokenizers differ by the padding token alone, and a switch decides what an empty negative prompt means."""
+    parent, other = build("sdxl"), build("sdxl")
+    assert compare_parts(other, parent).differing == []
+    other.tokenizer_2.pad_token = parent.tokenizer.pad_token
+    other.register_to_config(force_zeros_for_empty_prompt=not parent.config.force_zeros_for_empty_prompt)
+    assert set(compare_parts(other, parent).differing) == {"tokenizer_2", "pipeline"}
+    assert set(compare_hashes(other, part_hashes(parent)).differing) == {"tokenizer_2", "pipeline"}

@@ -239,3 +239,26 @@ def test_shuffled_prompts_show_in_the_loss(demo_pipeline, reference, settings):
     wrong = copy.deepcopy(demo_pipeline)
     prompts_shuffled(wrong, 0)
     assert losses("denoising_loss", wrong, demo_pipeline, reference, settings).decided.word == "worse"
+
+
+def test_two_scorers_of_one_name_are_refused(demo_pipeline, settings, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def brightness(images, prompts):\n    return images.float().mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="more than one scorer gives the score 'brightness'; rename one of them"):
+        pairs(demo_pipeline, demo_pipeline, replace(settings, scorer=("mine:brightness",)))
+
+
+def test_a_saved_baseline_serves_fewer_pairs_and_refuses_more(kept):
+    saved = load_baseline(str(kept))
+    prompts = load_prompts("demo")
+    assert len(saved.rows_for([], None, prompts[:8], list(range(8))).digests) == 16
+    with pytest.raises(SettingsError, match="holds no features, and this run compares those of"):
+        replace(saved, tensors={name: value for name, value in saved.tensors.items() if name != "features"}).rows_for(
+            [], load_extractor("demo"), prompts[:8], list(range(8))
+        )
+
+
+def test_captions_are_needed_to_ask_a_text_encoder(demo_pipeline, reference, settings):
+    silent = replace(reference, prompts=None)
+    with pytest.raises(NotApplicable, match="no captions, so no text encoder would be asked"):
+        losses("text_encoder_loss", damaged(demo_pipeline, "text_encoder", 0.6), demo_pipeline, silent, settings)

@@ -10,7 +10,7 @@ import torch
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.demo import reference_captions, reference_images
 from pytest_diffusion.models.capabilities import denoiser
-from pytest_diffusion.models.denoising import BANDS, band_timesteps, denoising_losses
+from pytest_diffusion.models.denoising import BANDS, band_timesteps, denoising_losses, timesteps_at
 from pytest_diffusion.models.levels import PREDICTION_TYPES, NoiseLevel, as_prediction, clean_of, level_of_timestep
 from pytest_diffusion.verdicts.errors import NotApplicable
 from tests.families.models import FAMILIES, build
@@ -137,3 +137,20 @@ def test_schedulers_without_training_timesteps_are_left_aside():
 
     with pytest.raises(NotApplicable, match="conditions its model on its sigmas"):
         band_timesteps(diffusers.EDMEulerScheduler())
+
+
+def test_another_model_is_noised_to_the_same_levels():
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    timesteps = band_timesteps(scheduler)
+    levels = [
+        2 * math.log(float(level.alpha / level.sigma)) for level in (level_of_timestep(scheduler, timestep) for timestep in timesteps)
+    ]
+    assert timesteps_at(scheduler, levels) == timesteps
+    other = diffusers.DDIMScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
+    found = [level_of_timestep(other, timestep) for timestep in timesteps_at(other, levels)]
+    assert [2 * math.log(float(level.alpha / level.sigma)) for level in found] == pytest.approx(levels, abs=0.05)
+    assert timesteps_at(other, levels) != timesteps
+    with pytest.raises(NotApplicable, match=r"no training timestep with a log-SNR of -7\.90: the two models have other noise schedules"):
+        timesteps_at(scheduler, [-7.9])

@@ -114,3 +114,23 @@ def test_a_path_may_have_a_colon():
     assert split_lora("a/b.safetensors") == ("a/b.safetensors", 1.0)
     assert split_lora("a/b:0.7") == ("a/b", 0.7)
     assert split_lora("C:/models/x") == ("C:/models/x", 1.0)
+
+
+def test_an_adapter_that_fits_only_in_part_is_refused(tmp_path, adapters):
+    state = load_file(adapters / "diffusers" / "pytorch_lora_weights.safetensors")
+    moved = {key.replace("mid_block.attentions.0", "mid_block.attentions.7"): value for key, value in state.items()}
+    assert set(moved) != set(state)
+    save_file(moved, tmp_path / "part.safetensors")
+    with pytest.raises(ModelError, match=r"--diffusion-lora: .*part.safetensors"):
+        adapted(tmp_path / "part.safetensors")
+
+
+def test_the_scale_that_a_training_script_keeps_in_the_metadata_is_honoured(tmp_path):
+    pipeline = trained_unet()
+    state = peft.utils.get_peft_model_state_dict(pipeline.unet, adapter_name="mine")
+    changes = []
+    for alpha in (RANK, 1):
+        config = {**pipeline.unet.peft_config["mine"].to_dict(), "lora_alpha": alpha}
+        type(pipeline).save_lora_weights(tmp_path / str(alpha), unet_lora_layers=state, unet_lora_adapter_metadata=config)
+        changes.append(adapted(tmp_path / str(alpha)).lora_change.relative)
+    assert changes[1] == pytest.approx(changes[0] / RANK, rel=1e-5)
