@@ -1,4 +1,4 @@
-"""Checkpoints with the original keys of Stable Diffusion, made from pipelines of diffusers: the inverse of its own conversion."""
+"""Checkpoints with the original keys of Stable Diffusion and Flux, made from pipelines of diffusers: the inverse of its own conversion."""
 
 from __future__ import annotations
 
@@ -109,6 +109,62 @@ def open_clip_keys(text_encoder):
                 found[f"{block}.{original}.{end}"] = state[f"{head}.{ours}.{end}"]
             found[f"{block}.attn.in_proj_{end}"] = torch.cat([state[f"{head}.self_attn.{part}_proj.{end}"] for part in "qkv"])
     return found
+
+
+_FLUX = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "proj_out": "final_layer.linear",
+}
+_FLUX_DOUBLE = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+_FLUX_NORMS = {
+    "norm_q": "img_attn.norm.query_norm",
+    "norm_k": "img_attn.norm.key_norm",
+    "norm_added_q": "txt_attn.norm.query_norm",
+    "norm_added_k": "txt_attn.norm.key_norm",
+}
+
+
+def flux_keys(transformer):
+    """The tensors of a Flux transformer by their original keys."""
+    state = transformer.state_dict()
+    ends = ("weight", "bias")
+    found = {f"{original}.{end}": state[f"{ours}.{end}"] for ours, original in _FLUX.items() for end in ends if f"{ours}.{end}" in state}
+    for end in ends:  # diffusers has scale before shift
+        found[f"final_layer.adaLN_modulation.1.{end}"] = torch.cat(state[f"norm_out.linear.{end}"].chunk(2)[::-1])
+    for block in range(transformer.config.num_layers):
+        ours, original = f"transformer_blocks.{block}", f"double_blocks.{block}"
+        for end in ends:
+            found |= {f"{original}.{theirs}.{end}": state[f"{ours}.{name}.{end}"] for name, theirs in _FLUX_DOUBLE.items()}
+            found[f"{original}.img_attn.qkv.{end}"] = torch.cat([state[f"{ours}.attn.to_{part}.{end}"] for part in "qkv"])
+            found[f"{original}.txt_attn.qkv.{end}"] = torch.cat([state[f"{ours}.attn.add_{part}_proj.{end}"] for part in "qkv"])
+        found |= {f"{original}.{theirs}.scale": state[f"{ours}.attn.{name}.weight"] for name, theirs in _FLUX_NORMS.items()}
+    for block in range(transformer.config.num_single_layers):
+        ours, original = f"single_transformer_blocks.{block}", f"single_blocks.{block}"
+        for end in ends:
+            found[f"{original}.modulation.lin.{end}"] = state[f"{ours}.norm.linear.{end}"]
+            found[f"{original}.linear1.{end}"] = torch.cat(
+                [state[f"{ours}.{part}.{end}"] for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+            )
+            found[f"{original}.linear2.{end}"] = state[f"{ours}.proj_out.{end}"]
+        for name, theirs in (("norm_q", "query_norm"), ("norm_k", "key_norm")):
+            found[f"{original}.norm.{theirs}.scale"] = state[f"{ours}.attn.{name}.weight"]
+    return {key: tensor.detach().clone().contiguous() for key, tensor in found.items()}
 
 
 def _with_prefix(key):

@@ -1,5 +1,8 @@
 """Checkpoint files with the original keys: the same weights as the pipeline that they were made from, with and without all parts."""
 
+import copy
+import types
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +13,7 @@ from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.models.single_file import load_single_file
 from pytest_diffusion.verdicts.errors import ModelError
 from tests.families.models import build
-from tests.models.original_keys import checkpoint
+from tests.models.original_keys import checkpoint, flux_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -25,8 +28,6 @@ def parent(request, tmp_path_factory):
 
 def changed(parent):
     """A fine-tune: another UNet, and the parent's other parts."""
-    import copy
-
     pipeline = copy.deepcopy(parent)
     with torch.no_grad():
         for weight in pipeline.unet.parameters():
@@ -74,6 +75,29 @@ def test_a_file_that_lacks_tensors_is_refused(parent, tmp_path):
     save_file(state, tmp_path / "cut.safetensors")
     with pytest.raises(ModelError, match=r"--diffusion-model: .*cut\.safetensors"):
         load(tmp_path / "cut.safetensors", baseline=str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_flux_file_has_the_transformer_and_the_rest_is_the_baselines(tmp_path, monkeypatch, prefix):
+    """As the released files are. diffusers splits the rows of the single blocks at the width of the released model, 3,072."""
+    from diffusers.loaders import single_file_model, single_file_utils
+
+    build("flux").save_pretrained(tmp_path / "parent")
+    pipeline = load(tmp_path / "parent")
+    tuned = copy.deepcopy(pipeline)
+    with torch.no_grad():
+        for weight in tuned.transformer.parameters():
+            weight *= 1.01
+    save_file({prefix + key: tensor for key, tensor in flux_keys(tuned.transformer).items()}, tmp_path / "tuned.safetensors")
+    released, width = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers, pipeline.transformer.inner_dim
+    constants = tuple(width if value == 3072 else value for value in released.__code__.co_consts)
+    assert width in constants
+    narrow = types.FunctionType(released.__code__.replace(co_consts=constants), released.__globals__)
+    monkeypatch.setitem(single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"], "checkpoint_mapping_fn", narrow)
+    found = load(tmp_path / "tuned.safetensors", baseline=str(tmp_path / "parent"))
+    parts = compare_parts(found, tuned)
+    assert [part.name for part in parts.parts if part.changed or part.faults] == [], parts.text
+    assert compare_parts(found, pipeline).differing == ["transformer"]
 
 
 @pytest.mark.parametrize(
