@@ -2,7 +2,11 @@
 
 import copy
 import json
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +100,27 @@ def test_few_pairs_cannot_tell_and_the_gate_is_closed(gate, candidates):
     # All pairs' scores are in the report.
     series = verdicts["paired_clip_score"]["measurement"]["series"]
     assert len(series["candidate"]) == len(series["baseline"]) == 32
+
+
+def written(cache):
+    """Finished shards of a cache, with the time at which each was written."""
+    return {path: path.stat().st_mtime_ns for path in cache.glob("samples/*/shards/*.json")}
+
+
+def test_a_killed_comparison_goes_on_and_finds_the_same(gate, candidates, pytester):
+    options = (f"--diffusion-model={candidates / 'slightly'}", "--diffusion-baseline=demo", "--diffusion-lenses=paired", *QUICK)
+    own = ("--diffusion-thresholds=demo", f"--diffusion-cache-dir={pytester.path / 'own'}")
+    with subprocess.Popen([sys.executable, "-m", "pytest", *options, *own], cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
+        while not written(pytester.path / "own") and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    kept = written(pytester.path / "own")
+    _, _, verdicts = gate(candidates / "slightly", "demo", *QUICK, *own)
+    assert written(pytester.path / "own").items() > kept.items()  # what is finished is not made again
+    _, _, undisturbed = gate(candidates / "slightly", "demo", *QUICK)
+    scores = [found["paired_clip_score"]["measurement"]["series"] for found in (verdicts, undisturbed)]
+    assert scores[0] == scores[1]
 
 
 def test_margins_of_the_users_own_open_the_gate(gate, candidates, tmp_path):
