@@ -74,7 +74,16 @@ from .checks.pictures import Picture
 from .checks.registry import Check, check
 from .config.sources import ModelSource, ReferenceSource, Source
 from .config.thresholds import Thresholds, load_thresholds
-from .conformance import check_scheduler, parametrize_with_scheduler_checks, scheduler_checks
+from .conformance import (
+    Adapter,
+    ADMDiffusion,
+    KDiffusionSampler,
+    NumpyScheduler,
+    check_equivalence,
+    check_scheduler,
+    parametrize_with_scheduler_checks,
+    scheduler_checks,
+)
 from .features.image_scores import ImageScorer
 from .gate.assertions import assert_denoising_not_worse, assert_equivalent, assert_not_worse
 from .maths.diversity import vendi_score
@@ -93,6 +102,8 @@ from .verdicts.verdict import Limits, Measurement, Verdict, judge
 
 __version__: str
 __all__ = [
+    "ADMDiffusion",
+    "Adapter",
     "AnalyticModel",
     "Check",
     "ConformanceFailure",
@@ -102,6 +113,7 @@ __all__ = [
     "FeatureStatistics",
     "ImageScorer",
     "InconclusiveFailure",
+    "KDiffusionSampler",
     "Limits",
     "ManifoldScores",
     "Measurement",
@@ -109,6 +121,7 @@ __all__ = [
     "ModelError",
     "ModelSource",
     "NotApplicable",
+    "NumpyScheduler",
     "Picture",
     "PrecisionRecall",
     "ProtocolMismatchError",
@@ -189,6 +202,7 @@ __all__ = [
     "assert_value_range",
     "assert_vendi_score_above",
     "check",
+    "check_equivalence",
     "check_scheduler",
     "clip_score",
     "clip_scores",

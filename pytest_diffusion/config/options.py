@@ -11,6 +11,7 @@ from pytest_diffusion.verdicts.errors import unknown_name
 
 LENSES = ("metrics", "schedule", "attention", "latent", "paired")
 PROFILES = ("standard", "thorough")
+KINDS = ("vp", "sigma", "edm", "flow")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -135,6 +136,12 @@ def _profile(text: str) -> str:
     return text
 
 
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        raise ValueError(unknown_name("the kind", text, KINDS))
+    return text
+
+
 def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise ValueError(unknown_name("the dtype", text, DTYPES))
@@ -229,6 +236,11 @@ OPTIONS = (
     ),
     Option("scheduler_config", _entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True),
     Option("scheduler_profile", _profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
+    Option("scheduler_plan", _entry, "KEY=VALUE", "an argument of every set_timesteps in the scheduler checks, as shift=5", many=True),
+    Option("scheduler_step", _entry, "KEY=VALUE", "an argument of every step in the scheduler checks, as omega=10", many=True),
+    Option("scheduler_kind", _kind, "KIND", "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow"),
+    Option("scheduler_expected", _entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
+    Option("scheduler_baseline", str, "CLASS", "the scheduler before it was rewritten or ported: both must give the same samples"),
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
     Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
     Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),

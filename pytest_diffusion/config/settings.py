@@ -49,6 +49,11 @@ class Settings:
     scheduler: str | None = None
     scheduler_config: tuple[str, ...] = ()
     scheduler_profile: str = "standard"
+    scheduler_plan: tuple[str, ...] = ()
+    scheduler_step: tuple[str, ...] = ()
+    scheduler_kind: str | None = None
+    scheduler_expected: tuple[str, ...] = ()
+    scheduler_baseline: str | None = None
     device: str | None = None
     dtype: str | None = None
     batch_size: int | None = None

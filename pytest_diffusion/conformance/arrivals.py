@@ -55,6 +55,7 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
     image, noise = image_and_noise()
+    scheduler = subject.planned(count) if scheduler is None else scheduler
     known = {"generator": torch.Generator().manual_seed(1), "original_image": image.float(), "mask": torch.ones(SHAPE)}
     found = loops.run(
         subject,
@@ -66,13 +67,49 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
         **{**known, **extras},
     )
     targets = found.levels[1:]
-    parts = []
+    remembers = _keeps_states(scheduler, found.steps[-1].after)
+    parts: list[Arrival] = []
     before = 0.0
     for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
         ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
-        parts.append(_taken_apart(index, one, target, image, _tolerance(subject, one.level, target, before)))
-        before = ratio
+        tolerance = _tolerance(subject, one.level, target, before, remembers=remembers)
+        parts.append(_taken_apart(index, one, target, image, tolerance))
+        before = max(before, ratio) if remembers and math.isfinite(ratio) else ratio
+    if parts and parts[-1].number == len(found.steps) - 1:
+        parts[-1] = _at_undeclared_end(subject, scheduler, parts[-1])
     return parts
+
+
+def _keeps_states(scheduler: Any, state: torch.Tensor) -> bool:
+    """Whether a scheduler keeps tensors of the sample's shape from earlier steps, as multistep solvers do."""
+    kept = getattr(scheduler, "__dict__", {}).values()
+    flat = [item for value in kept for item in (value if isinstance(value, list | tuple) else [value])]
+    return any(isinstance(one, torch.Tensor) and one.shape == state.shape for one in flat)
+
+
+def _at_undeclared_end(subject: Subject, scheduler: Any, last: Arrival) -> Arrival:
+    """The last arrival. Where no attribute declares an end, that is any level from the cleanest training timestep to the clean image."""
+    cleanest = _cleanest_level(subject, scheduler)
+    if cleanest is None:
+        return last
+    inside = float(cleanest.alpha) - last.tolerance <= last.clean <= 1 + last.tolerance
+    if not (inside and last.total <= float(cleanest.sigma) + last.tolerance):
+        return last
+    return last._replace(target=NoiseLevel(torch.tensor(last.clean).double(), torch.tensor(last.total).double()))
+
+
+def _cleanest_level(subject: Subject, scheduler: Any) -> NoiseLevel | None:
+    """The level of the cleanest training timestep, where no attribute declares another end of a plan."""
+    sigmas, alphas = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
+    has_last_sigma = sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1
+    if has_last_sigma or getattr(scheduler, "final_alpha_cumprod", None) is not None or subject.kind != "vp":
+        return None
+    if subject.names_end and (reading := subject.reading_of(scheduler)) is not None:
+        return reading.levels[-1]
+    if alphas is None:
+        return None
+    product = torch.as_tensor(alphas[0]).to("cpu", torch.float64)
+    return NoiseLevel(product.sqrt(), (1 - product).sqrt())
 
 
 def image_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,14 +154,19 @@ def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
     return values.reshape(shape)
 
 
-def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float) -> float:
-    """Tolerance of a step in float32: a relative error of 3e-4, and the rounding of a large state that is divided by a small σ."""
+def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float, *, remembers: bool) -> float:
+    """Tolerance of a step in float32: a relative error of 3e-4, and the rounding of a large state that is divided by a small σ.
+
+    A solver that `remembers` earlier steps uses their predictions of the image, which have the rounding of their own, larger σ/α `before`.
+    """
     alpha, sigma = float(level.alpha), float(level.sigma)
     ratio = sigma / alpha if alpha > 0 else 1.0
     rounding = ratio if math.isfinite(ratio) else 1.0
     if evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
         # The second stage divides the rounding error of the first stage by its own σ.
         rounding += before**2 / ratio
+    if remembers:
+        rounding += before
     if subject.kind == "vp" and sigma > 0:
         # Rounding of 1 − ᾱ for a float32 ᾱ.
         rounding += 0.5 / sigma**2

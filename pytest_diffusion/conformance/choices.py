@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.subject import Subject
-from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
+from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step, is_set
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
@@ -20,45 +22,96 @@ _SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "us
 
 @law(
     "betas have the closed form of their name",
-    source="arXiv:2006.11239, section 4 (linear); arXiv:2112.10752 (scaled_linear); arXiv:2102.09672, equation 17 (squaredcos_cap_v2)",
+    source="arXiv:2006.11239, section 4 (linear); arXiv:2112.10752 (scaled_linear); arXiv:2102.09672, equation 17 (squaredcos_cap_v2); "
+    "arXiv:2407.03297, table 1 (laplace); arXiv:2203.02923, appendix (sigmoid)",
     rests_on=("runs",),
 )
 def named_betas(subject: Subject, counts: Sequence[int]) -> None:
-    """`beta_schedule` names a formula from `beta_start` to `beta_end`. A checkpoint that was trained with it needs these betas."""
+    """`beta_schedule` names a formula from `beta_start` to `beta_end`, also where `from_config` is given another name than the default.
+
+    A checkpoint that was trained with it needs these betas. Given `trained_betas` must be used as they are.
+    """
     del counts
-    name, config = config_value(subject.scheduler, "beta_schedule"), subject.config
-    alphas = getattr(subject.planned(subject.some_count), "alphas_cumprod", None)
-    others = [key for key in ("trained_betas", "rescale_betas_zero_snr", "snr_shift_scale") if config_value(subject.scheduler, key)]
-    if alphas is None or name not in ("linear", "scaled_linear", "squaredcos_cap_v2") or others:
+    others = [key for key in ("rescale_betas_zero_snr", "snr_shift_scale") if is_set(subject.scheduler, key)]
+    name = config_value(subject.scheduler, "beta_schedule")
+    if getattr(subject.planned(subject.some_count), "alphas_cumprod", None) is None or name is None or others:
         raise NotApplicable(
             f"{subject.name} has no beta schedule with a known formula{' (because of ' + others[0] + ')' if others else ''}."
         )
-    total = subject.num_train_timesteps
-    if "trained_betas" in config:
-        _require_given_betas(subject)
-    if name == "squaredcos_cap_v2":
-        share = torch.linspace(0, 1, total + 1, dtype=torch.float64)
-        products = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
-        betas = (1 - products[1:] / products[:-1]).clamp(max=0.999)
-    elif "beta_start" not in config or "beta_end" not in config:
-        raise NotApplicable(f"{subject.name} has no beta_start or beta_end.")
+    claims = Claims()
+    looked = 0
+    if is_set(subject.scheduler, "trained_betas"):
+        looked += 1
+        given = torch.as_tensor(np.asarray(config_value(subject.scheduler, "trained_betas"))).double()
+        with claims.next():
+            _require_products(subject, given, "trained_betas")
     else:
-        power = 0.5 if name == "scaled_linear" else 1.0
-        first, last = (float(config[key]) ** power for key in ("beta_start", "beta_end"))
-        betas = torch.linspace(first, last, total, dtype=torch.float64) ** (1 / power)
-    wanted, own = torch.cumprod(1 - betas, 0), as_values(alphas).double()
+        for one in (name, *(other for other in _FORMULAS if other != name)):
+            looked += _looked_at(subject, str(one), claims)
+        if "trained_betas" in subject.config:
+            given = torch.linspace(0.002, 0.03, subject.num_train_timesteps, dtype=torch.float64) ** 1.1
+            with claims.next():
+                _require_products(subject.with_config(trained_betas=given.tolist()), given, "trained_betas")
+    if not looked:
+        raise NotApplicable(f"{subject.name} has no beta schedule with a known formula.")
+    claims.settle()
+
+
+def _looked_at(subject: Subject, name: str, claims: Claims) -> int:
+    """1 where the class has the named schedule, with a known formula."""
+    config = subject.config
+    needs_ends = name in ("linear", "scaled_linear", "sigmoid")
+    if name not in _FORMULAS or (needs_ends and not {"beta_start", "beta_end"} <= set(config)):
+        return 0
+    try:
+        other = subject if name == config["beta_schedule"] else subject.with_config(beta_schedule=name)
+        other.planned(other.some_count)
+    except (NotApplicable, Crash):
+        return 0  # this class has no such schedule
+    ends = (float(config["beta_start"]), float(config["beta_end"])) if needs_ends else (0.0, 0.0)
+    with claims.next():
+        _require_products(other, _FORMULAS[name](subject.num_train_timesteps, *ends), f"beta_schedule={name!r}")
+    return 1
+
+
+def _require_products(subject: Subject, betas: torch.Tensor, what: str) -> None:
+    """Raise Broken unless ᾱ is the running product of 1 − β."""
+    wanted = torch.cumprod(1 - betas, 0)
+    own = as_values(subject.planned(subject.some_count).alphas_cumprod).double()
     gap = (own - wanted).abs() if own.shape == wanted.shape else torch.full((1,), torch.inf)
     if not float(gap.max()) < 1e-4:
         place = int(gap.argmax())
-        raise Broken(f"ᾱ of {float(wanted[place]):.5g} at timestep {place} with beta_schedule={name!r}", f"{float(own[place]):.5g}")
+        raise Broken(f"ᾱ of {float(wanted[place]):.5g} at timestep {place} with {what}", f"{float(own[place]):.5g}")
 
 
-def _require_given_betas(subject: Subject) -> None:
-    given = torch.linspace(0.002, 0.03, subject.num_train_timesteps, dtype=torch.float64) ** 1.1
-    other = subject.with_config(trained_betas=given.tolist())
-    wanted, own = torch.cumprod(1 - given, 0), as_values(other.planned(other.some_count).alphas_cumprod).double()
-    if own.shape != wanted.shape or not float((own - wanted).abs().max()) < 1e-4:
-        raise Broken(f"the betas that are given as trained_betas, with ᾱ of {float(wanted[-1]):.4g} at the end", f"{float(own[-1]):.4g}")
+def _between(total: int, first: float, last: float) -> torch.Tensor:
+    return torch.linspace(first, last, total, dtype=torch.float64)
+
+
+def _of_products(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int, float, float], torch.Tensor]:
+    """Betas whose products are a function of the share of time, from 0 to 1; no beta is above 0.999."""
+
+    def betas(total: int, first: float, last: float) -> torch.Tensor:
+        products = function(torch.linspace(0, 1, total + 1, dtype=torch.float64))
+        return (1 - products[1:] / products[:-1]).clamp(max=0.999)
+
+    return betas
+
+
+def _laplace(share: torch.Tensor) -> torch.Tensor:
+    """ᾱ = SNR / (1 + SNR), with a log-SNR that has a Laplace distribution of scale 0.5 around 0."""
+    log_snr = -0.5 * torch.copysign(torch.ones_like(share), 0.5 - share) * torch.log(1 - 2 * (0.5 - share).abs() + 1e-6)
+    return torch.sigmoid(log_snr)
+
+
+_FORMULAS: dict[str, Callable[[int, float, float], torch.Tensor]] = {
+    "linear": _between,
+    "scaled_linear": lambda total, first, last: _between(total, first**0.5, last**0.5) ** 2,
+    "squaredcos_cap_v2": _of_products(lambda share: ((share + 0.008) / 1.008 * math.pi / 2).cos().square()),
+    "sigmoid": lambda total, first, last: torch.sigmoid(_between(total, -6, 6)) * (last - first) + first,
+    "exp": _of_products(lambda share: torch.exp(-12 * share)),
+    "laplace": _of_products(_laplace),
+}
 
 
 @law(

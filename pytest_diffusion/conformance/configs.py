@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.calls import Crash, calling, quiet
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject, calling, quiet
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values, config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -53,7 +54,7 @@ def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
         raise Broken("the same configuration", f"{key} was {subject.config.get(key)!r} and is {loaded.config.get(key)!r}")
     loops.require_drivable(subject)
     for count in subject.counts(*counts):
-        sample = loops.normal(1, 3, 4, 4)
+        sample = walking.normal(1, 3, 4, 4)
         before, after = (loops.states(one, count, sample, replace=torch.zeros_like)[-1] for one in (subject, loaded))
         if not torch.equal(before, after):
             seen = f"samples that differ by {float((before - after).abs().max()):.4g}"
@@ -109,7 +110,7 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
                 other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
                 if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
                     for count in subject.counts(*counts):
-                        loops.states(other, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
+                        loops.states(other, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)
                     raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs without an error", count=counts[0])
         except Broken:
             raise
@@ -182,6 +183,8 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
         text = str(crash.error)
         if isinstance(crash.error, ValueError) and name in text:
             return  # the error says which configuration does not allow them
+        if not subject.is_of_diffusers and _takes_array(subject, name, given):
+            return  # lists are documented by diffusers
         raise Broken(f"a list of {name} to be accepted", str(crash), count=count) from crash
     # Some schedulers expect the final sigma as the last entry of the list.
     seen = len(as_values(scheduler.timesteps))
@@ -189,17 +192,26 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
         raise Broken(f"{len(given)} timesteps from {len(given)} {name}", f"{seen}", count=count)
 
 
-def plan_arguments(subject: Subject) -> dict[str, float]:
-    """Arguments that `set_timesteps` needs besides a plan: the shift `mu`, if it depends on the size of the image."""
+def _takes_array(subject: Subject, name: str, given: list[Any]) -> bool:
+    try:
+        with calling(f"set_timesteps({name}=array)"):
+            subject.fresh().set_timesteps(**{name: np.array(given), **plan_arguments(subject)})
+    except Crash:
+        return False
+    return True
+
+
+def plan_arguments(subject: Subject) -> dict[str, Any]:
+    """Arguments that `set_timesteps` needs besides a plan: those declared, and `mu`, if the shift depends on the size of the image."""
     if config_value(subject.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters:
-        return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15)}
-    return {}
+        return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15), **subject.plan_arguments}
+    return subject.plan_arguments
 
 
 def _require_finite(subject: Subject, count: int, what: str) -> None:
     try:
         subject.require_plain_step()
-        states = loops.states(subject, count, loops.normal(1, 3, 4, 4), replace=torch.zeros_like)
+        states = loops.states(subject, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)
     except Crash as crash:
         raise Broken(f"{what} to run", str(crash), count=count) from crash
     if not all(bool(torch.isfinite(state).all()) for state in states):

@@ -1,8 +1,4 @@
-"""Laws of accuracy: on Gaussian data, whose ODE and marginals are known, the error decreases with the declared order.
-
-If the denoiser is affine, all known solvers are affine in the sample and in the noise. One loop therefore gives the exact mean
-and variance of all samples: a row starts at the mean, a row one deviation away, and each further row gets one draw of noise.
-"""
+"""Laws of accuracy: on Gaussian data, whose ODE and marginals are known, the error decreases with the declared order."""
 
 from __future__ import annotations
 
@@ -13,29 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance import loops, plots
+from pytest_diffusion.conformance import plots
 from pytest_diffusion.conformance.arrivals import arrivals
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.gaussian import Moments, noise_per_step, states_of
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject
-from pytest_diffusion.models.levels import NoiseLevel
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
 from pytest_diffusion.verdicts.drawing import Series
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-MEAN = 0.2
-VARIANCES = torch.tensor([0.6, 0.36, 0.2], dtype=torch.float64)
-"""Small enough for x̂₀ to stay within [−1, 1], where clipping and thresholding have no effect."""
-_LEAST_RATIO = 0.3
-"""Smallest σ/α at which errors are measured: below it, steps between whole timesteps are too large to show an order."""
 _SLACK = 0.5
 _FLOOR = 2e-5
-
-
-class Moments(NamedTuple):
-    """Error of mean and standard deviation at a noise level σ/α, in units of the true standard deviation."""
-
-    ratio: float
-    error: float
 
 
 @law(
@@ -50,7 +35,7 @@ def convergence_order(subject: Subject, counts: Sequence[int]) -> Series:
 
     If a coefficient is wrong, the samples may still converge, but with a lower order.
     """
-    if _noise_per_step(subject, {}):
+    if noise_per_step(subject, {}):
         raise NotApplicable(f"{subject.name} is stochastic: see `weak_convergence`.")
     return _require_order(subject, counts, "error of the sample", {})
 
@@ -67,7 +52,7 @@ def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
 
     Both are computed exactly, from the response to each draw of noise.
     """
-    draws = _noise_per_step(subject, subject.noisy)
+    draws = noise_per_step(subject, subject.noisy)
     if not draws:
         raise NotApplicable(f"{subject.name} draws no noise: see `convergence_order`.")
     if draws > 4:
@@ -90,7 +75,9 @@ def declared_order(subject: Subject) -> tuple[int, str]:
     for name in ("solver_order", "predictor_order", "pndm_order"):
         value = config_value(subject.scheduler, name) or getattr(subject.scheduler, name, None)
         if value:
-            return min(int(value), 2), f"{name}={value}"
+            # A single-step solver needs no earlier steps, so it has its full order from the first one on.
+            limit = int(value) if hasattr(subject.scheduler, "order_list") else 2
+            return min(int(value), limit), f"{name}={value}"
     parameter = subject.step_parameters.get("order")
     if parameter is not None and isinstance(parameter.default, int):
         return min(parameter.default, 2), f"step(order={parameter.default})"
@@ -98,15 +85,25 @@ def declared_order(subject: Subject) -> tuple[int, str]:
     return order, f"order={order}"
 
 
-def errors(subject: Subject, count: int, extras: Mapping[str, Any], *, uneven: bool = False) -> float:
-    """Largest error of mean and standard deviation over the states of a loop with σ/α of at least 0.3, see `Moments`."""
-    draws = _noise_per_step(subject, extras)
-    rows = 2 + draws * evaluations_per_step(subject.scheduler) * count
-    scheduler = _uneven(subject, count) if uneven else None
-    found = [one.error for one in _moments(subject, count, rows if draws else 2, extras, scheduler) if one.ratio >= _LEAST_RATIO]
-    if not found:
-        raise NotApplicable(f"{subject.name} has no state of σ/α above {_LEAST_RATIO} after its first in {count} steps.")
-    return max(found)
+def _errors(runs: Sequence[list[Moments]]) -> list[float]:
+    """Largest error of mean and standard deviation over the states of each loop, down to a level that all of them reach.
+
+    The error grows along a loop. Where the states move with the number of steps, as under a large shift, their last ones lie at other
+    levels, at which errors cannot be compared.
+    """
+    lowest = max(run[-1].ratio for run in runs)
+    return [_largest_down_to(run, lowest) for run in runs]
+
+
+def _largest_down_to(run: list[Moments], lowest: float) -> float:
+    """The largest error at levels of at least `lowest`, where the error is interpolated in logarithms."""
+    above = [one for one in run if one.ratio >= lowest * (1 - 1e-9)]
+    below = [one for one in run if one.ratio < lowest * (1 - 1e-9)]
+    largest = max(one.error for one in above)
+    if below and 0 < above[-1].ratio > lowest * (1 + 1e-6) and 0 < min(above[-1].error, below[0].error) < math.inf:
+        share = math.log(above[-1].ratio / lowest) / math.log(above[-1].ratio / below[0].ratio)
+        largest = max(largest, math.exp((1 - share) * math.log(above[-1].error) + share * math.log(below[0].error)))
+    return largest
 
 
 def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: Mapping[str, Any]) -> Series:
@@ -125,6 +122,8 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
         grid, shown, fit = subject, "", _fit(subject, counts, extras, order)
     series = {"steps": fit.counts, "errors": fit.errors, "declared": order, "seen": fit.order, "what": what}
     _require_fit(fit, order, f"an {what} of order {order} ({source})", shown, series)
+    if not extras:
+        _require_no_growth(grid, fit, shown, series)
     if order > 1 and not extras and evaluations_per_step(subject.scheduler) == 1 and _takes_uneven_grids(grid):
         _require_fit(
             _fit(grid, counts, extras, order, uneven=True), order, f"an {what} of order {order} ({source})", " of alternating size", series
@@ -137,6 +136,7 @@ class Fit(NamedTuple):
 
     counts: list[int]
     errors: list[float]
+    runs: list[list[Moments]]
 
     @property
     def order(self) -> float:
@@ -151,15 +151,18 @@ class Fit(NamedTuple):
 
 
 def _fit(subject: Subject, counts: Sequence[int], extras: Mapping[str, Any], order: int, *, uneven: bool = False) -> Fit:
-    """Errors at the given numbers of steps, and at twice the last one if these do not show the order.
-
-    The error is largest at the last measured state, and the noise level of that state depends on the number of steps.
-    """
+    """Errors at the given numbers of steps, and at twice the last one if these do not show the order."""
     tried = subject.counts(*counts)
-    fit = Fit(tried, [errors(subject, count, extras, uneven=uneven) for count in tried])
+    runs = [_states(subject, count, extras, uneven) for count in tried]
+    fit = Fit(tried, _errors(runs), runs)
     if not fit.shows(order) and (more := subject.counts(2 * tried[-1])):
-        fit = Fit([*tried, *more], [*fit.errors, errors(subject, more[0], extras, uneven=uneven)])
+        runs.append(_states(subject, more[0], extras, uneven))
+        fit = Fit([*tried, *more], _errors(runs), runs)
     return fit
+
+
+def _states(subject: Subject, count: int, extras: Mapping[str, Any], uneven: bool) -> list[Moments]:
+    return states_of(subject, count, extras, (lambda: _uneven(subject, count)) if uneven else None)
 
 
 def _require_fit(fit: Fit, order: int, expected: str, shown: str, series: Series) -> None:
@@ -167,6 +170,16 @@ def _require_fit(fit: Fit, order: int, expected: str, shown: str, series: Series
         listed = ", ".join(f"{value:.3g}" for value in fit.errors)
         seen = f"errors {listed} at {', '.join(map(str, fit.counts))} steps{shown}: order {fit.order:.2f}"
         raise Broken(expected, seen, series=series)
+
+
+def _require_no_growth(subject: Subject, fit: Fit, shown: str, series: Series) -> None:
+    """Raise Broken if more steps make the error larger: coefficients that are differences of almost equal numbers lose their digits."""
+    if fit.counts[-1] != max(subject.counts(fit.counts[-1], 160)) and (more := subject.counts(160)):
+        largest = _errors([*fit.runs, states_of(subject, more[0], {})])[-1]
+        if largest > max(2 * min(fit.errors), 10 * _FLOOR):
+            listed = ", ".join(f"{value:.3g}" for value in (*fit.errors, largest))
+            seen = f"errors {listed} at {', '.join(map(str, (*fit.counts, more[0])))} steps{shown}"
+            raise Broken("an error that does not grow with more steps", seen, series=series)
 
 
 def _takes_uneven_grids(subject: Subject) -> bool:
@@ -188,61 +201,13 @@ def _uneven(subject: Subject, count: int) -> Any:
     return scheduler
 
 
-def _moments(subject: Subject, count: int, rows: int, extras: Mapping[str, Any], scheduler: Any = None) -> list[Moments]:
-    drawn = 0
-
-    def start(level: NoiseLevel) -> torch.Tensor:
-        sample = (level.alpha * MEAN) * torch.ones(rows, 1, 1, len(VARIANCES), dtype=torch.float64)
-        sample[1] += _deviation(level)
-        return sample.float()
-
-    def replace(values: torch.Tensor) -> torch.Tensor:
-        nonlocal drawn
-        ones = torch.zeros_like(values)
-        if drawn + 2 < len(ones):
-            ones[drawn + 2] = 1
-        drawn += 1
-        return ones
-
-    found = loops.run(
-        subject, count, posterior_mean, start, replace=replace, generator=torch.Generator().manual_seed(0), scheduler=scheduler, **extras
-    )
-    moments = []
-    # States inside a Runge-Kutta step are of lower order by design.
-    order = evaluations_per_step(subject.scheduler)
-    for step, level in list(zip(found.steps, found.levels[1:], strict=True))[order - 1 : -1 : order]:
-        states = step.after.double()
-        mean, deviation = states[0], (states[1:] - states[0]).square().sum(0).sqrt()
-        true = _deviation(level)
-        error = torch.maximum((deviation / true - 1).abs(), (mean - level.alpha * MEAN).abs() / true)
-        ratio = float(level.sigma / level.alpha) if float(level.alpha) > 0 else math.inf
-        moments.append(Moments(ratio, float(error.max()) if bool(error.isfinite().all()) else math.inf))
-    return moments
-
-
-def posterior_mean(sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-    """E[x₀ | sample] for independent normal data of mean 0.2 whose last dimension has the three `VARIANCES`."""
-    gain = level.alpha * VARIANCES / (level.alpha.square() * VARIANCES + level.sigma.square())
-    return MEAN + gain * (sample.double() - level.alpha * MEAN)
-
-
-def _deviation(level: NoiseLevel) -> torch.Tensor:
-    return (level.alpha.square() * VARIANCES + level.sigma.square()).sqrt()
-
-
-def _noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
-    """Largest number of draws in one step of a short loop."""
-    if subject.is_inverse:
-        raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
-    found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
-    return max(len(one.draws) for one in found.steps)
-
-
 def _is_consistency_sampler(subject: Subject) -> bool:
     """Whether the share of new noise in a step stays large with more steps; in ancestral sampling it decreases."""
     shares = []
     for count in subject.counts(8, 32):
         parts = [one for one in arrivals(subject, count)[:-1] if one.step.goes_on and float(one.target.sigma) > 0]
+        if any(one.rest > one.tolerance for one in parts):
+            return False  # its noise is not only what this step drew: it has stages, or a memory
         shares.append(sorted((one.fresh / float(one.target.sigma)) ** 2 for one in parts)[len(parts) // 2])
     return len(shares) == 2 and shares[1] > 0.2 and shares[1] > 0.6 * shares[0]
 

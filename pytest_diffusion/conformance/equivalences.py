@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.arrivals import arrivals
-from pytest_diffusion.conformance.convergence import posterior_mean
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.gaussian import posterior_mean
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import PREDICTION_TYPES, Kind, NoiseLevel
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -116,6 +117,45 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
 
 
 @law(
+    "the clipped image may also decide the direction",
+    source="DDIM, arXiv:2010.02502, equation 12; GLIDE, arXiv:2112.10741 (use_clipped_model_output)",
+    counts=(5,),
+    rests_on=("runs", "thresholding"),
+)
+def clipped_output(subject: Subject, counts: Sequence[int]) -> None:
+    """With `use_clipped_model_output`, the noise of the next state must be the one that leads to the clipped image.
+
+    Without it, that noise is the model's own, whatever the image was clipped to.
+    """
+    if "use_clipped_model_output" not in subject.step_parameters or "clip_sample" not in subject.config:
+        raise NotApplicable(f"{subject.name}.step takes no use_clipped_model_output.")
+    other = subject.with_config(clip_sample=True, **({"thresholding": False} if "thresholding" in subject.config else {}))
+    bound = float(config_value(other.scheduler, "clip_sample_range") or 1.0)
+    image, noise = 2 * walking.normal(2, 4, 8, 8, dtype=torch.float64), walking.normal(2, 4, 8, 8, seed=1, dtype=torch.float64)
+    clipped = image.clamp(-bound, bound)
+    for count in other.counts(*counts):
+        for uses_clipped in (False, True):
+            found = loops.run(
+                other,
+                count,
+                lambda sample, level: image,
+                lambda level: (level.alpha * image + level.sigma * noise).float(),
+                replace=torch.zeros_like,
+                use_clipped_model_output=uses_clipped,
+            )
+            step, target = found.steps[0], found.levels[1]
+            own = (step.before.double() - step.level.alpha * (clipped if uses_clipped else image)) / step.level.sigma
+            gap = float((step.after.double() - target.alpha * clipped - target.sigma * own).abs().max())
+            if not gap <= 2e-3 * max(1.0, float(step.after.abs().max())):
+                seen = f"a step whose result differs from it by {gap:.4g}"
+                raise Broken(
+                    f"the noise of the {'clipped' if uses_clipped else 'unclipped'} image with use_clipped_model_output={uses_clipped}",
+                    seen,
+                    count=count,
+                )
+
+
+@law(
     "zero terminal SNR is finite and lands on the image",
     source="Common Diffusion Noise Schedules, arXiv:2305.08891, algorithm 1",
     counts=(2, 5, 20),
@@ -163,7 +203,7 @@ def _require_rescaled(products: torch.Tensor, plain: Subject) -> None:
 
 
 def _trajectory(subject: Subject, count: int) -> loops.Run:
-    noise = loops.normal(*_SHAPE, dtype=torch.float64)
+    noise = walking.normal(*_SHAPE, dtype=torch.float64)
 
     def start(level: NoiseLevel) -> torch.Tensor:
         return (level.alpha * 0.2 + level.sigma * noise).float()
@@ -184,7 +224,7 @@ def _takes(subject: Subject, prediction_type: str) -> bool:
 
 def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
     """Whether the bound could be tested on a known, large x̂₀. Raises Broken if the last step does not return the bounded x̂₀."""
-    image = loops.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
+    image = walking.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
     count = subject.counts(1, 2, 4)[0]
     found = loops.run(
         subject,

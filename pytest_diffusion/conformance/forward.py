@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.noising import IMAGE_SHAPE, noised, some_image
 from pytest_diffusion.conformance.randomness import Draws
-from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
 from pytest_diffusion.models.schedulers import as_values, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable
-
-IMAGE_SHAPE = (2, 3, 4, 4)
 
 
 @law(
     "noising has the schedule's mean and variance",
     source="arXiv:2006.11239, equation 4; arXiv:2206.00364, table 1; arXiv:2210.02747, equation 20",
-    counts=(3, 7, 20),
+    counts=(3, 7, 20, 100),
     rests_on=("runs", "timesteps_well_formed", "timesteps_match_sigmas"),
 )
 def forward_process(subject: Subject, counts: Sequence[int]) -> None:
@@ -30,11 +30,13 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
 
     α and σ must be those of the sampling loop at the same timestep.
     """
-    method = noising_method(subject)
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    method = subject.noising_method()
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
-        for timestep, level in _levels(subject, scheduler):
+        levels = _levels(subject, scheduler)
+        _require_everywhere(subject, method, image, noise, count)
+        for timestep, level in levels:
             with Draws() as seen:
                 got = noised(copy.deepcopy(scheduler), method, image, noise, timestep.reshape(1))
             if seen.draws:
@@ -54,7 +56,7 @@ def noising_alone(subject: Subject, counts: Sequence[int]) -> None:
     del counts
     if callable(getattr(subject.scheduler, "step", None)):
         raise NotApplicable(f"{subject.name} has a loop: see `forward_process`.")
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     with Draws() as seen:
         got = noised(subject.planned(subject.some_count), "add_noise", image, noise, torch.ones(len(image), dtype=torch.long))
     if seen.draws:
@@ -76,8 +78,8 @@ def forward_is_pure(subject: Subject, counts: Sequence[int]) -> None:
 
     Each image of a batch has its own timestep, and training adds noise without a call of `set_timesteps`.
     """
-    method = noising_method(subject)
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    method = subject.noising_method()
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         levels = _levels(subject, scheduler)
@@ -110,7 +112,7 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
     """`get_velocity` must return α·noise − σ·x₀ with α and σ of `add_noise` at the same timestep."""
     if not hasattr(subject.scheduler, "get_velocity") or subject.kind == "flow":
         raise NotApplicable(f"{subject.name} has no get_velocity.")
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         for timestep, level in _levels(subject, scheduler):
@@ -126,11 +128,23 @@ def velocity(subject: Subject, counts: Sequence[int]) -> None:
         _require_velocity_of_each(scheduler, image, noise, count)
 
 
+def _require_everywhere(subject: Subject, method: str, image: torch.Tensor, noise: torch.Tensor, count: int) -> None:
+    """Raise Broken unless noising works at every timestep of the plan, also where two of them are rounded to the same one."""
+    scheduler = subject.planned(count)
+    for timestep in as_values(scheduler.timesteps):
+        try:
+            got = noised(copy.deepcopy(scheduler), method, image, noise, timestep.reshape(1))
+        except Crash as crash:
+            raise Broken(f"{method} to work at every timestep of the plan", str(crash), count=count) from crash
+        if not bool(torch.isfinite(got).all()):
+            raise Broken(f"finite images from {method}", f"{walking.unfit(got)} at timestep {float(timestep):g}", count=count)
+
+
 def _require_no_trace_of_halves(subject: Subject, method: str, count: int) -> None:
     """Raise Broken if noising in half precision makes the schedule less precise."""
     scheduler, fresh = subject.planned(count), subject.planned(count)
     timesteps = as_values(scheduler.timesteps)[-1:].repeat(IMAGE_SHAPE[0])
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     try:
         noised(scheduler, method, image.half(), noise.half(), timesteps)
     except Crash:
@@ -150,37 +164,6 @@ def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.
     if mixed.shape != apart.shape or not torch.allclose(mixed, apart, rtol=1e-5, atol=1e-6):
         seen = f"get_velocity with timesteps {[round(float(one), 3) for one in pair]} differs from separate calls"
         raise Broken("the velocity of each image of a batch at its own timestep", seen, count=count)
-
-
-def noised(scheduler: Any, method: str, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Noised image from `add_noise` or `scale_noise`, which have their arguments in different orders. Raises Crash."""
-    with calling(f"{method}(image, noise, {[round(float(value), 4) for value in timesteps]})"):
-        if method == "scale_noise":
-            got: torch.Tensor = scheduler.scale_noise(image, timesteps, noise)
-        else:
-            got = scheduler.add_noise(image, noise, timesteps)
-        if not isinstance(got, torch.Tensor):
-            raise TypeError(f"it returned {type(got).__name__}, expected a tensor")
-    return got
-
-
-def noising_method(subject: Subject) -> str:
-    """Name of the method that adds noise. Raises NotApplicable if there is none, or if it is not implemented."""
-    subject.require_kind()
-    if subject.noising is None:
-        raise NotApplicable(f"{subject.name} has neither add_noise nor scale_noise.")
-    scheduler = subject.planned(subject.some_count)
-    try:
-        noised(scheduler, subject.noising, some_image(), some_image(), as_values(scheduler.timesteps)[:1])
-    except Crash as crash:
-        if isinstance(crash.error, NotImplementedError):
-            raise NotApplicable(f"{subject.name} does not implement {subject.noising}: {crash.error}") from crash
-    return subject.noising
-
-
-def some_image() -> torch.Tensor:
-    """Images (2, 3, 4, 4) in [-1, 1]."""
-    return torch.rand(IMAGE_SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
 def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
@@ -248,7 +231,7 @@ def _require_before_planning(subject: Subject, method: str, image: torch.Tensor,
     scheduler = subject.fresh()
     timesteps = getattr(scheduler, "timesteps", None)
     told = subject.kind == "flow" or getattr(scheduler, "alphas_cumprod", None) is not None
-    if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or not told:
+    if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or subject.has_readings or not told:
         return
     known = as_values(timesteps)[:: evaluations_per_step(scheduler)]
     # Before `set_timesteps`, a rounded timestep may stand for the sigma of its neighbour.

@@ -6,15 +6,17 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.arrivals import arrivals
+from pytest_diffusion.conformance.calls import Crash, calling
+from pytest_diffusion.conformance.conditioning import require_named_level
 from pytest_diffusion.conformance.configs import plan_arguments
-from pytest_diffusion.conformance.grids import require_named_level
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.point_mass import require_arrival
-from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -89,6 +91,15 @@ def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
         with calling(f"set_timesteps({name}={given})"):
             scheduler.set_timesteps(**{name: given}, **plan_arguments(subject))
     except Crash as crash:
+        # Some classes take an array, and no list; `argument_types` reports that.
+        for kind in (np.array, torch.tensor):
+            scheduler = subject.fresh()
+            try:
+                with calling(f"set_timesteps({name}={kind.__name__}({given}))"):
+                    scheduler.set_timesteps(**{name: kind(given)}, **plan_arguments(subject))
+            except Crash:
+                continue
+            return scheduler
         if isinstance(crash.error, ValueError) and name in str(crash.error):
             raise NotApplicable(f"{subject.name} refuses {name} in this configuration: {crash.error}") from crash
         raise Broken(f"{name} {given} to be accepted", str(crash), count=count) from crash

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pytest_diffusion.config.registry import Registry
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.drawing import Plot, Series
 
@@ -18,6 +21,69 @@ class Broken(Exception):  # noqa: N818 - a finding about the scheduler, not an e
     def __init__(self, expected: str, seen: str, *, count: int = 0, series: Series | None = None) -> None:
         super().__init__(f"expected {expected}; seen: {seen}")
         self.expected, self.seen, self.count, self.series = expected, seen, count, series or {}
+
+
+class Several(Exception):  # noqa: N818 - findings about the scheduler, not an error of ours
+    """Several claims of one law do not hold. Field: `findings`, an error for each of them."""
+
+    def __init__(self, findings: Sequence[Broken | Crash]) -> None:
+        super().__init__("; ".join(map(str, findings)))
+        self.findings = list(findings)
+
+
+class Claims:
+    """Claims of one law that are tried one after another, so that a broken one does not hide the others.
+
+    `with claims.next(): ...` for each; `claims.settle()` raises what was found.
+    """
+
+    def __init__(self) -> None:
+        self._findings: list[Broken | Crash] = []
+
+    @contextmanager
+    def next(self) -> Iterator[None]:
+        """One claim: its error is kept."""
+        try:
+            yield
+        except (Broken, Crash) as error:
+            if signature(error) not in map(signature, self._findings):
+                self._findings.append(error)
+        except Several as errors:
+            self._findings += errors.findings
+
+    def settle(self) -> None:
+        """Raise the one finding, or all of them."""
+        if len(self._findings) == 1:
+            raise self._findings[0]
+        if self._findings:
+            raise Several(self._findings)
+
+
+def findings_of(error: Broken | Crash | Several) -> list[Broken | Crash]:
+    """The findings that an error of a law stands for."""
+    return error.findings if isinstance(error, Several) else [error]
+
+
+def crash_of(error: BaseException) -> Crash | None:
+    """The crash that a finding is, or that it came from."""
+    return error if isinstance(error, Crash) else (error.__cause__ if isinstance(error.__cause__, Crash) else None)
+
+
+def signature(error: Broken | Crash) -> tuple[str, ...]:
+    """What makes two findings the same one, apart from the numbers in their texts."""
+    crash = crash_of(error)
+    text = error.expected if isinstance(error, Broken) else ""
+    return (_without_numbers(text), *(death(crash) if crash is not None else ()))
+
+
+def death(crash: Crash) -> tuple[str, ...]:
+    """What makes two crashes the same one: the type of the exception, and its text without numbers."""
+    return type(crash.error).__name__, _without_numbers(str(crash.error))
+
+
+def _without_numbers(text: str) -> str:
+    # What is written as a setting, "eta=0.5", names a claim.
+    return re.sub(r"(?<![=\w.])-?\d[\d.,]*(e[-+]?\d+)?|\b(inf|nan)\b", "#", text)
 
 
 @dataclass(frozen=True)
@@ -33,6 +99,8 @@ class Law:
     ground: LawFunction
     """The part of this law that dependent laws need; the law itself may require more."""
     plot: Plot | None = None
+    more: Callable[[Subject], Sequence[int]] = lambda subject: ()
+    """Further numbers of steps, that depend on the scheduler."""
 
     @property
     def reason(self) -> str:
@@ -52,12 +120,15 @@ def law(
     rests_on: Sequence[str] = ("runs",),
     ground: LawFunction | None = None,
     plot: Plot | None = None,
+    more: Callable[[Subject], Sequence[int]] = lambda subject: (),
 ) -> Callable[[LawFunction], LawFunction]:
     """Decorator that registers a law. Raises ValueError for a name that is taken."""
 
     def register(function: LawFunction) -> LawFunction:
         name = function.__name__
-        LAWS.add(name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot), declared=function)
+        LAWS.add(
+            name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot, more), declared=function
+        )
         return function
 
     return register

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance.randomness import Draw, Draws
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.refusals import is_on_purpose
 from pytest_diffusion.conformance.rounding import Rounded
-from pytest_diffusion.conformance.subject import EXTRAS, Crash, Subject, calling
-from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, level_in_loop, prediction_type_of
+from pytest_diffusion.conformance.subject import TOWARDS_DATA, Subject
+from pytest_diffusion.conformance.walking import normal, scale, smooth, unfit, walk
+from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, level_in_loop
 from pytest_diffusion.models.schedulers import as_values, config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 LARGE_STEPS = 10
 """Largest number of inference steps for the rounding test: noise levels are far apart, and differences of squares cancel."""
 Denoiser = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
-Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
-
-
-class Visit(NamedTuple):
-    """One call of `step`: the state before and after, the random draws, and whether the next call starts from the state after."""
-
-    timestep: Any
-    before: torch.Tensor
-    after: torch.Tensor
-    draws: list[Draw]
-    goes_on: bool = True
-    clean: torch.Tensor | None = None
-    """The `pred_original_sample` of the step, if it has one."""
 
 
 class Step(NamedTuple):
@@ -57,53 +49,6 @@ class Run(NamedTuple):
         return [*(step.level for step in self.steps), self.end]
 
 
-def walk(
-    subject: Subject,
-    scheduler: Any,
-    sample: torch.Tensor,
-    predict: Predictor,
-    *,
-    first: int = 0,
-    last: int | None = None,
-    replace: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    variance: float = -1.0,
-    **extras: Any,
-) -> list[Visit]:
-    """Visits of a planned scheduler from timestep number `first` up to `last`, with outputs `predict(sample, scaled sample, timestep)`.
-
-    `replace` returns other values for the random draws of a step. Raises Crash for the scheduler's errors.
-    """
-    visits: list[Visit] = []
-    # As in the loop of a pipeline: if timesteps are a list, these are Python numbers.
-    timesteps = list(scheduler.timesteps)
-    # Only inpainting schedulers use these: a known image, and the mask of its known part.
-    extras = {"original_image": torch.full_like(sample, 0.25), "mask": torch.ones_like(sample), **extras}
-    known = {name: value for name, value in extras.items() if name in subject.step_parameters or name not in EXTRAS}
-    earlier: Any = None
-    for index in range(first, len(timesteps) if last is None else last):
-        timestep = timesteps[index]
-        if visits and hasattr(scheduler, "undo_step") and timestep > earlier:
-            with calling(f"undo_step(..., {float(timestep):g})"):
-                sample = scheduler.undo_step(sample, earlier, extras.get("generator"))
-            visits[-1] = visits[-1]._replace(goes_on=False)
-            earlier = timestep
-            continue
-        earlier = timestep
-        if "prev_timestep" in subject.step_parameters:
-            known["prev_timestep"] = timesteps[index + 1] if index + 1 < len(timesteps) else None
-        output = predict(sample, scale(scheduler, sample, timestep), timestep)
-        if str(config_value(scheduler, "variance_type")) in ("learned", "learned_range"):
-            # The second half of the channels is the variance: for `learned_range` −1 is the smallest and 1 the largest.
-            output = torch.cat([output, torch.full_like(output, variance)], dim=1)
-        before = sample.clone()
-        with Draws(replace) as seen:
-            arrived, clean = step(scheduler, output, timestep, sample, **known)
-        # Clones, because a step may work in place; only `inputs_untouched` reports that.
-        visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))
-        sample = arrived
-    return visits
-
-
 def run(
     subject: Subject,
     num_inference_steps: int,
@@ -122,22 +67,41 @@ def run(
     subject.require_plain_step()
     scheduler = subject.planned(num_inference_steps) if scheduler is None else scheduler
     levels: list[NoiseLevel] = []
+    reading = subject.reading_of(scheduler)
 
     def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
         if not bool(torch.isfinite(scaled).all()):
             raise Crash(f"a loop at timestep {float(timestep):g}", FloatingPointError(f"its sample has {unfit(scaled)}"))
+        if reading is not None:
+            levels.append(reading.levels[first + len(levels)])
+            clean = denoiser(sample, levels[-1]).to(sample)
+            return _told(subject, clean, scaled, _scaled(levels[-1], sample, scaled))
         level = level_in_loop(scheduler, sample, scaled, timestep)
         levels.append(level_of_state(scheduler, level))
         clean = denoiser(sample, levels[-1]).to(sample)
-        return as_prediction(clean, scaled, level, prediction_type_of(scheduler), scheduler=scheduler)
+        return _told(subject, clean, scaled, level, scheduler)
 
-    sample = start(level_before(scheduler, as_values(scheduler.timesteps)[first]))
+    sample = start(level_before(subject, scheduler, first))
     visits = walk(subject, scheduler, sample, predict, first=first, **rest)
     steps = [
         Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on, one.clean)
         for one, level in zip(visits, levels, strict=True)
     ]
-    return Run(steps, declared_end(scheduler))
+    return Run(steps, declared_end(scheduler) if reading is None else reading.end)
+
+
+def _told(subject: Subject, clean: torch.Tensor, scaled: torch.Tensor, level: NoiseLevel, scheduler: Any = None) -> torch.Tensor:
+    """The model's output for a known image."""
+    if subject.prediction_type == TOWARDS_DATA:
+        return -as_prediction(clean, scaled, level, "flow_prediction")
+    return as_prediction(clean, scaled, level, subject.prediction_type, scheduler=scheduler)
+
+
+def _scaled(level: NoiseLevel, sample: torch.Tensor, scaled: torch.Tensor) -> NoiseLevel:
+    """The level of the model's input, which is the sample times a number."""
+    largest = sample.abs().flatten().argmax()
+    factor = scaled.flatten()[largest].double() / sample.flatten()[largest].double()
+    return NoiseLevel(level.alpha * factor, level.sigma * factor)
 
 
 def states(subject: Subject, count: int, sample: torch.Tensor, *, scheduler: Any = None, **rest: Any) -> list[torch.Tensor]:
@@ -171,25 +135,60 @@ def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) 
                 raise Crash(where, FloatingPointError(f"its sample after timestep {float(visit.timestep):g} has {unfit(visit.after)}"))
 
 
-def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """A model output that depends only on each element, and not on the prediction type."""
-    return 0.8 * torch.tanh(scaled)
-
-
 def require_drivable(subject: Subject) -> None:
-    """Raise NotApplicable if `step` needs more than a loop has, or if the samples are not images.
-
-    A scheduler of a known kind must follow the interface. The samples of another kind need not be continuous.
-    """
+    """Raise NotApplicable if `step` needs more than a loop has, or if its samples are token ids. Raises Crash for a loop that dies."""
     subject.require_plain_step()
     try:
         require_levels(subject)
     except NotApplicable:
+        scheduler = subject.planned(subject.some_count)
         try:
-            scheduler = subject.planned(subject.some_count)
             walk(subject, scheduler, normal(2, 4, 4, 4), smooth, generator=torch.Generator().manual_seed(0))
         except Crash as crash:
-            raise NotApplicable(f"{subject.name} does not take images as samples: {crash}") from crash
+            if _takes_tokens(subject):
+                raise NotApplicable(f"{subject.name} takes token ids as samples, not images; there are no laws for them.") from None
+            if refuses_output(subject, crash):
+                raise NotApplicable(f"{subject.name} takes model outputs of another form: {crash.error}") from None
+            if (name := _lacking_argument(subject, crash)) is not None:
+                raise NotApplicable(
+                    f"{subject.name}.step needs {name}, which a sampling loop does not have: {crash.error} "
+                    f"Declare it: check_scheduler(..., step={{{name!r}: ...}})."
+                ) from None
+            raise
+
+
+_OF_OUTPUT = re.compile(r"model.output|channels", re.IGNORECASE)
+
+
+def refuses_output(subject: Subject, crash: Crash) -> bool:
+    """Whether a crash is a refusal of the model's output, on purpose: the model has more channels, or another layout."""
+    return is_on_purpose(crash.error, subject.scheduler_class) and _OF_OUTPUT.search(str(crash.error)) is not None
+
+
+def _lacking_argument(subject: Subject, crash: Crash) -> str | None:
+    """The optional argument without which `step` refuses to work."""
+    if not is_on_purpose(crash.error, subject.scheduler_class):
+        return None
+    optional = (name for name, one in subject.step_parameters.items() if one.default is None and name not in subject.step_arguments)
+    return next((name for name in optional if re.search(rf"\b{name}\b", str(crash.error))), None)
+
+
+def _takes_tokens(subject: Subject) -> bool:
+    """Whether a loop runs on token ids, with scores for each token as the model's output: (N, classes, ...) or (N, ..., classes)."""
+    generator = torch.Generator().manual_seed(0)
+    classes = int(config_value(subject.scheduler, "num_vec_classes") or config_value(subject.scheduler, "mask_token_id") or 15)
+    # The mask may be one of the classes that the model predicts, or one more.
+    for shape, place, predicted in itertools.product(((2, 32), (2, 4, 4)), (1, -1), (classes, classes - 1)):
+        scores = torch.randn(*shape, predicted, generator=generator).log_softmax(-1).movedim(-1, place)
+        sample = torch.full(shape, classes - 1)
+        try:
+            scheduler = subject.planned(subject.some_count)
+            found = walk(subject, scheduler, sample, lambda *_, scores=scores: scores, generator=torch.Generator().manual_seed(0))
+        except Exception:  # noqa: S112 - an image's scheduler may die on integers in any way
+            continue
+        if found and not found[-1].after.is_floating_point():
+            return True
+    return False
 
 
 def require_levels(subject: Subject) -> None:
@@ -197,38 +196,20 @@ def require_levels(subject: Subject) -> None:
     subject.require_kind()
     try:
         scheduler = subject.planned(subject.some_count)
-        level_before(scheduler, as_values(scheduler.timesteps)[0])
+        level_before(subject, scheduler, 0)
         walk(subject, scheduler, normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
     except Crash as crash:
-        if isinstance(crash.error, ValueError) and "model output channels" in str(crash.error):
-            raise NotApplicable(f"{subject.name} takes model outputs of another shape: {crash.error}") from crash
+        if refuses_output(subject, crash):
+            raise NotApplicable(f"{subject.name} takes model outputs of another form: {crash.error}") from crash
         # `runs` and `timesteps_well_formed` report other errors.
 
 
-def step(
-    scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The previous sample from `step` (returned as tuple or object), and its `pred_original_sample` if it has one. Raises Crash."""
-    with calling(f"step(model_output, {float(timestep):g}, sample)"):
-        returned = scheduler.step(output, timestep, sample, **known)
-        arrived = returned[0] if isinstance(returned, tuple) else returned.prev_sample
-        if not isinstance(arrived, torch.Tensor):
-            raise TypeError(f"step returned {type(arrived).__name__}, expected the previous sample")
-        clean = getattr(returned, "pred_original_sample", None)
-    return arrived, clean.clone() if isinstance(clean, torch.Tensor) else None
-
-
-def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """Result of `scale_model_input`, or the sample if there is no such method. Raises Crash."""
-    if not hasattr(scheduler, "scale_model_input"):
-        return sample
-    with calling(f"scale_model_input(sample, {float(timestep):g})"):
-        scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
-    return scaled
-
-
-def level_before(scheduler: Any, timestep: Any) -> NoiseLevel:
-    """Noise level before the step at a timestep. It is read from a copy, because some schedulers count their calls."""
+def level_before(subject: Subject, scheduler: Any, index: int) -> NoiseLevel:
+    """Noise level before a step of the plan. It is read from a copy, because some schedulers count their calls."""
+    reading = subject.reading_of(scheduler)
+    if reading is not None:
+        return reading.levels[index]
+    timestep = as_values(scheduler.timesteps)[index]
     probe = copy.deepcopy(scheduler)
     sample = torch.ones(1, 1, 2, 2)
     return level_of_state(probe, level_in_loop(probe, sample, scale(probe, sample, timestep), timestep))
@@ -261,14 +242,3 @@ def sample_of(shape: Sequence[int], *, seed: int = 0) -> Callable[[NoiseLevel], 
     """A `start` for `run`: the constant image 0.25 with the noise of the first level, float32."""
     noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return lambda level: (level.alpha * 0.25 + level.sigma * noise).float()
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Standard normal noise of a shape, from a new generator with `seed`."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def unfit(values: torch.Tensor) -> str:
-    """Text with the numbers of NaN and infinite values."""
-    nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    return f"{nans} NaN and {infinite} infinite values (of {values.numel()})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -39,23 +39,25 @@ class SchedulerCheck:
 def parametrize_with_scheduler_checks(
     schedulers: Iterable[Any],
     *,
-    expected_failures: Mapping[str, str] | None = None,
+    expected_failures: Mapping[str, str] | Callable[[Any], Mapping[str, str]] | None = None,
     only: Collection[str] | None = None,
     strict: bool = False,
     profile: str = "standard",
 ) -> pytest.MarkDecorator:
     """Decorator for a test with the parameters `scheduler` and `check`, whose body is `check(scheduler)`.
 
-    `schedulers` are schedulers, or classes or functions that create one. Checks named in `expected_failures` are marked xfail
-    with their reason; with `strict`, the test fails if such a check passes. `only` and `profile` are those of `check_scheduler`.
-    Raises ValueError for unknown names, TypeError for an object that is not a scheduler.
+    `schedulers` are schedulers, or classes or functions that create one. Checks named in `expected_failures`, a dictionary or a
+    function that gives one for each scheduler, are marked xfail with their reason; with `strict`, the test fails if such a check
+    passes. `only` and `profile` are those of `check_scheduler`. Raises ValueError for unknown names, TypeError for an object that
+    is not a scheduler.
     """
-    expected = dict(expected_failures or {})
-    require_known("expected_failures", expected)
     names = scheduler_checks() if only is None else [name for name in scheduler_checks() if name in require_known("only", only)]
     parameters = []
     labels: dict[str, int] = {}
     for scheduler in schedulers:
+        given = expected_failures(scheduler) if callable(expected_failures) else expected_failures
+        expected = dict(given or {})
+        require_known("expected_failures", expected)
         suite = Suite(scheduler, profile=profile, expected=expected)
         label = label_of(suite)
         labels[label] = labels.get(label, 0) + 1

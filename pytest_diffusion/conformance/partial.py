@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.arrivals import arrivals
-from pytest_diffusion.conformance.convergence import posterior_mean
-from pytest_diffusion.conformance.forward import IMAGE_SHAPE, named_levels, noised, noising_method, require_noised, some_image
+from pytest_diffusion.conformance.calls import Crash, calling
+from pytest_diffusion.conformance.forward import named_levels, require_noised
+from pytest_diffusion.conformance.gaussian import posterior_mean
 from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.noising import IMAGE_SHAPE, noised, some_image
 from pytest_diffusion.conformance.point_mass import require_arrival
-from pytest_diffusion.conformance.subject import Crash, Subject, calling
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import as_prediction, level_of_timestep
 from pytest_diffusion.models.schedulers import as_values, evaluations_per_step, revisits_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -56,10 +58,10 @@ def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
 
     In both cases the timestep is that of the next step, and the result must have the noise level of that step.
     """
-    method = noising_method(subject)
+    method = subject.noising_method()
     if subject.is_inverse or revisits_timesteps(subject.scheduler):
         raise NotApplicable(f"{subject.name} goes from clean to noisy, or revisits timesteps.")
-    image, noise = some_image(), loops.normal(*IMAGE_SHAPE)
+    image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     can_begin = hasattr(subject.scheduler, "set_begin_index")
     for count in subject.counts(*counts):
         order = evaluations_per_step(subject.scheduler)
@@ -74,6 +76,24 @@ def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
             for when, scheduler in situations.items():
                 got = noised(scheduler, method, image, noise, timestep.repeat(len(image)))
                 require_noised(got, image, noise, levels, f"{method} at timestep {float(timestep):g} {when}", count)
+
+
+@law(
+    "an inverse scheduler goes from the image to noise",
+    source="DDIM, arXiv:2010.02502, section 4.3",
+    counts=(5, 20),
+)
+def inverse_direction(subject: Subject, counts: Sequence[int]) -> None:
+    """A class that is an inverse by its name must plan timesteps, and sigmas where it has them, that rise."""
+    if not any("Inverse" in owner.__name__ for owner in subject.scheduler_class.__mro__):
+        raise NotApplicable(f"{subject.name} is no inverse scheduler.")
+    for count in subject.counts(*counts):
+        planned = subject.planned(count)
+        for name in ("timesteps", "sigmas"):
+            values = getattr(planned, name, None)
+            if values is not None and float(as_values(values)[0]) >= float(as_values(values)[len(planned.timesteps) - 1]):
+                first, last = (float(as_values(values)[place]) for place in (0, len(planned.timesteps) - 1))
+                raise Broken(f"{name} that rise", f"{name} from {first:.4g} to {last:.4g}: it denoises", count=count)
 
 
 @law(
@@ -105,37 +125,40 @@ def _begun(subject: Subject, count: int, first: int | None, start: int) -> Any:
     """A scheduler before step number `start` of a run that began at `first` (by set_begin_index, unless `first` is None)."""
     scheduler = subject.planned(count)
     if first is not None:
-        with calling(f"set_begin_index({first})"):
+        with calling(f"set_begin_index({first})", scheduler):
             scheduler.set_begin_index(first)
     generator = torch.Generator().manual_seed(0)
     if start > (first or 0):
-        loops.walk(subject, scheduler, loops.normal(1, 1, 2, 2), loops.smooth, first=first or 0, last=start, generator=generator)
+        walking.walk(subject, scheduler, walking.normal(1, 1, 2, 2), walking.smooth, first=first or 0, last=start, generator=generator)
     return scheduler
 
 
 def posterior_mean_image() -> torch.Tensor:
-    """Images (4, 2, 2, 3) from the normal distribution whose denoiser is `convergence.posterior_mean`."""
-    from pytest_diffusion.conformance.convergence import MEAN, VARIANCES
+    """Images (4, 2, 2, 3) from the normal distribution whose denoiser is `gaussian.posterior_mean`."""
+    from pytest_diffusion.conformance.gaussian import MEAN, VARIANCES
 
     # Within one standard deviation of the mean, where clipping has no effect.
-    return (MEAN + VARIANCES.sqrt() * loops.normal(4, 2, 2, 3, dtype=torch.float64).clamp(-1, 1)).float()
+    return (MEAN + VARIANCES.sqrt() * walking.normal(4, 2, 2, 3, dtype=torch.float64).clamp(-1, 1)).float()
 
 
 def _require_lands(subject: Subject, count: int, method: str | None) -> None:
     if revisits_timesteps(subject.scheduler):
         raise NotApplicable(f"{subject.name} has warm-up steps or revisits timesteps, so a run cannot start in the middle.")
     loops.require_levels(subject)
+    loops.require_drivable(subject)
     order = evaluations_per_step(subject.scheduler)
     planned = subject.planned(count)
+    _require_finite_from_everywhere(subject, count, method, order)
     # Single-step solvers have blocks of steps; a start inside a block lacks the first stage.
     blocks = getattr(planned, "order_list", None)
-    starts = [start for start in range(order, len(planned.timesteps), order) if blocks is None or blocks[min(start, len(blocks) - 1)] == 1]
+    length = walking.length_of(subject, planned)
+    starts = [start for start in range(order, length, order) if blocks is None or blocks[min(start, len(blocks) - 1)] == 1]
     if not starts:
         raise NotApplicable(f"{subject.name} has no step in {count} at which a run may start.")
     for start in starts[:: max(1, len(starts) // 3)]:
         scheduler = subject.planned(count)
         if method is not None:
-            with calling(f"set_begin_index({start})"):
+            with calling(f"set_begin_index({start})", scheduler):
                 scheduler.set_begin_index(start)
         try:
             parts = arrivals(subject, count, start=start, scheduler=scheduler)
@@ -151,6 +174,21 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
             raise Broken(
                 f"{float(end.target.alpha):.4g}·image and {float(end.target.sigma):.4g}·noise after the last step", seen, count=count
             )
+
+
+def _require_finite_from_everywhere(subject: Subject, count: int, method: str | None, order: int) -> None:
+    """Raise Broken unless a run from any step ends with finite samples."""
+    for start in range(order, walking.length_of(subject, subject.planned(count)), order):
+        scheduler = subject.planned(count) if method is None else _begun(subject, count, start, start)
+        try:
+            visits = walking.walk(
+                subject, scheduler, walking.normal(2, 4, 4, 4), walking.smooth, first=start, generator=torch.Generator().manual_seed(0)
+            )
+        except Crash as crash:
+            raise Broken(f"a run that starts at step {start} of {count}", str(crash), count=count) from crash
+        if not bool(torch.isfinite(visits[-1].after).all()):
+            seen = f"{walking.unfit(visits[-1].after)} at the end of a run from step {start}"
+            raise Broken("finite samples from a run that starts in the middle", seen, count=count)
 
 
 def _partner(subject: Subject) -> Subject:
@@ -176,4 +214,4 @@ def _follow(subject: Subject, count: int, sample: torch.Tensor) -> torch.Tensor:
         level = level_of_timestep(scheduler, timestep)
         return as_prediction(posterior_mean(scaled, level).to(scaled), scaled, level, subject.prediction_type, scheduler=scheduler)
 
-    return loops.walk(subject, scheduler, sample, predict, replace=torch.zeros_like)[-1].after
+    return walking.walk(subject, scheduler, sample, predict, replace=torch.zeros_like)[-1].after

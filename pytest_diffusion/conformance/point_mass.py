@@ -18,6 +18,7 @@ from pytest_diffusion.conformance.arrivals import (
     posterior_deviation,
     require_exact_kind,
 )
+from pytest_diffusion.conformance.conventions import NAMES
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step, has_own_sigma_range
@@ -89,6 +90,9 @@ def require_arrival(subject: Subject, one: Arrival, count: int, *, where: str = 
         if _is_exact_in_the_limit(subject):
             raise NotApplicable(f"{subject.name} is exact for a single image only with infinitely many steps: see `convergence_order`.")
         seen = f"step {one.number} (timestep {one.step.timestep:g}){where} gives {one.clean:.5g}·image and {seen_sigma:.5g}·{what}"
+        if subject.told_prediction_type is not None:
+            off = max(abs(one.clean - float(one.target.alpha)), abs(seen_sigma - target_sigma))
+            seen += f", off by {off:.3g}, if the model gives {NAMES[subject.told_prediction_type]}, which is the nearest of all conventions"
         raise Broken(f"{float(one.target.alpha):.5g}·image and {target_sigma:.5g}·{what}", seen, count=count)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SOURCE = "diffusers' reproducibility guide: results follow from the generators"
@@ -22,6 +24,8 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         if not _draws(subject, count):
             raise NotApplicable(f"{subject.name} draws no noise.")
+        if subject.is_adapted and not subject.scheduler.adapter.takes_generator:
+            raise NotApplicable(f"{subject.name} takes no generator, as its interface has none.")
         if "generator" not in subject.step_parameters:
             if any("seed" in name for name in subject.config):
                 raise NotApplicable(f"{subject.name} is seeded by its configuration.")
@@ -34,6 +38,8 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
         if not torch.equal(runs[0], runs[1]):
             raise Broken("the same samples from the same seed", f"they differ by {float((runs[0] - runs[1]).abs().max()):.4g}", count=count)
         if torch.equal(runs[0], runs[2]):
+            if torch.equal(*_with_given_draws(subject, count, **subject.noisy)):
+                raise NotApplicable(f"{subject.name} draws noise, and adds none of it in {count} steps: see `deterministic_draws_nothing`.")
             raise Broken("other samples from another seed", "they are the same: the generator is not used", count=count)
 
 
@@ -46,9 +52,10 @@ def generator_honoured(subject: Subject, counts: Sequence[int]) -> None:
 def generator_list(subject: Subject, counts: Sequence[int]) -> None:
     """With one generator for each image, each image of a batch must equal the one that its generator gives alone."""
     for count in subject.counts(*counts):
-        if not _draws(subject, count) or "generator" not in subject.step_parameters:
+        is_deaf = subject.is_adapted and not subject.scheduler.adapter.takes_generator
+        if is_deaf or not _draws(subject, count) or "generator" not in subject.step_parameters:
             raise NotApplicable(f"{subject.name} takes no generator, or draws nothing from it.")
-        sample = loops.normal(*_SHAPE)
+        sample = walking.normal(*_SHAPE)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         try:
             together = loops.states(subject, count, sample, generator=generators, **subject.noisy)[-1]
@@ -69,11 +76,10 @@ def deterministic_draws_nothing(subject: Subject, counts: Sequence[int]) -> None
     loops.require_drivable(subject)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
-        sample = loops.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        visits = loops.walk(subject, scheduler, sample, loops.smooth, generator=torch.Generator().manual_seed(1))
+        sample = walking.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        visits = walking.walk(subject, scheduler, sample, walking.smooth, generator=torch.Generator().manual_seed(1))
         drawn = [index for index, visit in enumerate(visits) if visit.draws]
-        drawn_alike = (torch.stack(loops.states(subject, count, loops.normal(*_SHAPE), replace=noise)) for noise in _NOISES)
-        if drawn and torch.equal(*drawn_alike):
+        if drawn and torch.equal(*_with_given_draws(subject, count)):
             operator = visits[drawn[0]].draws[0].operator
             raise Broken(
                 "no draw where no noise is added",
@@ -92,14 +98,14 @@ def given_noise(subject: Subject, counts: Sequence[int]) -> None:
     """`variance_noise` must replace the noise of a stochastic step: the same values give the same samples, and nothing is drawn."""
     if "variance_noise" not in subject.step_parameters:
         raise NotApplicable(f"{subject.name}.step takes no variance_noise.")
-    sample, noise = loops.normal(*_SHAPE), loops.normal(*_SHAPE, seed=7)
+    sample, noise = walking.normal(*_SHAPE), walking.normal(*_SHAPE, seed=7)
     for count in subject.counts(*counts):
         if not _draws(subject, count):
             raise NotApplicable(f"{subject.name} draws no noise.")
         drawn = loops.states(subject, count, sample, replace=lambda values: noise, **subject.noisy)[-1]
         scheduler = subject.planned(count)
         first = sample * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        visits = loops.walk(subject, scheduler, first, loops.smooth, variance_noise=noise, **subject.noisy)
+        visits = walking.walk(subject, scheduler, first, walking.smooth, variance_noise=noise, **subject.noisy)
         if any(visit.draws for visit in visits):
             raise Broken("no draw if noise is given", f"a draw by torch's {visits[0].draws[0].operator}", count=count)
         gap = float((visits[-1].after - drawn).abs().max())
@@ -107,12 +113,18 @@ def given_noise(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("the samples that result from drawing this noise", f"samples that differ by {gap:.4g}", count=count)
 
 
+def _with_given_draws(subject: Subject, count: int, **extras: Any) -> list[torch.Tensor]:
+    """All samples of a loop whose draws are zeros, and of one whose draws are ones."""
+    return [torch.stack(loops.states(subject, count, walking.normal(*_SHAPE), replace=values, **extras)) for values in _NOISES]
+
+
 def _run(subject: Subject, count: int, seed: int) -> torch.Tensor:
-    return torch.stack(loops.states(subject, count, loops.normal(*_SHAPE), generator=torch.Generator().manual_seed(seed), **subject.noisy))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack(loops.states(subject, count, walking.normal(*_SHAPE), generator=generator, **subject.noisy))
 
 
 def _draws(subject: Subject, count: int) -> bool:
     loops.require_drivable(subject)
     scheduler = subject.planned(count)
-    sample = loops.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    return any(visit.draws for visit in loops.walk(subject, scheduler, sample, loops.smooth, **subject.noisy))
+    sample = walking.normal(*_SHAPE) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    return any(visit.draws for visit in walking.walk(subject, scheduler, sample, walking.smooth, **subject.noisy))

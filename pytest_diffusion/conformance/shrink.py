@@ -1,7 +1,9 @@
-"""The smallest case that still breaks a law, found by Hypothesis, and the code that reproduces it."""
+"""The smallest case that still breaks a law, found by Hypothesis, and other configurations that break it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,74 +11,90 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
-from pytest_diffusion.conformance.laws import Broken, Law
-from pytest_diffusion.conformance.subject import Crash, Subject, quiet
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.laws import Broken, Law, Several, crash_of, findings_of
+from pytest_diffusion.conformance.reproduce import expression, found_again, rebuilt, snippet
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.drawing import Series
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _TRIES = 40
 _EXAMPLES = 30
+_SECONDS = 3.0
+"""Processor time for the search of one smallest case."""
+_THOROUGH_SECONDS = 2.5
+"""Processor time for other configurations of one law: with all laws, less than three minutes for a class."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken law in its smallest case: texts for the report, and data for a plot."""
+    """A broken claim in its smallest case: texts for the report, and data for a plot."""
 
     name: str
     expected: str
     seen: str
     configuration: str
     snippet: str
+    traceback: str = ""
     series: Series = field(default_factory=dict)
 
 
 def as_it_was_seen(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
     """The finding for the configuration and the number of steps of the first observation, without a search for a smaller case."""
-    return _described(one, subject, subject.own_values, error)
+    return _described(one, subject, subject.arguments, getattr(error, "count", 0), error)
 
 
 def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
-    """The finding for the fewest inference steps and the fewest entries of configuration that still break the law."""
+    """The finding for the fewest inference steps and the fewest arguments of the constructor that still break the same claim."""
     count = getattr(error, "count", 0)
-    own = subject.own_values
-    keys = sorted(own) if _can_be_rebuilt(subject) else []
-    counts = sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if min(one.counts) <= number <= count}) or list(one.counts)
-    found: dict[tuple[frozenset[str], int], Broken | Crash] = {(frozenset(keys), count): error}
+    own = subject.arguments
+    keys = sorted(own) if _is_rebuilt_alike(one, subject, count, error) else []
+    counts = (
+        sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if min(*one.counts, count) <= number <= count}) if count else [0]
+    )
+    found: dict[tuple[tuple[str, ...], int], Broken | Crash] = {(tuple(keys), count): error}
+    end = time.process_time() + _SECONDS
 
     def breaks(case: tuple[list[bool], int]) -> bool:
         chosen, number = case
-        kept = frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it)
-        try:
-            smaller = _rebuilt(subject, {key: own[key] for key in kept}) if keys else subject
-            one.function(smaller, [number] if count else list(one.counts))
-        except (Broken, Crash) as seen:
-            found[kept, number] = seen
+        kept = tuple(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it)
+        if (kept, number) in found:
             return True
+        if time.process_time() > end:
+            return False
+        try:
+            smaller = rebuilt(subject, {key: own[key] for key in kept}) if keys else subject
+            seen = found_again(one, smaller, number, error)
         except Exception:
-            return False  # a scheduler with this configuration may not exist
-        return False
+            return False  # a scheduler with these arguments may not exist
+        if seen is not None:
+            found[kept, number] = seen
+        return seen is not None
 
     cases = st.tuples(st.tuples(*(st.booleans() for _ in keys)).map(list), st.sampled_from(counts))
-    best = (frozenset(keys), count)
-    if count or keys:
+    if len(counts) > 1 or keys:
         quick = settings(max_examples=_TRIES, database=None, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
         try:
-            chosen, number = find(cases, breaks, settings=quick)
-            best = (frozenset(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it), number)
+            find(cases, breaks, settings=quick)
         except (NoSuchExample, Flaky):
-            pass  # if it is not reproducible, the first observation is reported
-    final = found.get(best, error)
-    config = {key: own[key] for key in sorted(best[0])} if keys else own
-    return _described(one, subject, config, final)
+            pass  # what was found until then is kept in `found`
+    kept, number = min(found, key=lambda case: (len(case[0]), case[1]))
+    arguments = {key: own[key] for key in kept} if keys else own
+    return _described(one, subject, arguments, number, found[kept, number], others=_failing(one, subject, error, arguments, number, end))
 
 
-def thorough_cases(one: Law, subject: Subject) -> None:
-    """Test the law with random configurations of the same class and numbers of steps. Raises Broken for the smallest failing case."""
-    if not _can_be_rebuilt(subject):
-        return
+def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject, int], bool]) -> Finding | None:
+    """The finding in a random configuration of the same class, at a random number of steps; None where the law holds in all.
+
+    `holds(other, count)` says whether the laws on which this one depends hold there.
+    """
+    if not subject.is_configured:
+        return None
     from pytest_diffusion.conformance.strategies import num_inference_steps, scheduler_configs
 
-    own = subject.own_values
+    own = subject.arguments
+    end = time.process_time() + _THOROUGH_SECONDS
+    seen: list[tuple[dict[str, Any], int, Broken | Crash]] = []
 
     @settings(
         max_examples=_EXAMPLES,
@@ -86,54 +104,99 @@ def thorough_cases(one: Law, subject: Subject) -> None:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
         print_blob=False,
+        report_multiple_bugs=False,
     )
     @given(scheduler_configs(subject.scheduler_class), num_inference_steps(max_value=100))
-    def holds(config: dict[str, Any], count: int) -> None:
+    def broken_nowhere(config: dict[str, Any], count: int) -> None:
+        if time.process_time() > end:
+            return
         try:
-            other = _rebuilt(subject, {**own, **config})
-            one.function(other, sorted({*other.counts(count), *one.counts[:2]}))
+            other = rebuilt(subject, {**own, **config})
+        except Exception:
+            return  # a combination that the class refuses
+        counts = [number for number in sorted({*other.counts(count), *one.counts[:2]}) if holds(other, number)]
+        try:
+            if counts:
+                one.function(other, counts)
         except NotApplicable:
             return
-        except (ValueError, NotImplementedError, ImportError):
-            return  # a combination that the class refuses
-        except (Broken, Crash) as error:
-            shown = ", ".join(f"{key}={value!r}" for key, value in {**own, **config}.items())
-            expected = error.expected if isinstance(error, Broken) else "a scheduler that runs"
-            seen = error.seen if isinstance(error, Broken) else str(error)
-            raise Broken(expected, f"{seen} (with {shown or 'the defaults'})", series=getattr(error, "series", None)) from error
+        except (Broken, Crash, Several) as errors:
+            error = findings_of(errors)[0]
+            seen.append(({**own, **config}, getattr(error, "count", 0), error))
+            raise
 
-    with quiet():
-        holds()
+    try:
+        broken_nowhere()
+    except (Broken, Crash, Several, Flaky):
+        pass
+    if not seen:
+        return None
+    arguments, count, error = min(seen, key=lambda case: (len(case[0]), case[1]))
+    return _described(one, subject, arguments, count, error)
 
 
-def _described(one: Law, subject: Subject, config: dict[str, Any], error: Broken | Crash) -> Finding:
-    count = getattr(error, "count", 0)
-    arguments = ", ".join(f"{key}={value!r}" for key, value in config.items())
-    made = f"{subject.name}({arguments})"
-    module = _public_module(subject)
-    snippet = "\n".join(
-        [
-            f"    from {module} import {subject.name}",
-            "    from pytest_diffusion import check_scheduler",
-            f"    check_scheduler({made}, only=[{one.name!r}])",
-        ]
-    )
+def _is_rebuilt_alike(one: Law, subject: Subject, count: int, error: Broken | Crash) -> bool:
+    """Whether the class with the recorded arguments shows the same finding."""
+    try:
+        return found_again(one, rebuilt(subject, subject.arguments), count, error) is not None
+    except Exception:
+        return False
+
+
+def _failing(
+    one: Law, subject: Subject, error: Broken | Crash, arguments: dict[str, Any], count: int, end: float
+) -> tuple[list[int], list[int]]:
+    """Numbers of steps of the law that fail in a configuration, and those that were tried."""
+    failing, tried = [], []
+    if count:
+        try:
+            other = rebuilt(subject, arguments) if _is_rebuilt_alike(one, subject, count, error) else subject
+        except Exception:
+            other = subject
+        for number in other.counts(*one.counts):
+            if time.process_time() > end:
+                break
+            tried.append(number)
+            failing += [number] if found_again(one, other, number, error) is not None else []
+    return failing, tried
+
+
+def _described(
+    one: Law,
+    subject: Subject,
+    arguments: dict[str, Any],
+    count: int,
+    error: Broken | Crash,
+    *,
+    others: tuple[list[int], list[int]] = ([], []),
+) -> Finding:
     expected = error.expected if isinstance(error, Broken) else "a scheduler that takes what its interface says"
     seen = error.seen if isinstance(error, Broken) else str(error)
-    shown = f"{made}, num_inference_steps={count}" if count else made
-    return Finding(subject.name, expected.rstrip("."), seen.rstrip("."), shown, snippet, dict(getattr(error, "series", {})))
+    shown = expression(subject, arguments)
+    if count:
+        shown += f", num_inference_steps={count}"
+        failing, tried = others
+        if len(failing) > 1:
+            shown += f" (fails at {_listed(failing)} of the numbers tried, {_listed(tried)})"
+    crash = crash_of(error)
+    return Finding(
+        subject.name,
+        expected.rstrip("."),
+        seen.rstrip("."),
+        shown,
+        snippet(one, subject, arguments, count, error),
+        crash.traceback if crash is not None else "",
+        dict(getattr(error, "series", {})),
+    )
 
 
-def _public_module(subject: Subject) -> str:
-    """Module from which users import the class: `diffusers` for its own classes."""
-    module = subject.scheduler_class.__module__
-    return "diffusers" if module.startswith("diffusers.") else module
-
-
-def _can_be_rebuilt(subject: Subject) -> bool:
-    return bool(subject.config) and hasattr(subject.scheduler_class, "from_config")
-
-
-def _rebuilt(subject: Subject, config: dict[str, Any]) -> Subject:
-    with quiet():
-        return Subject(subject.scheduler_class(**config))
+def _listed(numbers: list[int]) -> str:
+    """Numbers with runs of neighbours put together: 1 to 5, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(parts[:12]) + (f" and {len(parts) - 12} more" if len(parts) > 12 else "")

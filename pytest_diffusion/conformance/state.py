@@ -8,12 +8,15 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject, calling
-from pytest_diffusion.models.schedulers import as_values
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.models.schedulers import as_values, config_value
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 _SOURCE = "diffusers' scheduler interface: set_timesteps is run before inference and starts it anew"
 _SHAPE = (2, 3, 4, 4)
@@ -22,9 +25,11 @@ _SHAPE = (2, 3, 4, 4)
 @law("two schedulers share nothing", source="an object's state is its own", counts=(6,), rests_on=("runs", "noise_is_normal"))
 def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
     """Two schedulers that run in turns must give the same samples as each one alone. No state may be in the class or in a default."""
-    for count in subject.counts(*counts):
+    for count in subject.deep_counts(*counts):
         alone = _states(subject, count)
-        one, other = subject.planned(count), subject.planned(count)
+        one, other = subject.made(), subject.made()
+        subject.plan(one, count)
+        subject.plan(other, count)
         if one is other:
             raise Broken("a new scheduler from every call of the factory", "the same object twice", count=count)
         length = len(as_values(one.timesteps))
@@ -37,7 +42,7 @@ def instances_share_nothing(subject: Subject, counts: Sequence[int]) -> None:
 @law("a second run equals the first", source=_SOURCE, counts=(4, 9), rests_on=("runs", "instances_share_nothing"))
 def second_run(subject: Subject, counts: Sequence[int]) -> None:
     """After `set_timesteps`, a used scheduler must give the same samples as a new one, after any earlier run."""
-    for count in subject.counts(*counts):
+    for count in subject.deep_counts(*counts):
         fresh = _states(subject, count)
         used = subject.planned(subject.some_count)
         _states(subject, subject.some_count, scheduler=used)
@@ -46,13 +51,31 @@ def second_run(subject: Subject, counts: Sequence[int]) -> None:
         for what, left in _left_by_others(subject):
             subject.plan(left, count)
             _require_same(fresh, _states(subject, count, scheduler=left), f"a run after {what}", count)
+        _require_other_shift(subject, count)
+
+
+def _require_other_shift(subject: Subject, count: int) -> None:
+    """Raise Broken if a plan with another `mu` leaves something to the next one."""
+    if (
+        not config_value(subject.scheduler, "use_dynamic_shifting")
+        or "mu" not in inspect.signature(subject.scheduler.set_timesteps).parameters
+    ):
+        return
+    used, fresh = subject.planned(count, mu=0.4), subject.planned(count, mu=0.9)
+    subject.plan(used, count, mu=0.9)
+    _require_same(
+        _states(subject, count, scheduler=fresh),
+        _states(subject, count, scheduler=used),
+        "a run with mu=0.9 after a plan with mu=0.4",
+        count,
+    )
 
 
 def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
     """A scheduler after an image-to-image run, and schedulers after a plan from the caller."""
     if hasattr(subject.scheduler, "set_begin_index"):
         begun = subject.planned(subject.some_count)
-        with calling("set_begin_index(1)"):
+        with calling("set_begin_index(1)", begun):
             begun.set_begin_index(1)
         yield "one that began at step 1", begun
     for name in sorted({"timesteps", "sigmas"} & set(inspect.signature(subject.scheduler.set_timesteps).parameters)):
@@ -90,10 +113,10 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         scheduler = subject.fresh()
         config = getattr(scheduler, "config", None)
-        before = copy.deepcopy(_entries(config))
+        before = copy.deepcopy(_entries(config) | _mirrored(scheduler, config))
         subject.plan(scheduler, count)
         _states(subject, count, scheduler=scheduler)
-        after = _entries(getattr(scheduler, "config", None))
+        after = _entries(getattr(scheduler, "config", None)) | _mirrored(scheduler, config)
         changed = [key for key in {*before, *after} if not _equal(before.get(key), after.get(key))]
         if changed:
             key = min(changed)
@@ -108,7 +131,9 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
 )
 def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
     """A copied or pickled scheduler in the middle of a run must finish the run with the samples of the original."""
-    for count in subject.counts(*counts):
+    if subject.is_adapted:
+        raise NotApplicable(f"{subject.name} is driven through an adapter, which is no part of it.")
+    for count in subject.deep_counts(*counts):
         whole = _states(subject, count)
         scheduler = subject.planned(count)
         half = max(len(as_values(scheduler.timesteps)) // 2, 1)
@@ -125,11 +150,11 @@ def copies_behave(subject: Subject, counts: Sequence[int]) -> None:
 
 
 def _states(subject: Subject, count: int, *, seed: int = 0, **rest: Any) -> list[torch.Tensor]:
-    return loops.states(subject, count, loops.normal(*_SHAPE, seed=seed), replace=torch.zeros_like, **rest)
+    return loops.states(subject, count, walking.normal(*_SHAPE, seed=seed), replace=torch.zeros_like, **rest)
 
 
 def _continued(subject: Subject, scheduler: Any, sample: torch.Tensor, first: int) -> list[torch.Tensor]:
-    visits = loops.walk(subject, scheduler, sample.clone(), loops.smooth, first=first, replace=torch.zeros_like)
+    visits = walking.walk(subject, scheduler, sample.clone(), walking.smooth, first=first, replace=torch.zeros_like)
     return [visit.after for visit in visits]
 
 
@@ -147,9 +172,17 @@ def _entries(config: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else dict(getattr(config, "__dict__", {}))
 
 
+def _mirrored(scheduler: Any, config: Any) -> dict[str, Any]:
+    """Attributes beside the entries: of the configuration object itself, which diffusers sets too, and of the scheduler by their names."""
+    names = list(_entries(config))
+    kept = {f"config.{name}": vars(config)[name] for name in names if name in getattr(config, "__dict__", {})}
+    own = getattr(scheduler, "__dict__", {})
+    return kept | {f"scheduler.{name}": own[name] for name in names if name in own}
+
+
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, torch.Tensor | np.ndarray) or isinstance(other, torch.Tensor | np.ndarray):
+        return np.array_equal(np.asarray(one), np.asarray(other))
     try:
         return bool(one == other)
     except (ValueError, RuntimeError):

@@ -8,12 +8,16 @@ from typing import Any
 
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.arrivals import SHAPE, Arrival, arrivals, forward_deviation, has_unseen_memory, posterior_deviation
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.randomness import Draw
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
+
+Claim = tuple[str, dict[str, Any], Callable[[NoiseLevel, NoiseLevel], float]]
+"""A text, arguments of the loop, and the deviation that is claimed of a step between two levels."""
 
 
 @law(
@@ -30,18 +34,24 @@ def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
     claims = _claims(subject)
     if not claims:
         raise NotApplicable(f"{subject.name} declares no amount of noise (no eta, no variance_type, no SDE solver).")
+    tried = Claims()
     for count in subject.counts(*counts):
-        for claim, extras, wanted in claims:
-            if count <= loops.LARGE_STEPS and claim == claims[-1][0]:  # the most noise leaves the least of the rest
-                loops.require_finite_at_any_rounding(subject, count, **extras)
-            for one in arrivals(subject, count, **extras)[:-1]:
-                expected = wanted(one.step.level, one.target)
-                if not abs(one.fresh - expected) <= 2 * one.tolerance + 1e-3 * expected:
-                    seen = f"step {one.number} (timestep {one.step.timestep:g}) adds {one.fresh:.5g}·noise"
-                    raise Broken(f"{expected:.5g}·noise with {claim}", seen, count=count)
+        for claim in claims:
+            with tried.next():
+                _require_amount(subject, claim, count, is_most=claim is claims[-1])
+    tried.settle()
 
 
-Claim = tuple[str, dict[str, Any], Callable[[NoiseLevel, NoiseLevel], float]]
+def _require_amount(subject: Subject, claim: Claim, count: int, *, is_most: bool) -> None:
+    """Raise Broken unless each step adds the claimed noise. The most noise leaves the least of the rest."""
+    text, extras, wanted = claim
+    if is_most and count <= loops.LARGE_STEPS:
+        loops.require_finite_at_any_rounding(subject, count, **extras)
+    for one in arrivals(subject, count, **extras)[:-1]:
+        expected = wanted(one.step.level, one.target)
+        if not abs(one.fresh - expected) <= 2 * one.tolerance + 1e-3 * expected:
+            seen = f"step {one.number} (timestep {one.step.timestep:g}) adds {one.fresh:.5g}·noise"
+            raise Broken(f"{expected:.5g}·noise with {text}", seen, count=count)
 
 
 def _share(eta: float) -> Callable[[NoiseLevel, NoiseLevel], float]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_diffusion.models.levels import PREDICTION_TYPES
 from pytest_diffusion.models.schedulers import fewest_steps, num_train_timesteps
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
@@ -81,7 +81,7 @@ def scheduler_configs(scheduler_class: Any, *, exclude: Sequence[str] = ()) -> s
         raise ValueError(f"{scheduler_class.__name__} has no parameter {', '.join(unknown)} to exclude.")
     known = {
         name: st.sampled_from([parameters[name].default, *(value for value in values if value != parameters[name].default)])
-        for name, values in _CHOICES.items()
+        for name, values in CHOICES.items()
         if name in parameters and name not in exclude and parameters[name].default in values
     }
 

@@ -1,219 +1,185 @@
-"""The scheduler under test: fresh copies, its interface, and its errors, which are kept apart from those of this package."""
+"""The scheduler under test as the laws know it: the form of its samples, their noise levels, and what its model predicts."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
-import torch
+from pytest_diffusion.conformance.calls import Crash, quiet
+from pytest_diffusion.conformance.candidate import Candidate
+from pytest_diffusion.conformance.noising import noised, some_image
+from pytest_diffusion.conformance.readings import Reading, declared_levels, read_off
+from pytest_diffusion.models.levels import PREDICTION_TYPES, Kind, kind_of, prediction_type_of
+from pytest_diffusion.models.schedulers import as_values, config_value, num_train_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable, unknown_name
 
-from pytest_diffusion.models.levels import Kind, kind_of, prediction_type_of
-from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
-from pytest_diffusion.verdicts.errors import NotApplicable
-
-EXTRAS = ("generator", "prev_timestep", "original_image", "mask")
-"""Arguments that a loop can pass to `step` besides model output, timestep and sample."""
-
-
-class Crash(Exception):  # noqa: N818 - the scheduler's error, not ours
-    """The scheduler raised an error. Fields: `call`, the call as text; `error`, the exception."""
-
-    def __init__(self, call: str, error: BaseException) -> None:
-        super().__init__(
-            f"{call} raises {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        )
-        self.call, self.error = call, error
+KINDS = get_args(Kind)
+TOWARDS_DATA = "image_minus_noise"
+"""The velocity of a flow towards the data, the negative of "flow_prediction"."""
 
 
-class Subject:
-    """A scheduler, or a class or function that creates one, with the properties that the laws use.
+class Subject(Candidate):
+    """A candidate with the properties that the laws use.
 
-    Raises TypeError for an object that does not have `set_timesteps`, and `step` or `add_noise`.
+    `kind` is the form of its samples and `prediction_type` the model's output, where its attributes do not tell them. The other
+    arguments are those of `Candidate`. Raises ValueError for an unknown kind or prediction type.
     """
 
-    def __init__(self, scheduler_or_factory: Any) -> None:
-        is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
-        self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
-        if self._is_factory and not callable(scheduler_or_factory):
-            raise TypeError(
-                f"{type(scheduler_or_factory).__name__} is not a scheduler: it has no step, and cannot be called to create one."
-            )
-        self._source = scheduler_or_factory
-        first = scheduler_or_factory() if self._is_factory else scheduler_or_factory
-        self.name = type(first).__name__
-        wanted = ("set_timesteps",) if callable(getattr(first, "add_noise", None)) else ("set_timesteps", "step")
-        if missing := [method for method in wanted if not callable(getattr(first, method, None))]:
-            raise TypeError(f"{self.name} is not a scheduler: it has no {' and no '.join(missing)}.")
-        if not self._is_factory:
-            self._source = _copied(first)
-        self.scheduler = first
-        self.scheduler_class: Any = type(first)
+    def __init__(
+        self,
+        scheduler_or_factory: Any,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        plan: Mapping[str, Any] | None = None,
+        step: Mapping[str, Any] | None = None,
+        kind: str | None = None,
+        prediction_type: str | None = None,
+    ) -> None:
+        for what, value, choices in (("kind", kind, KINDS), ("prediction_type", prediction_type, (*PREDICTION_TYPES, TOWARDS_DATA))):
+            if value is not None and value not in choices:
+                raise ValueError(unknown_name(what, value, choices))
+        super().__init__(scheduler_or_factory, arguments=arguments, plan=plan, step=step)
+        self._kind, self.told_prediction_type = kind, prediction_type
+        """The prediction type by the caller's word, or by trial."""
+        self._has_readings = kind is not None
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What the caller declared of the scheduler, as arguments of another Subject of its class."""
+        told = {"plan": self.plan_arguments, "step": self.step_arguments, "kind": self._kind, "prediction_type": self.told_prediction_type}
+        return {name: one for name, one in told.items() if one}
 
     @cached_property
     def kind(self) -> Kind:
-        """How the scheduler represents samples after `set_timesteps`, see `models.levels.kind_of`."""
+        """How the scheduler represents samples after `set_timesteps`, see `models.levels.kind_of`.
+
+        Where its attributes do not tell, it is read off its noising, and `levels_of` gives the noise levels.
+        """
+        if self.is_adapted:
+            self._has_readings = True
+            return cast(Kind, self.scheduler.adapter.kind)
+        if self._kind is not None:
+            return cast(Kind, self._kind)
         try:
-            return kind_of(self.planned(self.some_count))
+            planned = self.planned(self.some_count)
         except (Crash, NotApplicable):
             return kind_of(self.scheduler)
+        kind = kind_of(planned)
+        if not _tells_levels(planned, kind) and self.noising_by(kind) is not None:
+            reading = read_off(planned, str(self.noising_by(kind)))
+            if reading is not None:
+                self._has_readings = True
+                return reading.kind
+        return kind
 
     @property
-    def noisy(self) -> dict[str, Any]:
-        """Arguments with which `step` adds noise: an `eta` of 1 if its default is 0."""
-        parameter = self.step_parameters.get("eta")
-        return {"eta": 1.0} if parameter is not None and parameter.default == 0 else {}
+    def has_readings(self) -> bool:
+        """Whether its noise levels are not told by its attributes."""
+        return bool(self.kind) and self._has_readings
+
+    @property
+    def reading_source(self) -> str:
+        """Where noise levels come from that its attributes do not tell."""
+        if self.is_adapted:
+            return "told by its adapter"
+        return "read off its noising" if self._kind is None else f"declared by kind={self._kind!r}"
+
+    def reading_of(self, planned: Any) -> Reading | None:
+        """The noise levels of a plan, where attributes do not tell them; None where they do. Raises NotApplicable if nothing does."""
+        kind = self.kind
+        if not self.has_readings:
+            return None
+        if self.is_adapted:
+            return cast(Reading, planned.reading())
+        found = read_off(planned, str(self.noising_by(kind))) if self._kind is None else declared_levels(planned, kind, rises=self.rises)
+        if found is None:
+            how = f"declared as {kind!r}, and has no sigmas" if self._kind is not None else "read at some plans only"
+            raise NotApplicable(f"{self.name} has noise levels that are {how}.")
+        return found
 
     @property
     def prediction_type(self) -> str:
         """Prediction type that the scheduler expects of the model."""
-        return prediction_type_of(self.scheduler)
+        if self.told_prediction_type is not None:
+            return self.told_prediction_type
+        if self.is_prediction_declared or self.kind != "flow":
+            return prediction_type_of(self.scheduler)
+        return "flow_prediction"
 
     @property
-    def num_train_timesteps(self) -> int:
-        """Length of the training schedule."""
-        return num_train_timesteps(self.scheduler)
+    def is_prediction_declared(self) -> bool:
+        """Whether the configuration or an attribute names the prediction type."""
+        return bool(config_value(self.scheduler, "prediction_type") or getattr(self.scheduler, "prediction_type", None))
 
     @property
-    def config(self) -> dict[str, Any]:
-        """Its configuration without private entries; empty if it has none."""
-        config = getattr(self.scheduler, "config", None)
-        return {key: value for key, value in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
-
-    @property
-    def own_values(self) -> dict[str, Any]:
-        """Entries of the configuration that differ from the constructor's defaults."""
-        defaults = {name: one.default for name, one in inspect.signature(self.scheduler_class).parameters.items()}
-        return {key: value for key, value in self.config.items() if key in defaults and not _same(defaults[key], value)}
-
-    @property
-    def step_parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Parameters of `step`. Raises NotApplicable for a class without `step` (score SDEs)."""
-        if not callable(getattr(self.scheduler, "step", None)):
-            raise NotApplicable(f"{self.name} has no step.")
-        return inspect.signature(self.scheduler.step).parameters
+    def is_inverse(self) -> bool:
+        """Whether its timesteps increase, from clean to noisy; a flow's may increase towards the data."""
+        if self.has_readings:
+            return False  # levels fall along a plan that was read
+        if any("Inverse" in owner.__name__ for owner in self.scheduler_class.__mro__):
+            return True  # by its name; `inverse_direction` holds it to that
+        is_known = self.kind != "vp" or getattr(self.scheduler, "alphas_cumprod", None) is not None
+        return is_known and self.rises
 
     @property
     def noising(self) -> str | None:
         """Name of the method that adds noise to clean images."""
-        names = ("scale_noise", "add_noise") if self.kind == "flow" else ("add_noise", "scale_noise")
+        return self.noising_by(self.kind)
+
+    def noising_by(self, kind: Kind) -> str | None:
+        """Name of the method that adds noise to clean images of a kind."""
+        names = ("scale_noise", "add_noise") if kind == "flow" else ("add_noise", "scale_noise")
         return next((name for name in names if callable(getattr(self.scheduler, name, None))), None)
 
-    @cached_property
-    def some_count(self) -> int:
-        """A small number of inference steps that it accepts. Raises NotApplicable if it accepts none."""
-        counts = self.counts(5, 4, 3, 2, 10, 1)
-        if not counts:
-            raise NotApplicable(f"{self.name} accepts none of the tested numbers of inference steps (1 to 5, 10).")
-        return counts[0]
-
-    @cached_property
-    def is_inverse(self) -> bool:
-        """Whether its timesteps increase, from clean to noisy."""
-        timesteps = as_values(self.planned(self.some_count).timesteps)
-        return len(timesteps) > 1 and float(timesteps[0]) < float(timesteps[-1]) and not hasattr(self.scheduler, "undo_step")
-
-    def counts(self, *wanted: int) -> list[int]:
-        """Those of the `wanted` numbers of inference steps that it supports: at most the training steps, and not refused by an error."""
-        most = int(config_value(self.scheduler, "original_inference_steps") or self.num_train_timesteps)
-        return [count for count in dict.fromkeys(wanted) if fewest_steps(self.scheduler) <= count <= most and not self._refuses(count)]
-
-    def _refuses(self, count: int) -> bool:
+    def noising_method(self) -> str:
+        """Name of the method that adds noise. Raises NotApplicable if there is none, or if it is not implemented."""
+        self.require_kind()
+        if self.noising is None:
+            raise NotApplicable(f"{self.name} has neither add_noise nor scale_noise.")
+        scheduler = self.planned(self.some_count)
         try:
-            self.planned(count)
+            noised(scheduler, self.noising, some_image(), some_image(), as_values(scheduler.timesteps)[:1])
         except Crash as crash:
-            # Other errors (of PNDM, for example) are ValueErrors too; the message of a refusal is about steps or divisors.
-            return isinstance(crash.error, ValueError) and re.search(r"step|divi|multiple", str(crash.error)) is not None
-        return False
+            if isinstance(crash.error, NotImplementedError):
+                raise NotApplicable(f"{self.name} does not implement {self.noising}: {crash.error}") from crash
+        return self.noising
 
     def require_kind(self) -> None:
-        """Raise NotApplicable if it is unknown how the scheduler represents its samples."""
-        if self.kind == "vp" and getattr(self.scheduler, "alphas_cumprod", None) is None:
-            raise NotApplicable(f"{self.name} has no alphas_cumprod, and it is unknown how it represents its samples.")
+        """Raise NotApplicable if it is unknown how the scheduler represents its samples, or what its model predicts."""
+        if self.kind == "vp" and not self._has_readings and getattr(self.scheduler, "alphas_cumprod", None) is None:
+            raise NotApplicable(
+                f"{self.name} has no alphas_cumprod and no noising, so it is unknown how it represents its samples. "
+                "Declare it: check_scheduler(..., kind=...)."
+            )
         if hasattr(self.scheduler, "get_scalings_for_boundary_condition"):
             raise NotApplicable(
                 f"{self.name} wraps the model in the boundary condition of consistency models, for which there is no exact denoiser here."
             )
-
-    def fresh(self) -> Any:
-        """A new, unused scheduler."""
-        return self._source() if self._is_factory else _copied(self._source)
-
-    def planned(self, num_inference_steps: int, **arguments: Any) -> Any:
-        """A fresh scheduler after `set_timesteps`. Raises Crash."""
-        scheduler = self.fresh()
-        self.plan(scheduler, num_inference_steps, **arguments)
-        return scheduler
-
-    def plan(self, scheduler: Any, num_inference_steps: int, **arguments: Any) -> None:
-        """Call `set_timesteps` with the number of steps and the arguments that the configuration needs. Raises Crash."""
-        if config_value(scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(scheduler.set_timesteps).parameters:
-            # The shift that diffusers uses for the longest image of the training resolution.
-            arguments.setdefault("mu", float(config_value(scheduler, "max_shift") or 1.15))
-        with calling(f"set_timesteps({num_inference_steps})"):
-            scheduler.set_timesteps(num_inference_steps, **arguments)
+        known = ("epsilon", "v_prediction") if self.kind == "edm" and not self._has_readings else (*PREDICTION_TYPES, TOWARDS_DATA)
+        if self.prediction_type not in known:
+            raise NotApplicable(f"{self.name} has a prediction_type of {self.prediction_type!r}; there are laws for {', '.join(known)}.")
 
     def with_config(self, **changes: Any) -> Subject:
         """The same class in another configuration. Raises NotApplicable if an entry does not exist or is refused."""
-        known = inspect.signature(self.scheduler_class).parameters
+        known = self._defaults
         if not hasattr(self.scheduler_class, "from_config") or not set(changes) <= set(known):
             lacking = [key for key in changes if key not in known] or ["from_config"]
             raise NotApplicable(f"{self.name} has no {', '.join(lacking)}.")
         try:
             with quiet():
-                return Subject(self.scheduler_class.from_config(self.scheduler.config, **changes))
+                return Subject(self.scheduler_class.from_config(self.scheduler.config, **changes), **self.declared)
         except (ValueError, NotImplementedError, TypeError, AssertionError, ImportError) as error:
             shown = ", ".join(f"{key}={value!r}" for key, value in changes.items())
             raise NotApplicable(f"{self.name} does not take {shown}: {error}") from error
 
-    def require_plain_step(self) -> None:
-        """Raise NotApplicable if `step` needs an argument that a loop with a denoiser does not have."""
-        if any(one.kind is one.VAR_POSITIONAL for one in self.step_parameters.values()):
-            return
-        first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
-        beyond = [name for name, one in rest if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in EXTRAS]
-        if len(first) < 3:
-            raise NotApplicable(
-                f"{self.name}.step takes {', '.join(first) or 'no arguments'}; a loop passes a model output, a timestep and a sample."
-            )
-        if beyond:
-            raise NotApplicable(
-                f"{self.name}.step needs {', '.join([*first, *beyond])}; a sampling loop has only a model output, a timestep and a sample."
-            )
 
-
-@contextmanager
-def calling(what: str) -> Iterator[None]:
-    """Turn each error of the scheduler inside the block into a Crash; its warnings are ignored."""
-    try:
-        with quiet(), torch.no_grad():
-            yield
-    except Exception as error:
-        raise Crash(what, error) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Ignore warnings inside the block: a deprecation does not break a law."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _copied(scheduler: Any) -> Any:
-    try:
-        return copy.deepcopy(scheduler)
-    except Exception as error:
-        raise TypeError(f"{type(scheduler).__name__} cannot be copied ({error}); give the class or a function that makes one.") from error
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other) or (isinstance(one, tuple | list) and list(one) == list(other))
-    except (TypeError, ValueError, RuntimeError):
-        return False
+def _tells_levels(planned: Any, kind: Kind) -> bool:
+    """Whether the attributes of a planned scheduler tell the noise levels of its samples."""
+    if kind == "vp":
+        return getattr(planned, "alphas_cumprod", None) is not None
+    sigmas = getattr(planned, "sigmas", None)
+    if kind != "flow" or sigmas is None:
+        return kind != "flow"
+    shares = as_values(planned.timesteps).double() / num_train_timesteps(planned)
+    return len(sigmas) >= len(shares) and float((as_values(sigmas).double()[: len(shares)] - shares).abs().max()) < 0.02

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance.laws import LAWS, Broken, Law
-from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, smallest, thorough_cases
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.adapters import Adapter, adapted
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.conventions import settle_prediction_type
+from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, crash_of, death, findings_of
+from pytest_diffusion.conformance.loops import refuses_output
+from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, in_other_configurations, smallest
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, broken, skipped
@@ -20,6 +24,7 @@ from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurem
 for _module in (
     "running",
     "grids",
+    "conditioning",
     "choices",
     "point_mass",
     "step_noise",
@@ -29,6 +34,7 @@ for _module in (
     "state",
     "tensors",
     "random_numbers",
+    "excursions",
     "configs",
     "given_plans",
     "partial",
@@ -56,18 +62,31 @@ def check_scheduler(
     raise_on_failure: bool = True,
     strict: bool = False,
     profile: str = "standard",
+    num_inference_steps: Collection[int] | None = None,
+    plan: Mapping[str, Any] | None = None,
+    step: Mapping[str, Any] | None = None,
+    kind: str | None = None,
+    prediction_type: str | None = None,
+    adapt: Callable[[Any], Adapter] | None = None,
 ) -> list[Verdict]:
     """Compare a scheduler with exact solutions: one verdict for each check, in the order of the checks.
 
     `scheduler_or_factory` is a scheduler of diffusers or your own one, or a class or function that creates one; it is copied
     and does not change. `expected_failures` maps names of checks to the reason why they fail. Their failures do not raise; with
-    `strict`, they raise if they pass. `only` chooses checks by name. The profile "thorough" also tries other configurations of
-    the class and more numbers of steps, which takes minutes. Raises ConformanceFailure with all failures in one message (unless
-    `raise_on_failure` is false), ValueError for unknown names, and TypeError for an object that is not a scheduler.
+    `strict`, they raise if they pass or are skipped. `only` chooses checks by name. The profile "thorough" also tries other
+    configurations of the class and more numbers of steps, which takes minutes. `num_inference_steps` are tried in place of each
+    law's own numbers. `plan` and `step` are arguments that every `set_timesteps` and every `step` gets besides. `kind` ("vp",
+    "sigma", "edm" or "flow") and `prediction_type` say what a scheduler's attributes do not tell, and its noising neither. `adapt`
+    makes an `Adapter` from a scheduler with another interface, for instance `KDiffusionSampler` from a sampler function. Raises
+    ConformanceFailure with all failures in one message (unless `raise_on_failure` is false), ValueError for unknown names, and
+    TypeError for an object that is not a scheduler. A scheduler at which no law could look is a failure of `runs`.
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
-    suite = Suite(scheduler_or_factory, profile=profile, expected=expected)
+    declared = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type}
+    if adapt is not None:
+        scheduler_or_factory = adapted(scheduler_or_factory, adapt)
+    suite = Suite(scheduler_or_factory, profile=profile, expected=expected, counts=num_inference_steps, **declared)
     names = LAWS.names if only is None else [name for name in LAWS.names if name in require_known("only", only)]
     verdicts = [judged_with(suite.verdict(name), expected.get(name), strict=strict) for name in names]
     for verdict in verdicts:
@@ -89,13 +108,14 @@ def require_known(what: str, names: Collection[str]) -> Collection[str]:
 
 
 def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdict:
-    """The verdict on a check whose failure is expected for `reason`; with `strict`, a pass becomes a failure."""
+    """The verdict on a check whose failure is expected for `reason`; with `strict`, it must not pass or be skipped."""
     if reason is None:
         return verdict
-    if verdict.outcome == "fail":
+    if verdict.gates:
         return replace(verdict, gates=False, message=f"{verdict.message}\nThis failure is expected: {reason}")
-    if strict and verdict.outcome == "pass":
-        message = f"{verdict.check} passes, though its failure is expected: {reason} Remove it from expected_failures."
+    if strict and verdict.outcome in ("pass", "skipped"):
+        what = "passes" if verdict.outcome == "pass" else f"is skipped ({verdict.message.rstrip('.')})"
+        message = f"{verdict.check} {what}, though its failure is expected: {reason} Remove it from expected_failures."
         return replace(verdict, outcome="fail", gates=True, message=message)
     return verdict
 
@@ -103,15 +123,27 @@ def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdic
 class Suite:
     """All laws on one scheduler. A law uses the results of the laws that it depends on. Raises ValueError for an unknown profile."""
 
-    def __init__(self, scheduler_or_factory: Any, *, profile: str = "standard", expected: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        scheduler_or_factory: Any,
+        *,
+        profile: str = "standard",
+        expected: Collection[str] = (),
+        counts: Collection[int] | None = None,
+        **declared: Any,
+    ) -> None:
         if profile not in PROFILES:
             raise ValueError(unknown_name("profile", profile, PROFILES))
-        self.subject = Subject(scheduler_or_factory)
+        self.subject = Subject(scheduler_or_factory, **declared)
+        settle_prediction_type(self.subject)
         self.profile = profile
+        self._counts = tuple(counts or ())
         self._expected = frozenset(expected)
         self._verdicts: dict[str, Verdict] = {}
         self._holds: dict[tuple[str, int], bool] = {}
         self._groundless: set[str] = set()
+        self._deaths: set[tuple[str, ...]] = set()
+        """The crashes that `runs` has reported."""
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on one check, computed once."""
@@ -120,60 +152,124 @@ class Suite:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 self._verdicts[name] = self._judge(LAWS[name])
+            if name == "runs" and self._verdicts[name].outcome == "skipped":
+                self._verdicts[name] = self._unless_unseen(LAWS[name], self._verdicts[name])
         return self._verdicts[name]
 
+    @property
+    def looked(self) -> list[str]:
+        """Names of the laws that looked at something, of those that were asked for."""
+        return [name for name, verdict in self._verdicts.items() if verdict.outcome != "skipped"]
+
+    def _unless_unseen(self, one: Law, verdict: Verdict) -> Verdict:
+        """The skipped verdict on `runs`, unless nothing else could look at the scheduler either: what was not seen must not pass."""
+        if any(self.verdict(name).outcome != "skipped" for name in LAWS.names if name != one.name):
+            return verdict
+        return broken(
+            one.name, f"no law could look at this scheduler. {verdict.message}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS
+        )
+
     def _judge(self, one: Law) -> Verdict:
-        counts = [count for count in one.counts if all(self._rests(base, count) for base in one.rests_on)]
+        wanted = self._counts or (*one.counts, *one.more(self.subject))
+        counts = [count for count in wanted if all(self._rests(base, count) for base in one.rests_on)]
         if not counts:
             base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
             self._groundless.add(one.name)
             return _skipped(one, f"{one.name} depends on `{base}`, which does not hold.")
-        if not self.subject.counts(*counts):
-            # A law that tested nothing must not pass.
-            return _skipped(one, f"{self.subject.name} supports none of {', '.join(map(str, counts))} inference steps.")
         try:
+            # Some classes are made for a few numbers of steps only.
+            counts = counts if self.subject.counts(*counts) or self._counts else [self.subject.some_count]
+            if not self.subject.counts(*counts):
+                # A law that tested nothing must not pass.
+                return _skipped(one, f"{self.subject.name} supports none of {', '.join(map(str, counts))} inference steps.")
             series = one.function(self.subject, counts) or {}
-            if self.profile == "thorough":
-                thorough_cases(one, self.subject)
+            elsewhere = in_other_configurations(one, self.subject, self._holds_in(one)) if self.profile == "thorough" else None
+            if elsewhere is not None:
+                return _failed(one, [elsewhere])
         except NotApplicable as reason:
             return _skipped(one, str(reason))
-        except (Broken, Crash) as error:
-            if isinstance(error, Crash) and one.name != "runs" and self.verdict("runs").outcome != "pass":
-                return _skipped(one, f"{one.name} could not be measured: {error} (see `runs`).")
+        except (Broken, Crash, Several) as error:
+            crashes = [crash for crash in map(crash_of, findings_of(error)) if crash is not None]
+            refusal = next((crash for crash in crashes if refuses_output(self.subject, crash)), None)
+            if refusal is not None:
+                return _skipped(one, f"{self.subject.name} takes model outputs of another form: {refusal.error}")
+            found = [finding for finding in findings_of(error) if not self._is_told(one, finding, counts)]
+            if not found:
+                return _skipped(one, f"{one.name} could not be measured: {findings_of(error)[0]} (see `runs`).")
+            if one.name == "runs":
+                self._deaths = {death(crash) for crash in map(crash_of, found) if crash is not None}
             # The search for the smallest case may take longer than all laws; an expected failure is known already.
             describe = as_it_was_seen if one.name in self._expected else smallest
-            return _failed(one, describe(one, self.subject, error))
+            return _failed(one, [describe(one, self.subject, finding) for finding in found])
         except Exception as error:
             # An error of the suite itself says nothing about the scheduler, so the check must not pass.
             return broken(one.name, f"{type(error).__name__}: {error}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
         return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
 
+    def _is_told(self, one: Law, finding: Broken | Crash, counts: Sequence[int]) -> bool:
+        """Whether a finding is a crash that `runs` reports."""
+        if one.name == "runs" or (crash := crash_of(finding)) is None:
+            return False
+        self.verdict("runs")
+        return death(crash) in self._deaths or (isinstance(finding, Crash) and not all(self._rests("runs", count) for count in counts))
+
     def _rests(self, base: str, count: int) -> bool:
         """Whether the law `base`, on which another one depends, holds at a number of inference steps."""
         if self.verdict(base).outcome != "fail":
             return base not in self._groundless
+        own = LAWS[base].counts
+        if base != "runs" or count in own or count == self.subject.num_train_timesteps:
+            return self._holds_at(base, count)
+        # Between two numbers at which it runs, it is taken to run: else a law of many numbers costs minutes.
+        below = max(one for one in own if one < count)
+        above = min((one for one in own if one > count), default=below)
+        return self._holds_at(base, below) and self._holds_at(base, above)
+
+    def _holds_at(self, base: str, count: int) -> bool:
         if (base, count) not in self._holds:
-            try:
-                LAWS[base].ground(self.subject, [max(count, min(LAWS[base].counts))])
-                self._holds[base, count] = True
-            except NotApplicable:
-                self._holds[base, count] = True
-            except (Broken, Crash):
-                self._holds[base, count] = False
+            self._holds[base, count] = _holds(LAWS[base], self.subject, count)
         return self._holds[base, count]
 
+    def _holds_in(self, one: Law) -> Callable[[Subject, int], bool]:
+        """Whether all laws on which one depends hold in another configuration."""
+        return lambda other, count: all(_holds(LAWS[base], other, count) for base in _all_bases(one))
 
-def _failed(one: Law, finding: Finding) -> Verdict:
-    text = (
-        f"{finding.name} fails `{one.name}`: {one.title}.\n"
-        f"Expected: {finding.expected}.\nSeen: {finding.seen}.\n"
-        f"Why: {one.reason} Source: {one.source}.\n"
-        f"Smallest configuration: {finding.configuration}\nReproduce it:\n{finding.snippet}"
-    )
-    protocol = {"scheduler": finding.name, "configuration": finding.configuration, "snippet": finding.snippet}
-    measurement = Measurement(1, "violations", series=finding.series, protocol=protocol, hint=finding.seen)
+
+def _all_bases(one: Law) -> list[str]:
+    """The laws on which a law depends, directly or not."""
+    found: dict[str, None] = {}
+    for base in one.rests_on:
+        found |= dict.fromkeys([*_all_bases(LAWS[base]), base])
+    return list(found)
+
+
+def _holds(one: Law, subject: Subject, count: int) -> bool:
+    """Whether a law's ground holds at a number of steps, or says nothing."""
+    try:
+        one.ground(subject, [max(count, min(one.counts))])
+    except NotApplicable:
+        return True
+    except (Broken, Crash, Several):
+        return False
+    return True
+
+
+def _failed(one: Law, findings: Sequence[Finding]) -> Verdict:
+    first = findings[0]
+    told, *more = [_told(finding) for finding in findings]
+    why = f"Why: {one.reason} Source: {one.source}."
+    text = "\n".join([f"{first.name} fails `{one.name}`: {one.title}.", told[0], why, told[1], *(f"Also:\n{a}\n{b}" for a, b in more)])
+    protocol = {"scheduler": first.name, "configuration": first.configuration, "snippet": first.snippet}
+    measurement = Measurement(len(findings), "violations", series=first.series, protocol=protocol, hint=first.seen)
     return Verdict(one.name, "fail", text, measurement, _limits(one), "schedule", one.title, suite=SCHEDULER_CHECKS)
+
+
+def _told(finding: Finding) -> tuple[str, str]:
+    """What was expected and seen; and how to see it again."""
+    where = f"\nWhere:\n{finding.traceback}" if finding.traceback else ""
+    seen = f"Expected: {finding.expected}.\nSeen: {finding.seen}.{where}"
+    return seen, f"Smallest configuration: {finding.configuration}\nReproduce it:\n{finding.snippet}"
 
 
 def _skipped(one: Law, reason: str) -> Verdict:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.conformance import loops
-from pytest_diffusion.conformance.forward import noised, noising_method
+from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import Broken, law
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.noising import noised
+from pytest_diffusion.conformance.randomness import Draws
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -21,8 +23,8 @@ _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, bat
 @law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def ranks(subject: Subject, counts: Sequence[int]) -> None:
     """The same numbers in the shape of vectors, audio, images or videos must give the same samples."""
-    for count in subject.counts(*counts):
-        image = loops.normal(2, 4, 2, 6)
+    for count in subject.deep_counts(*counts):
+        image = walking.normal(2, 4, 2, 6)
         expected = _states(subject, count, image)[-1]
         for shape in ((2, 48), (2, 4, 12), (2, 4, 2, 2, 3)):
             got = _require_runs(subject, count, image.reshape(shape), f"samples of shape {shape}")[-1]
@@ -33,8 +35,8 @@ def ranks(subject: Subject, counts: Sequence[int]) -> None:
 @law("an image does not depend on its batch", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
     """Each image of a batch must equal the image that is sampled alone. No statistic may be computed over the batch."""
-    for count in subject.counts(*counts):
-        batch = loops.normal(3, 4, 4, 4) * torch.tensor([0.2, 1.0, 4.0]).view(3, 1, 1, 1)
+    for count in subject.deep_counts(*counts):
+        batch = walking.normal(3, 4, 4, 4) * torch.tensor([0.2, 1.0, 4.0]).view(3, 1, 1, 1)
         together = _states(subject, count, batch)[-1]
         for index in range(3):
             alone = _states(subject, count, batch[index : index + 1])[-1]
@@ -44,11 +46,11 @@ def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
 @law("samples keep the model's dtype", source="diffusers casts the previous sample to the model output's dtype", counts=(4,))
 def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
     """step, scale_model_input and noising must keep the dtype (float16, bfloat16, float32 or float64) and return finite values."""
-    for count in subject.counts(*counts):
+    for count in subject.deep_counts(*counts):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             if dtype == torch.float16 and float(getattr(subject.planned(count), "init_noise_sigma", 1.0)) > 1e4:
                 continue  # the first noise is too large for float16
-            sample = loops.normal(2, 4, 4, 4).to(dtype)
+            sample = walking.normal(2, 4, 4, 4).to(dtype)
             states = _require_runs(subject, count, sample, f"{dtype} samples")
             if subject.noisy:
                 states += _require_runs(subject, count, sample, f"{dtype} samples with eta=1", **subject.noisy)
@@ -63,8 +65,8 @@ def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
                         count=count,
                     )
             scheduler = subject.planned(count)
-            scaled = loops.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
-            _require_noised_in(subject, scheduler, sample, dtype, count)
+            scaled = walking.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
+            _require_noised_in(subject, sample, dtype, count)
             if scaled.dtype != dtype:
                 raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
 
@@ -76,8 +78,8 @@ def devices(subject: Subject, counts: Sequence[int]) -> None:
     if device is None:
         raise NotApplicable("there is no accelerator on this machine.")
     arguments = {"device": device} if "device" in inspect.signature(subject.scheduler.set_timesteps).parameters else {}
-    for count in subject.counts(*counts):
-        sample = loops.normal(2, 4, 4, 4)
+    for count in subject.deep_counts(*counts):
+        sample = walking.normal(2, 4, 4, 4)
         scheduler = subject.planned(count, **arguments)
         try:
             there = loops.states(subject, count, sample.to(device), scheduler=scheduler, replace=torch.zeros_like)[-1]
@@ -90,15 +92,29 @@ def devices(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("the samples of the CPU", f"samples on {device} that differ by {gap:.4g}", count=count)
 
 
-def _require_noised_in(subject: Subject, scheduler: Any, sample: torch.Tensor, dtype: torch.dtype, count: int) -> None:
-    """Raise Broken if noising changes the dtype of its image, on which diffusers' training scripts depend. Only for diffusers' classes."""
-    if not hasattr(scheduler, "save_config"):
-        return
-    timesteps = as_values(scheduler.timesteps)[-1:]
+def _require_noised_in(subject: Subject, sample: torch.Tensor, dtype: torch.dtype, count: int) -> None:
+    """Raise Broken if noising at either end of the plan changes its image's dtype, or gives other values than in float32.
+
+    diffusers' training scripts depend on the dtype; it is asked of diffusers' classes only.
+    """
     for method in _noising_of(subject):
-        got = noised(scheduler, method, sample, sample, timesteps)
-        if got.dtype != dtype:
-            raise Broken(f"{dtype} samples from {dtype} images", f"{method} gives {got.dtype}", count=count)
+        for place in (0, -1):
+            timesteps = as_values(subject.planned(count).timesteps)[[place]]
+            try:
+                with Draws(torch.zeros_like):  # `forward_process` reports draws and crashes
+                    got = noised(subject.planned(count), method, sample, sample, timesteps)
+                    exact = noised(subject.planned(count), method, sample.float(), sample.float(), timesteps)
+            except Crash:
+                return
+            if got.dtype != dtype and hasattr(subject.scheduler, "save_config"):
+                raise Broken(f"{dtype} samples from {dtype} images", f"{method} gives {got.dtype}", count=count)
+            if float(exact.abs().max()) > torch.finfo(dtype).max:
+                continue
+            gap = float((got.double() - exact.double()).abs().max())
+            if not gap <= 16 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * max(1.0, float(exact.abs().max())):
+                most = float(exact.abs().max())
+                seen = f"{method} at timestep {float(timesteps[0]):g} differs by {gap:.4g}, where float32 gives up to {most:.4g}"
+                raise Broken(f"the values of float32 from noising in {dtype}, up to rounding", seen, count=count)
 
 
 def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, ...], count: int) -> None:
@@ -118,7 +134,7 @@ def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, 
 def _noising_of(subject: Subject) -> list[str]:
     """A list with the name of the method that adds noise; empty if there is none."""
     try:
-        return [] if subject.is_inverse else [noising_method(subject)]
+        return [] if subject.is_inverse else [subject.noising_method()]
     except NotApplicable:
         return []
 
@@ -133,8 +149,8 @@ def accelerator() -> torch.device | None:
 @law("the layout in memory does not matter", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def layout(subject: Subject, counts: Sequence[int]) -> None:
     """Views that are not contiguous (channels last, strided) must give the same samples as contiguous copies."""
-    for count in subject.counts(*counts):
-        image = loops.normal(2, 4, 6, 4)
+    for count in subject.deep_counts(*counts):
+        image = walking.normal(2, 4, 6, 4)
         expected = _states(subject, count, image)[-1]
         strided = torch.stack([image, image], dim=-1)[..., 0]
         for name, view in (("channels last", image.to(memory_format=torch.channels_last)), ("strided", strided)):
@@ -146,7 +162,7 @@ def layout(subject: Subject, counts: Sequence[int]) -> None:
 def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
     """`step`, `scale_model_input` and noising must not change the sample, the model output or the timesteps that they get."""
     loops.require_drivable(subject)
-    for count in subject.counts(*counts):
+    for count in subject.deep_counts(*counts):
         kept: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
         def predict(
@@ -159,13 +175,13 @@ def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
         scheduler = subject.planned(count)
         timesteps = as_values(scheduler.timesteps)
         kept.append(("scheduler.timesteps", timesteps, timesteps.clone()))
-        first = loops.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        first = walking.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         scaled_before = first.clone()
-        loops.scale(subject.planned(count), first, timesteps[0])
+        walking.scale(subject.planned(count), first, timesteps[0])
         kept.append(("the sample of scale_model_input", first, scaled_before))
-        loops.walk(subject, scheduler, first, predict)
+        walking.walk(subject, scheduler, first, predict)
         if subject.noising is not None:
-            image, noise = loops.normal(2, 4, 4, 4, seed=1), loops.normal(2, 4, 4, 4, seed=2)
+            image, noise = walking.normal(2, 4, 4, 4, seed=1), walking.normal(2, 4, 4, 4, seed=2)
             kept += [("the clean image of noising", image, image.clone()), ("the noise", noise, noise.clone())]
             _noise_once(subject, count, image, noise)
         for what, now, before in kept:
@@ -185,8 +201,8 @@ def return_types(subject: Subject, counts: Sequence[int]) -> None:
     if "return_dict" not in subject.step_parameters:
         raise NotApplicable(f"{subject.name}.step has no return_dict.")
     loops.require_drivable(subject)
-    for count in subject.counts(*counts):
-        sample = loops.normal(2, 4, 4, 4)
+    for count in subject.deep_counts(*counts):
+        sample = walking.normal(2, 4, 4, 4)
         outputs = loops.states(subject, count, sample, replace=torch.zeros_like, return_dict=True)
         try:
             tuples = loops.states(subject, count, sample, replace=torch.zeros_like, return_dict=False)
@@ -207,27 +223,25 @@ def scaling_is_pure(subject: Subject, counts: Sequence[int]) -> None:
     if not callable(getattr(subject.scheduler, "scale_model_input", None)):
         raise NotApplicable(f"{subject.name} has no scale_model_input.")
     loops.require_drivable(subject)
-    for count in subject.counts(*counts):
+    for count in subject.deep_counts(*counts):
         scheduler = subject.planned(count)
-        first = loops.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        first = walking.normal(2, 4, 4, 4) * float(getattr(scheduler, "init_noise_sigma", 1.0))
 
         def predict(
             sample: torch.Tensor, scaled: torch.Tensor, timestep: Any, scheduler: Any = scheduler, count: int = count
         ) -> torch.Tensor:
-            _require_close(loops.scale(scheduler, sample, timestep), scaled, "two calls of scale_model_input", count)
-            return loops.smooth(sample, scaled, timestep)
+            _require_close(walking.scale(scheduler, sample, timestep), scaled, "two calls of scale_model_input", count)
+            return walking.smooth(sample, scaled, timestep)
 
         try:
-            twice = loops.walk(subject, scheduler, first, predict, replace=torch.zeros_like)[-1].after
+            twice = walking.walk(subject, scheduler, first, predict, replace=torch.zeros_like)[-1].after
         except Crash as crash:
             raise Broken("a loop that scales its input twice to run", str(crash), count=count) from crash
-        once = _states(subject, count, loops.normal(2, 4, 4, 4))[-1]
+        once = _states(subject, count, walking.normal(2, 4, 4, 4))[-1]
         _require_close(twice, once, "samples of a loop that scales twice and of one that scales once", count)
 
 
 def _noise_once(subject: Subject, count: int, image: torch.Tensor, noise: torch.Tensor) -> None:
-    from pytest_diffusion.conformance.forward import noised
-
     scheduler = subject.planned(count)
     try:
         noised(scheduler, str(subject.noising), image, noise, as_values(scheduler.timesteps)[:1].repeat(len(image)))

@@ -31,6 +31,12 @@ def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
     return config.get(name, default) if hasattr(config, "get") else getattr(config, name, default)
 
 
+def is_set(scheduler: Any, name: str) -> bool:
+    """Whether a value of the scheduler's config is there and not False, 0 or empty; it may be an array."""
+    value = config_value(scheduler, name)
+    return bool(len(value)) if hasattr(value, "__len__") else bool(value)
+
+
 def num_train_timesteps(scheduler: Any) -> int:
     """Length of the training schedule, 1000 where the scheduler has no such value."""
     own = config_value(scheduler, "num_train_timesteps") or getattr(scheduler, "num_train_timesteps", None)
@@ -76,7 +82,8 @@ def as_values(values: Any) -> torch.Tensor:
     """Timesteps or sigmas as a tensor on the CPU; schedulers store them as tensors, lists, or arrays of any stride."""
     if isinstance(values, torch.Tensor):
         return values.cpu()
-    return torch.as_tensor(np.ascontiguousarray(values))
+    # Reversed arrays of one entry count as contiguous, and torch refuses their negative stride.
+    return torch.from_numpy(np.array(np.asarray(values).tolist(), dtype=np.asarray(values).dtype))
 
 
 def fewest_steps(scheduler: Any) -> int:
@@ -167,13 +174,18 @@ def load_own_class(name: str) -> Any:
 
 def config_entries(scheduler_class: Any, entries: Sequence[str]) -> dict[str, Any]:
     """Texts "key=value" as keyword arguments of a class: Python literals, or text. Raises SettingsError for an unknown key."""
-    known = inspect.signature(scheduler_class).parameters
+    return arguments_of(scheduler_class, entries, f"--diffusion-scheduler-config of {scheduler_class.__name__}")
+
+
+def arguments_of(function: Any, entries: Sequence[str], option: str) -> dict[str, Any]:
+    """Texts "key=value" as keyword arguments of a function or class, see `config_entries`."""
+    known = inspect.signature(function).parameters
     takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
     values: dict[str, Any] = {}
     for entry in entries:
         key, _, text = entry.partition("=")
         if key not in known and not takes_any:
-            raise SettingsError(unknown_name(f"--diffusion-scheduler-config of {scheduler_class.__name__}", key, known))
+            raise SettingsError(unknown_name(option, key, known))
         try:
             values[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.conformance.suite import Suite, scheduler_checks
-from pytest_diffusion.models.schedulers import config_entries, scheduler_class_of
+from pytest_diffusion.conformance.revisions import COMPARISONS, Comparison
+from pytest_diffusion.conformance.suite import Suite, judged_with, scheduler_checks
+from pytest_diffusion.models.schedulers import arguments_of, config_entries, scheduler_class_of
 from pytest_diffusion.plugin.selection import chosen_checks
-from pytest_diffusion.verdicts.errors import QualityFailure, SettingsError
+from pytest_diffusion.verdicts.errors import QualityFailure, SettingsError, unknown_name
 from pytest_diffusion.verdicts.recording import record
+from pytest_diffusion.verdicts.verdict import Verdict
 
 
 class SchedulerChecks(pytest.Collector):
@@ -22,31 +25,66 @@ class SchedulerChecks(pytest.Collector):
     settings: Settings
 
     def collect(self) -> Iterator[pytest.Item]:
-        name = str(self.settings.scheduler)
         try:
-            made = scheduler_class_of(name)
-            config = config_entries(made, self.settings.scheduler_config)
-            suite = Suite(lambda: made(**config), profile=self.settings.scheduler_profile)
-            chosen = chosen_checks(self.config, scheduler_checks())
+            expected = self._expected()
+            suite = self._suite(expected)
+            compared = self._compared()
+            chosen = chosen_checks(self.config, [*scheduler_checks(), *compared])
         except SettingsError as error:
             raise self.CollectError(str(error)) from None
         except Exception as error:
-            shown = ", ".join(self.settings.scheduler_config)
-            raise self.CollectError(f"--diffusion-scheduler: {name}({shown}) cannot be made: {type(error).__name__}: {error}") from None
+            shown = f"{self.settings.scheduler}({', '.join(self.settings.scheduler_config)})"
+            raise self.CollectError(f"--diffusion-scheduler: {shown} cannot be made: {type(error).__name__}: {error}") from None
         for check in chosen:
-            yield SchedulerItem.from_parent(self, name=check, suite=suite)
+            judge = compared[check] if check in compared else partial(suite.verdict, check)
+            yield SchedulerItem.from_parent(self, name=check, judge=judge, expected=expected.get(check))
+
+    def _suite(self, expected: Mapping[str, str]) -> Suite:
+        settings = self.settings
+        made = scheduler_class_of(str(settings.scheduler))
+        config = config_entries(made, settings.scheduler_config)
+        first = made(**config)
+        return Suite(
+            lambda: made(**config),
+            profile=settings.scheduler_profile,
+            expected=expected,
+            arguments=config,
+            plan=arguments_of(first.set_timesteps, settings.scheduler_plan, "--diffusion-scheduler-plan")
+            if settings.scheduler_plan
+            else None,
+            step=arguments_of(first.step, settings.scheduler_step, "--diffusion-scheduler-step") if settings.scheduler_step else None,
+            kind=settings.scheduler_kind,
+        )
+
+    def _expected(self) -> dict[str, str]:
+        """Checks that are known to fail, and why."""
+        found = dict(entry.split("=", 1) for entry in self.settings.scheduler_expected)
+        known = [*scheduler_checks(), *COMPARISONS]
+        for name in found:
+            if name not in known:
+                raise SettingsError(unknown_name("--diffusion-scheduler-expected", name, known))
+        return found
+
+    def _compared(self) -> dict[str, Callable[[], Verdict]]:
+        """The comparisons with the scheduler's baseline, where one is given."""
+        if self.settings.scheduler_baseline is None:
+            return {}
+        own, other = (scheduler_class_of(str(name)) for name in (self.settings.scheduler, self.settings.scheduler_baseline))
+        configs = [config_entries(one, self.settings.scheduler_config) for one in (own, other)]
+        comparison = Comparison(lambda: own(**configs[0]), lambda: other(**configs[1]), arguments=configs)
+        return {name: partial(comparison.verdict, name) for name in COMPARISONS}
 
 
 class SchedulerItem(pytest.Item):
     """One check; its outcome is a verdict."""
 
-    def __init__(self, *, suite: Suite, **rest: Any) -> None:
+    def __init__(self, *, judge: Callable[[], Verdict], expected: str | None, **rest: Any) -> None:
         super().__init__(**rest)
-        self.suite = suite
+        self._judge, self._expected = judge, expected
         self.add_marker("diffusion")
 
     def runtest(self) -> None:
-        verdict = self.suite.verdict(self.name)
+        verdict = judged_with(self._judge(), self._expected, strict=False)
         record(verdict)
         if verdict.gates:
             raise QualityFailure(verdict)

@@ -12,7 +12,7 @@ from pytest_diffusion.report.contents import counts, grouped, worst_first
 from pytest_diffusion.verdicts.error_rates import error_rates
 from pytest_diffusion.verdicts.gate import Decision
 from pytest_diffusion.verdicts.run import Entry
-from pytest_diffusion.verdicts.verdict import Verdict
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
 
 _COLOURS = {"pass": "green", "fail": "red", "missing": "red", "broken": "red", "undersampled": "yellow", "inconclusive": "yellow"}
 _GATES = {"open": "green", "amber": "yellow", "partial": "yellow"}
@@ -41,6 +41,11 @@ def summarise(
     if lines:
         terminal.write_line("")
         terminal.write_line(", ".join(f"{count} {outcome}" for outcome, count in counts(entries).items()))
+    if (laws := [entry.verdict for entry in entries if entry.verdict.suite == SCHEDULER_CHECKS]) and any(
+        verdict.outcome == "skipped" for verdict in laws
+    ):
+        looked = sum(verdict.outcome != "skipped" for verdict in laws)
+        terminal.write_line(f"{looked} of {len(laws)} scheduler checks had something to look at.")
     rates = error_rates(entry.verdict for entry in entries)
     if rates is not None:
         terminal.write_line(rates.text)

@@ -99,7 +99,7 @@ class OtherWeights(PNDMScheduler):
         return super().step_plms(model_output, timestep, sample, return_dict)
 
 
-@breaks("convergence_order", because="the corrector is never applied", use_exponential_sigmas=True)
+@breaks("convergence_order", "timesteps_are_nearest", because="the corrector is never applied", use_exponential_sigmas=True)
 class NeverCorrects(UniPCMultistepScheduler):
     def step(self, model_output, timestep, sample, return_dict=True):
         self.last_sample = None

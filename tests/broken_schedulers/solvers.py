@@ -82,7 +82,7 @@ class QuantileOfTheBatch(DDIMScheduler):
 @breaks("thresholding", because="clip_sample clips to ±1 whatever clip_sample_range says", clip_sample_range=2.0)
 class RangeIgnored(DDIMScheduler):
     def step(self, model_output, timestep, sample, **rest):
-        gave = super().step(model_output, timestep, sample, **rest)
+        gave = super().step(model_output, timestep, sample, **{**rest, "return_dict": True})
         if self.config.clip_sample and timestep < 1000 // self.num_inference_steps:
             gave.prev_sample = gave.prev_sample.clamp(-1, 1)
         return gave
@@ -91,7 +91,7 @@ class RangeIgnored(DDIMScheduler):
 @breaks("zero_terminal_snr", because="the division by √ᾱ = 0 is not avoided")
 class DividesByZero(DDIMScheduler):
     def step(self, model_output, timestep, sample, **rest):
-        gave = super().step(model_output, timestep, sample, **rest)
+        gave = super().step(model_output, timestep, sample, **{**rest, "return_dict": True})
         gave.prev_sample = gave.prev_sample * (self.alphas_cumprod[timestep] / self.alphas_cumprod[timestep])
         return gave
 

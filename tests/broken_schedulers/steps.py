@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, RePaintScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, LCMScheduler, RePaintScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from tests.broken_schedulers import breaks
-from tests.conformance.from_scratch import DDIM, Ancestral, Euler, FlowEuler, Heun
+from tests.conformance.from_scratch import DDIM, Ancestral, Churned, Euler, FlowEuler, Heun, Rounded
 
 
 @breaks(
@@ -154,6 +154,8 @@ class SameNoiseEveryStep(Ancestral):
 
 @breaks("point_mass_preserved", because="the velocity is taken the wrong way round: image − noise")
 class VelocityReversed(FlowEuler):
+    prediction_type = "flow_prediction"
+
     def step(self, model_output, timestep, sample):
         return super().step(-model_output, timestep, sample)
 
@@ -184,3 +186,36 @@ class UpdatesTheScaledSample(Euler):
     def step(self, model_output, timestep, sample):
         sigma = self.sigmas[self.now(timestep)]
         return super().step(model_output, timestep, sample / float((sigma**2 + 1) ** 0.5))
+
+
+@breaks("churn", because="the noise is raised, and the step goes on from the old level")
+class ChurnForgotten(Churned):
+    def step(self, model_output, timestep, sample, s_churn=0.0, generator=None):
+        if s_churn > 0:
+            sample = sample + 0.3 * self.sigmas[self.now(timestep)].float() * DDIM.draw(self, sample, generator)
+        return Euler.step(self, model_output, timestep, sample)
+
+
+@breaks("undo_step", because="the noise of an undone step has its variance for its deviation")
+class UndoesTooLittle(RePaintScheduler):
+    def undo_step(self, sample, timestep, generator=None):
+        return sample + 1e-3 * randn_tensor(sample.shape, generator=generator)
+
+
+@breaks("clipped_output", because="use_clipped_model_output is taken and not used")
+class NeverReclips(DDIMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, use_clipped_model_output=False, **rest):
+        return super().step(model_output, timestep, sample, eta, False, **rest)
+
+
+@breaks("timesteps_are_nearest", because="whole timesteps are cut off, not rounded (exponential and beta sigmas of the DPM-Solvers)")
+class CutOff(Rounded):
+    def timestep_of(self, sigma):
+        return Euler.timestep_of(self, sigma).floor()
+
+
+@breaks("inverse_direction", "inversion_round_trip", because="an inverse scheduler whose plan was not turned round")
+class InverseInNameOnly(DDIMInverseScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps, device)
+        self.timesteps = self.timesteps.flip(0)

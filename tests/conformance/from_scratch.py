@@ -189,6 +189,27 @@ class Ancestral(Euler):
         return self.gave(arrived.to(sample.dtype))
 
 
+class Churned(Euler):
+    """Euler with churn (arXiv:2206.00364, algorithm 2), whose model was asked before the noise was raised."""
+
+    def step(self, model_output, timestep, sample, s_churn=0.0, generator=None):
+        index = self.now(timestep)
+        sigma, after = self.sigmas[index], self.sigmas[index + 1]
+        slope = self.derivative(model_output, sample, sigma)
+        raised = sigma * (1 + min(s_churn / len(self.timesteps), 2**0.5 - 1))
+        clean = sample.double() - sigma * slope
+        added = (raised**2 - sigma**2).sqrt() * DDIM.draw(self, sample, generator).double() if raised > sigma else 0.0
+        self.step_index = index + 1
+        return self.gave((clean + after / raised * (sigma * slope + added)).to(sample.dtype))
+
+
+class Rounded(Euler):
+    """The model is told whole timesteps, the nearest ones."""
+
+    def timestep_of(self, sigma):
+        return super().timestep_of(sigma).round()
+
+
 class RungeKutta(Euler):
     """Explicit Runge-Kutta in σ with stages at `nodes`, each an evaluation of the model: third order here (Kutta 1901)."""
 
@@ -351,5 +372,5 @@ class Multistep(Euler):
         return self.gave((sample.double() + (after - sigma) * mixed).to(sample.dtype))
 
 
-CORRECT = [DDIM, LargeVariance, Euler, Unscaled, Ancestral, Heun, RungeKutta, RungeKuttaInLogSigma, FlowEuler, Multistep]
+CORRECT = [DDIM, LargeVariance, Euler, Unscaled, Ancestral, Churned, Rounded, Heun, RungeKutta, RungeKuttaInLogSigma, FlowEuler, Multistep]
 assert math.isclose(sum(RungeKutta.weights), 1)

@@ -29,6 +29,6 @@ def test_every_known_defect_is_in_the_table_and_has_a_section():
         shown |= set(range(min(ends), max(ends) + 1))
     assert shown == numbered
     reasons = {reason for expected in known_defects.KNOWN.values() for reason in expected.values()}
-    for reason in reasons:
+    for reason in reasons - known_defects.NO_DEFECTS:
         number = re.search(r"findings, (\d+)\)", reason)
         assert int(number[1]) in numbered if number else re.search(r"#\d+", reason)[0] in PAGE

@@ -6,12 +6,49 @@ from pytest_diffusion import check_scheduler
 from tests.conformance.from_scratch import CORRECT
 
 SEEN = {
-    "convergence_order": {"DDIM", "Euler", "Unscaled", "Heun", "RungeKutta", "RungeKuttaInLogSigma", "FlowEuler", "Multistep"},
+    "convergence_order": {
+        "DDIM",
+        "Euler",
+        "Unscaled",
+        "Churned",
+        "Rounded",
+        "Heun",
+        "RungeKutta",
+        "RungeKuttaInLogSigma",
+        "FlowEuler",
+        "Multistep",
+    },
     "weak_convergence": {"DDIM", "LargeVariance", "Ancestral"},
-    "point_mass_preserved": {"DDIM", "LargeVariance", "Euler", "Unscaled", "Ancestral", "Heun", "RungeKutta", "FlowEuler", "Multistep"},
+    "point_mass_preserved": {
+        "DDIM",
+        "LargeVariance",
+        "Euler",
+        "Unscaled",
+        "Ancestral",
+        "Churned",
+        "Rounded",
+        "Heun",
+        "RungeKutta",
+        "FlowEuler",
+        "Multistep",
+    },
     "noise_amount": {"DDIM"},
+    "churn": {"Churned"},
+    "timesteps_are_nearest": {"Euler", "Ancestral", "Churned", "Rounded", "Heun", "RungeKutta", "RungeKuttaInLogSigma", "Multistep"},
     "forward_process": {one.__name__ for one in CORRECT},
-    "partial_start": {"DDIM", "LargeVariance", "Euler", "Unscaled", "Ancestral", "Heun", "RungeKutta", "FlowEuler", "Multistep"},
+    "partial_start": {
+        "DDIM",
+        "LargeVariance",
+        "Euler",
+        "Unscaled",
+        "Ancestral",
+        "Churned",
+        "Rounded",
+        "Heun",
+        "RungeKutta",
+        "FlowEuler",
+        "Multistep",
+    },
 }
 
 

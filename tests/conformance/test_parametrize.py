@@ -69,7 +69,7 @@ def test_another_scheduler_than_the_decorator_knows():
 
 def test_the_command_line_needs_no_model(pytester):
     result = run(pytester, "--diffusion-scheduler=EulerDiscreteScheduler", "--diffusion-scheduler-config=use_karras_sigmas=True")
-    result.assert_outcomes(passed=38, skipped=12, failed=1)
+    result.assert_outcomes(passed=39, skipped=15, failed=2)
     result.stdout.fnmatch_lines(
         [
             "*scheduler=EulerDiscreteScheduler, scheduler_config=use_karras_sigmas=True*",
@@ -93,7 +93,7 @@ def test_the_command_line_needs_no_model(pytester):
 
 def test_ones_own_scheduler_selected_by_name(pytester):
     result = run(pytester, "--diffusion-scheduler=tests.conformance.from_scratch:Ancestral", "-k", "weak_convergence or velocity", "-v")
-    result.assert_outcomes(passed=1, skipped=1, deselected=49)
+    result.assert_outcomes(passed=1, skipped=1, deselected=54)
     result.stdout.fnmatch_lines(["*diffusion::weak_convergence PASSED*"])
 
 
@@ -117,6 +117,20 @@ def test_ones_own_scheduler_selected_by_name(pytester):
             ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-config=beta_schedule=round"],
             "*DDIMScheduler(beta_schedule=round) cannot be made: NotImplementedError: round*",
         ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-plan=shift=5"],
+            "*--diffusion-scheduler-plan is 'shift'; expected one of: device, num_inference_steps.*",
+        ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-step=etta=1"],
+            "*--diffusion-scheduler-step is 'etta'; expected one of: *Did you mean 'eta'?*",
+        ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-expected=velocities=known"],
+            "*--diffusion-scheduler-expected is 'velocities'; expected one of: *Did you mean 'velocity'?*",
+        ),
+        (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-kind=flows"], "*the kind is 'flows'; expected one of: *"),
+        (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-baseline=DDIMM"], "*--diffusion-scheduler is 'DDIMM'; *"),
         (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is not a scheduler: it has no set_timesteps and no step*"),
     ],
 )
@@ -139,3 +153,35 @@ def test_a_model_takes_the_entries_too(pytester):
         """
     )
     run(pytester).assert_outcomes(passed=1)
+
+
+def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
+    pytester.makepyfile(
+        mine="""
+        from tests.conformance.from_others import ShiftedInThePlan, WithoutNoising
+
+        class Guided(ShiftedInThePlan):
+            def set_timesteps(self, num_inference_steps, device=None, *, stretch):
+                self.shift = stretch
+                super().set_timesteps(num_inference_steps)
+
+            def step(self, model_output, timestep, sample, *, omega):
+                assert omega == 10
+                return super().step(model_output, timestep, sample)
+        """
+    )
+    pytester.syspathinsert()
+    ids = ("diffusion::runs", "diffusion::point_mass_preserved")
+    given = ("--diffusion-scheduler-plan=stretch=7.0", "--diffusion-scheduler-step=omega=10")
+    run(pytester, "--diffusion-scheduler=mine:Guided", *given, *ids).assert_outcomes(passed=2)
+    run(pytester, "--diffusion-scheduler=mine:Guided", given[0], *ids).assert_outcomes(failed=1, skipped=1)
+    run(pytester, "--diffusion-scheduler=mine:WithoutNoising", "--diffusion-scheduler-kind=flow", *ids).assert_outcomes(passed=2)
+
+
+def test_known_failures_are_named_in_the_ini_file(pytester):
+    pytester.makeini("[pytest]\ndiffusion_scheduler_expected = 'velocity=The vendor is told.'\n")
+    result = run(pytester, "--diffusion-scheduler=EulerDiscreteScheduler", "diffusion::velocity")
+    assert result.ret == 0
+    (verdict,) = json.loads((pytester.path / "diffusion-report.json").read_text())["verdicts"]
+    assert verdict["outcome"] == "fail"
+    assert verdict["message"].endswith("This failure is expected: The vendor is told.")

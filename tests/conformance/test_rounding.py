@@ -8,8 +8,9 @@ import torch
 
 from pytest_diffusion import check_scheduler
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.rounding import Rounded
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.subject import Subject
 
 
 class Cancels:

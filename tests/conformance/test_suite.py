@@ -10,9 +10,10 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscr
 
 from pytest_diffusion import ConformanceFailure, Verdict, check_scheduler, scheduler_checks
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import LAWS
 from pytest_diffusion.conformance.randomness import Draws
-from pytest_diffusion.conformance.subject import Crash, Subject
+from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.recording import recording_to
 from tests.broken_schedulers.grids import LastSigmaTwice
 from tests.broken_schedulers.steps import PreviousByDivision
@@ -62,7 +63,8 @@ def test_the_smallest_configuration_is_found():
     )
     (verdict,) = check_scheduler(scheduler, only=["point_mass_preserved"], raise_on_failure=False)
     # Of five entries one is to blame, and two steps show it.
-    assert "Smallest configuration: PreviousByDivision(timestep_spacing='linspace'), num_inference_steps=2\n" in verdict.message
+    assert "Smallest configuration: PreviousByDivision(timestep_spacing='linspace'), num_inference_steps=2 (" in verdict.message
+    assert "(fails at 2, 3, 5, 13, 30 of the numbers tried, 2, 3, 5, 13, 30)" in verdict.message
 
 
 def test_the_snippet_shows_it_again():
@@ -134,7 +136,7 @@ def test_a_thorough_run_finds_what_only_another_configuration_shows():
     (verdict,) = check_scheduler(DDIMScheduler(), only=["point_mass_preserved"], raise_on_failure=False, profile="thorough")
     assert verdict.outcome == "fail"
     # Hypothesis shrinks to the one entry that matters (#11347, #12633).
-    assert re.search(r"\(with timestep_spacing='(linspace|trailing)'\)", verdict.message)
+    assert re.search(r"Smallest configuration: DDIMScheduler\(timestep_spacing='(linspace|trailing)'\)", verdict.message)
     assert check_scheduler(Euler, only=["point_mass_preserved"], profile="thorough")[0].outcome == "pass"
 
 

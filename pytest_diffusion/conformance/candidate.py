@@ -1,0 +1,259 @@
+"""A scheduler under test: how it is made, configured and planned, and what its `step` takes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from pytest_diffusion.conformance.calls import Crash, begin_journal, calling
+from pytest_diffusion.conformance.refusals import refuses_count
+from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+EXTRAS = ("generator", "prev_timestep", "original_image", "mask")
+"""Arguments that a loop can pass to `step` besides model output, timestep and sample."""
+
+
+class Candidate:
+    """A scheduler, or a class or function that creates one; fresh copies and plans of it.
+
+    `arguments` are those of the constructor, where they are known. `plan` and `step` are arguments that every `set_timesteps` and every
+    `step` gets besides. Raises TypeError for an object that does not have `set_timesteps`, and `step` or `add_noise`.
+    """
+
+    def __init__(
+        self,
+        scheduler_or_factory: Any,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        plan: Mapping[str, Any] | None = None,
+        step: Mapping[str, Any] | None = None,
+    ) -> None:
+        is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
+        self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
+        if self._is_factory and not callable(scheduler_or_factory):
+            raise TypeError(
+                f"{type(scheduler_or_factory).__name__} is not a scheduler: it has no step, and cannot be called to create one."
+            )
+        self._source = scheduler_or_factory
+        first = scheduler_or_factory() if self._is_factory else scheduler_or_factory
+        self.is_adapted = hasattr(first, "reading")
+        self.name = str(first.name) if self.is_adapted else type(first).__name__
+        wanted = ("set_timesteps",) if callable(getattr(first, "add_noise", None)) else ("set_timesteps", "step")
+        if missing := [method for method in wanted if not callable(getattr(first, method, None))]:
+            raise TypeError(f"{self.name} is not a scheduler: it has no {' and no '.join(missing)}.")
+        if not self._is_factory:
+            self._source = _copied(first)
+        self.scheduler = first
+        self.scheduler_class: Any = type(first)
+        self._unused: Any = None
+        self._seen: dict[int, Any] = {}
+        self._refused: dict[int, Crash | None] = {}
+        self.is_told_each: bool | None = None
+        """Whether `step` takes a timestep for each image; None until a loop has tried."""
+        self.names_end: bool | None = None
+        """Whether the last of its timesteps is the end of the plan, at which no step starts; None until a loop has tried."""
+        self._arguments = arguments
+        self.plan_arguments, self.step_arguments = dict(plan or {}), dict(step or {})
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Length of the training schedule."""
+        return num_train_timesteps(self.scheduler)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration without private entries; empty if it has none."""
+        config = getattr(self.scheduler, "config", None)
+        return {key: value for key, value in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
+
+    @property
+    def own_values(self) -> dict[str, Any]:
+        """Entries of the configuration that differ from the constructor's defaults."""
+        return {key: value for key, value in self.config.items() if key in self._defaults and not _same(self._defaults[key], value)}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the constructor that differ from its defaults: as they were given, by the configuration, or by attributes."""
+        if self._arguments is not None:
+            return dict(self._arguments)
+        if self.is_adapted:
+            return {}
+        if self.config or isinstance(self._source, type):
+            return self.own_values
+        own = getattr(self.scheduler, "__dict__", {})
+        return {key: own[key] for key, default in self._defaults.items() if key in own and not _same(default, own[key])}
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether it has diffusers' configuration."""
+        return bool(self.config) and hasattr(self.scheduler_class, "from_config")
+
+    @property
+    def is_of_diffusers(self) -> bool:
+        """Whether its `step`, or one that it overrides, is of diffusers, whose classes have diffusers' conventions."""
+        return any(owner.__module__.startswith("diffusers.") and "step" in vars(owner) for owner in self.scheduler_class.__mro__)
+
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        """Defaults of the constructor's parameters; where it takes **kwargs, also those of its base classes."""
+        found: dict[str, Any] = {}
+        for owner in self.scheduler_class.__mro__:
+            if owner is object or "__init__" not in vars(owner):
+                continue
+            parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
+            for one in parameters:
+                if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                    found.setdefault(one.name, one.default)
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break
+        return found
+
+    @property
+    def step_parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Parameters of `step`; where it takes **kwargs, also those of the `step` of its base classes.
+
+        Raises NotApplicable for a class without `step` (score SDEs).
+        """
+        if not callable(getattr(self.scheduler, "step", None)):
+            raise NotApplicable(f"{self.name} has no step.")
+        found = dict(inspect.signature(self.scheduler.step).parameters)
+        takes_more = next((name for name, one in found.items() if one.kind is one.VAR_KEYWORD), None)
+        owners = [owner for owner in self.scheduler_class.__mro__ if "step" in vars(owner)][1:]
+        if takes_more is not None and owners:
+            del found[takes_more]
+            base = list(inspect.signature(owners[0].step).parameters.items())[1:]
+            found |= {name: one for name, one in base if name not in found and one.default is not one.empty}
+        return found
+
+    @property
+    def noisy(self) -> dict[str, Any]:
+        """Arguments with which `step` adds noise: an `eta` of 1 if its default is 0."""
+        parameter = self.step_parameters.get("eta")
+        return {"eta": 1.0} if parameter is not None and parameter.default == 0 else {}
+
+    @cached_property
+    def some_count(self) -> int:
+        """A small number of inference steps that it accepts. Raises Crash if it refuses them all."""
+        tried = (5, 4, 3, 2, 10, 1, 8, 6, 12, 16, 20, 25, 28, 30, 50, 100, self.num_train_timesteps)
+        counts = self.counts(*tried)
+        if not counts:
+            raise next(filter(None, (self._refusal(count) for count in tried)), None) or NotApplicable(
+                f"{self.name} supports none of the tested numbers of inference steps."
+            )
+        return counts[0]
+
+    @cached_property
+    def rises(self) -> bool:
+        """Whether its timesteps increase along a plan."""
+        timesteps = as_values(self.planned(self.some_count).timesteps)
+        return len(timesteps) > 1 and float(timesteps[0]) < float(timesteps[-1]) and not hasattr(self.scheduler, "undo_step")
+
+    def counts(self, *wanted: int) -> list[int]:
+        """Those of the `wanted` numbers of inference steps that it supports: at most the training steps, and not refused by an error."""
+        most = int(config_value(self.scheduler, "original_inference_steps") or self.num_train_timesteps)
+        known = [count for count in dict.fromkeys(wanted) if fewest_steps(self.scheduler) <= count <= most]
+        return [count for count in known if self._refusal(count) is None]
+
+    def deep_counts(self, *wanted: int) -> list[int]:
+        """The same, each at least twice the order: with fewer steps, a multistep solver never leaves its start-up."""
+        names = ("solver_order", "predictor_order", "corrector_order", "pndm_order", "order")
+        orders = [config_value(self.scheduler, name) or getattr(self.scheduler, name, None) for name in names]
+        order = max([1, *(int(one) for one in orders if isinstance(one, int | float))])
+        return self.counts(*(max(count, 2 * order) for count in wanted)) or self.counts(*wanted)
+
+    def _refusal(self, count: int) -> Crash | None:
+        """The error by which it refuses a number of steps on purpose."""
+        if count not in self._refused:
+            self._refused[count] = None
+            try:
+                self._seen[count] = self.planned(count)
+            except Crash as crash:
+                self._refused[count] = crash if refuses_count(crash.error, count, self.scheduler_class) else None
+            except NotApplicable:
+                pass  # the law itself will say so
+        return self._refused[count]
+
+    def made(self) -> Any:
+        """A scheduler that was made anew, where there is a class or function that makes one, else a copy."""
+        return self._source() if self._is_factory else _copied(self._source)
+
+    def fresh(self) -> Any:
+        """A new, unused scheduler. Constructors may be slow, so it is a copy where one can be made."""
+        if self._unused is None:
+            self._unused = self.made()
+        return _copied(self._unused) if self._can_copy else self.made()
+
+    def planned(self, num_inference_steps: int, **arguments: Any) -> Any:
+        """A fresh scheduler after `set_timesteps`. Raises Crash."""
+        scheduler = self.fresh()
+        begin_journal(scheduler)
+        self.plan(scheduler, num_inference_steps, **arguments)
+        return scheduler
+
+    def seen_plan(self, num_inference_steps: int) -> Any:
+        """A scheduler after `set_timesteps`, to look at and not to use. Raises Crash."""
+        self._refusal(num_inference_steps)
+        seen = self._seen.get(num_inference_steps)
+        return self.planned(num_inference_steps) if seen is None else seen
+
+    @cached_property
+    def _can_copy(self) -> bool:
+        """Whether it can be copied."""
+        try:
+            copy.deepcopy(self._unused)
+        except Exception:
+            return False
+        return True
+
+    def plan(self, scheduler: Any, num_inference_steps: int, **arguments: Any) -> None:
+        """Call `set_timesteps` with the number of steps and the arguments that the configuration needs. Raises Crash."""
+        if config_value(scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(scheduler.set_timesteps).parameters:
+            # The shift that diffusers uses for the longest image of the training resolution.
+            arguments.setdefault("mu", float(config_value(scheduler, "max_shift") or 1.15))
+        arguments = {**self.plan_arguments, **arguments}
+        with calling(
+            f"set_timesteps({', '.join([str(num_inference_steps), *(f'{key}={arguments[key]!r}' for key in arguments)])})", scheduler
+        ):
+            scheduler.set_timesteps(num_inference_steps, **arguments)
+        self._require_timesteps(scheduler)
+
+    def _require_timesteps(self, scheduler: Any) -> None:
+        """Raise NotApplicable unless the plan is a list of numbers."""
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is None:
+            raise NotApplicable(f"{self.name} has no `timesteps` after set_timesteps; a sampling loop goes through them.")
+        if (values := as_values(timesteps)).ndim != 1:
+            raise NotApplicable(f"{self.name}.timesteps has the shape {tuple(values.shape)}; a loop needs one number for each step.")
+
+    def require_plain_step(self) -> None:
+        """Raise NotApplicable if `step` needs an argument that a loop with a denoiser does not have."""
+        if any(one.kind is one.VAR_POSITIONAL for one in self.step_parameters.values()):
+            return
+        first, rest = list(self.step_parameters)[:3], list(self.step_parameters.items())[3:]
+        beyond = [name for name, one in rest if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in EXTRAS]
+        if len(first) < 3:
+            raise NotApplicable(
+                f"{self.name}.step takes {', '.join(first) or 'no arguments'}; a loop passes a model output, a timestep and a sample."
+            )
+        if beyond:
+            raise NotApplicable(
+                f"{self.name}.step needs {', '.join([*first, *beyond])}; a sampling loop has only a model output, a timestep and a sample."
+            )
+
+
+def _copied(scheduler: Any) -> Any:
+    try:
+        return copy.deepcopy(scheduler)
+    except Exception as error:
+        raise TypeError(f"{type(scheduler).__name__} cannot be copied ({error}); give the class or a function that makes one.") from error
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other) or (isinstance(one, tuple | list) and list(one) == list(other))
+    except (TypeError, ValueError, RuntimeError):
+        return False

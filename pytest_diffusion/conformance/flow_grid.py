@@ -1,0 +1,104 @@
+"""The plan of a flow against its training schedule: both must be the same grid, under one shift."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+
+from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.laws import Broken
+from pytest_diffusion.conformance.noising import noised
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.models.schedulers import as_values, config_value, is_set
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
+"""Entries of the configuration that reshape the sigmas of a plan."""
+
+
+def without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
+    """Sigmas without those that equal their predecessor up to rounding."""
+    return torch.cat([sigmas[:1], sigmas[1:][(sigmas[1:] - sigmas[:-1]).abs() > 1e-9 * sigmas[:-1].abs()]])
+
+
+def require_training_grid(subject: Subject) -> None:
+    """Raise Broken if a flow with as many inference steps as training steps does not use the training schedule.
+
+    Both are compared without their shift, to within one training step. A class may train without the shift that it plans with.
+    """
+    total = subject.num_train_timesteps
+    fresh = subject.fresh()
+    trained = getattr(fresh, "sigmas", None)
+    shift = declared_shift(subject)
+    others = [name for name in (*SHAPES, "use_dynamic_shifting", "invert_sigmas") if is_set(subject.scheduler, name)]
+    others += [name for name in subject.config if "shift" in name and name not in ("shift", "flow_shift") and _is_shaping(subject, name)]
+    if others or trained is None or len(trained) not in (total, total + 1):
+        raise NotApplicable(f"{subject.name} uses {others[0] if others else 'shares of noise'} for its plan, not its training schedule.")
+    if not _noises_by(subject, fresh):
+        raise NotApplicable(
+            f"{subject.name} does not add noise by the sigmas that it has before planning, so they are no training schedule."
+        )
+    if subject.counts(total):
+        own = as_values(trained)[:total].double()
+        own = own if float(own[0]) > float(own[-1]) else own.flip(0)
+        planned = without_repeats(as_values(subject.planned(total).sigmas).double())[:total]
+        # Training has the shift if it is even without it.
+        even = unshifted(own, shift) if _unevenness(unshifted(own, shift)) < _unevenness(own) else own
+        gap = (unshifted(planned, shift) - even).abs() if len(planned) == total else torch.full((1,), torch.inf)
+        place = int(gap.argmax())
+        if float(gap[place]) > 1.01 / total:
+            off = f"{float(gap[place]) * total:.3g} training steps"
+            seen = (
+                f"number {place} of the plan lies {off} from sigma {float(own[place]):.5g} of training (both without the shift {shift:g})"
+            )
+            raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
+
+
+def declared_shift(subject: Subject) -> float:
+    """The static shift of a flow's plan: as the caller declared it, else by the parameter's default, the configuration or an attribute."""
+    parameters = inspect.signature(subject.scheduler.set_timesteps).parameters
+    for name in ("shift", "flow_shift"):
+        default = parameters[name].default if name in parameters else None
+        for value in (
+            subject.plan_arguments.get(name),
+            default,
+            config_value(subject.scheduler, name),
+            getattr(subject.scheduler, name, None),
+        ):
+            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+                return float(value)
+    return 1.0
+
+
+def unshifted(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
+    """Sigmas before a shift s, which makes s·σ / (1 + (s − 1)·σ) of each (arXiv:2403.03206, equation 23)."""
+    return sigmas / (shift - (shift - 1) * sigmas)
+
+
+def _unevenness(sigmas: torch.Tensor) -> float:
+    steps = sigmas[1:] - sigmas[:-1]
+    return float(steps.std() / steps.mean().abs())
+
+
+def _is_shaping(subject: Subject, name: str) -> bool:
+    """Whether an entry about shifts has an effect by itself: bounds and bases of a dynamic shift have none."""
+    return is_set(subject.scheduler, name) and not name.startswith(("base_", "max_", "min_", "time_shift_type"))
+
+
+def _noises_by(subject: Subject, fresh: Any) -> bool:
+    """Whether noising before planning uses the sigmas that the scheduler has then, at its own timesteps."""
+    method, timesteps = subject.noising, getattr(fresh, "timesteps", None)
+    if method is None or timesteps is None or len(timesteps) < 3:
+        return False
+    shape = (1, 1, 2, 2)
+    for place in (0, len(timesteps) // 2, len(timesteps) - 1):
+        try:
+            got = noised(copy.deepcopy(fresh), method, torch.zeros(shape), torch.ones(shape), as_values(timesteps)[[place]])
+        except Crash:
+            return False
+        if abs(float(got.mean()) - float(as_values(fresh.sigmas)[place])) > 1e-3:
+            return False
+    return True

@@ -1,0 +1,181 @@
+"""One sampling loop as in pipelines, with any function as the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_diffusion.conformance.calls import Crash, calling
+from pytest_diffusion.conformance.candidate import EXTRAS
+from pytest_diffusion.conformance.randomness import Draw, Draws
+from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.models.schedulers import as_values, config_value
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+class Visit(NamedTuple):
+    """One call of `step`: the state before and after, the random draws, and whether the next call starts from the state after."""
+
+    timestep: Any
+    before: torch.Tensor
+    after: torch.Tensor
+    draws: list[Draw]
+    goes_on: bool = True
+    clean: torch.Tensor | None = None
+    """The `pred_original_sample` of the step, if it has one."""
+
+
+def walk(
+    subject: Subject,
+    scheduler: Any,
+    sample: torch.Tensor,
+    predict: Predictor,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    replace: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    variance: float = -1.0,
+    **extras: Any,
+) -> list[Visit]:
+    """Visits of a planned scheduler from timestep number `first` up to `last`, with outputs `predict(sample, scaled sample, timestep)`.
+
+    `replace` returns other values for the random draws of a step. Raises Crash for the scheduler's errors.
+    """
+    visits: list[Visit] = []
+    # As in the loop of a pipeline: if timesteps are a list, these are Python numbers.
+    timesteps = list(scheduler.timesteps)
+    # Only inpainting schedulers use these: a known image, and the mask of its known part.
+    extras = {"original_image": torch.full_like(sample, 0.25), "mask": torch.ones_like(sample), **subject.step_arguments, **extras}
+    known = {name: value for name, value in extras.items() if name in subject.step_parameters or name not in EXTRAS}
+    earlier: Any = None
+    for index in range(first, length_of(subject, scheduler) if last is None else last):
+        timestep = timesteps[index]
+        if visits and hasattr(scheduler, "undo_step") and timestep > earlier:
+            with calling(f"undo_step(..., {float(timestep):g})", scheduler):
+                sample = scheduler.undo_step(sample, earlier, extras.get("generator"))
+            visits[-1] = visits[-1]._replace(goes_on=False)
+            earlier = timestep
+            continue
+        earlier = timestep
+        if "prev_timestep" in subject.step_parameters:
+            known["prev_timestep"] = timesteps[index + 1] if index + 1 < len(timesteps) else None
+        output = predict(sample, scale(scheduler, sample, timestep), timestep)
+        if str(config_value(scheduler, "variance_type")) in ("learned", "learned_range"):
+            # The second half of the channels is the variance: for `learned_range` −1 is the smallest and 1 the largest.
+            output = torch.cat([output, torch.full_like(output, variance)], dim=1)
+        before = sample.clone()
+        told = timestep if not is_told_each(subject) else torch.as_tensor(timestep).repeat(len(sample))
+        with Draws(replace) as seen:
+            arrived, clean = step(scheduler, output, told, sample, **known)
+        # Clones, because a step may work in place; only `inputs_untouched` reports that.
+        visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))
+        sample = arrived
+    return visits
+
+
+def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """A model output that depends only on each element, and not on the prediction type."""
+    return 0.8 * torch.tanh(scaled)
+
+
+def step(
+    scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, **known: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The previous sample from `step` (returned as tuple or object), and its `pred_original_sample` if it has one.
+
+    Raises Crash, and NotApplicable if it returns something else.
+    """
+    with calling(f"step(model_output, {float(torch.as_tensor(timestep).flatten()[0]):g}, sample)", scheduler):
+        returned = scheduler.step(output, timestep, sample, **known)
+    arrived = returned[0] if isinstance(returned, tuple) and returned else getattr(returned, "prev_sample", None)
+    arrived = returned.get("prev_sample") if isinstance(returned, dict) and arrived is None else arrived
+    if not isinstance(arrived, torch.Tensor):
+        name = type(scheduler).__name__
+        raise NotApplicable(
+            f"{name}.step returns {_described(returned)}; a pipeline reads `prev_sample`, or the first entry of a tuple, as a tensor."
+        )
+    clean = getattr(returned, "pred_original_sample", None)
+    return arrived, clean.clone() if isinstance(clean, torch.Tensor) else None
+
+
+def _described(returned: Any) -> str:
+    if isinstance(returned, tuple):
+        return f"a tuple of {', '.join(type(one).__name__ for one in returned) or 'nothing'}"
+    return f"a bare {type(returned).__name__}" if returned is not None else "nothing"
+
+
+def is_told_each(subject: Subject) -> bool:
+    """Whether `step` takes a timestep for each image, and not one for all."""
+    if subject.is_told_each is None:
+        subject.is_told_each = False  # the loops below ask too
+        try:
+            _walk_some(subject, 1)
+        except Crash:
+            subject.is_told_each = True
+            try:
+                _walk_some(subject, 1)
+            except (Crash, NotApplicable):
+                subject.is_told_each = False
+        except NotApplicable:
+            pass
+    return subject.is_told_each
+
+
+def length_of(subject: Subject, planned: Any) -> int:
+    """Number of calls of `step` in a plan."""
+    return len(planned.timesteps) - names_end(subject)
+
+
+def names_end(subject: Subject) -> bool:
+    """Whether a plan of n steps has n + 1 timesteps, the last one 0, where the scheduler looks for another one in vain.
+
+    Pipelines leave it out. Asked only of schedulers whose timesteps are not those of a table: there, 0 is a timestep like all others.
+    """
+    if subject.names_end is None:
+        subject.names_end = False  # the loops below ask too
+        count = subject.some_count
+        timesteps = as_values(subject.planned(count).timesteps)
+        if len(timesteps) == count + 1 and float(timesteps[-1]) == 0 and getattr(subject.scheduler, "alphas_cumprod", None) is None:
+            try:
+                _walk_some(subject, None)
+            except Crash as crash:
+                subject.names_end = isinstance(crash.error, IndexError) and _runs_to(subject, count)
+            except NotApplicable:
+                pass
+    return subject.names_end
+
+
+def _runs_to(subject: Subject, last: int) -> bool:
+    try:
+        _walk_some(subject, last)
+    except (Crash, NotApplicable):
+        return False
+    return True
+
+
+def _walk_some(subject: Subject, last: int | None) -> None:
+    walk(subject, subject.planned(subject.some_count), normal(2, 4, 4, 4), smooth, last=last, generator=torch.Generator().manual_seed(0))
+
+
+def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """Result of `scale_model_input`, or the sample if there is no such method. Raises Crash."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return sample
+    with calling(f"scale_model_input(sample, {float(timestep):g})"):
+        scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
+    return scaled
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal noise of a shape, from a new generator with `seed`."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def unfit(values: torch.Tensor) -> str:
+    """Text with the numbers of NaN and infinite values."""
+    nans, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    return f"{nans} NaN and {infinite} infinite values (of {values.numel()})"

@@ -1,0 +1,251 @@
+"""A crash is a failure, whatever the kind of the scheduler, and a run in which nothing was judged is no pass."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AmusedScheduler, DDIMScheduler, EulerDiscreteScheduler, VQDiffusionScheduler
+
+from pytest_diffusion import ConformanceFailure, check_scheduler, parametrize_with_scheduler_checks
+from pytest_diffusion.conformance.refusals import is_on_purpose, refuses_count
+from pytest_diffusion.conformance.suite import Suite
+from tests.conformance.from_scratch import DDIM, Multistep
+
+
+class Unknown:
+    """Nothing tells how it holds its samples."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        self.timesteps = torch.arange(num_inference_steps).flip(0)
+
+    def step(self, model_output, timestep, sample):
+        return (sample - model_output / len(self.timesteps),)
+
+
+class NeverPlans(Unknown):
+    def set_timesteps(self, num_inference_steps, device=None):
+        np.zeros(num_inference_steps) + np.zeros(num_inference_steps + 1)  # a ValueError of NumPy, about shapes
+
+
+class AlwaysRefuses(Unknown):
+    def set_timesteps(self, num_inference_steps, device=None):
+        raise ValueError(f"{num_inference_steps} steps do not divide the training steps")
+
+
+class DiesInStep(Unknown):
+    def step(self, model_output, timestep, sample):
+        raise RuntimeError("boom")
+
+
+class DiesInTheThirdStep(DDIM):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+        if len(self.timesteps) > 3 and timestep == self.timesteps[3]:
+            raise KeyError("lost")
+        return super().step(model_output, timestep, sample, eta, generator)
+
+
+def verdicts_of(scheduler):
+    return {verdict.check: verdict for verdict in check_scheduler(scheduler, raise_on_failure=False)}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "seen", "line"),
+    [
+        (NeverPlans, "ValueError: operands could not be broadcast together", "np.zeros(num_inference_steps + 1)"),
+        (AlwaysRefuses, "steps do not divide the training steps", "raise ValueError"),
+        (DiesInStep, "RuntimeError: boom", 'raise RuntimeError("boom")'),
+        (DiesInTheThirdStep, "KeyError: 'lost'", 'raise KeyError("lost")'),
+    ],
+)
+def test_a_crash_fails_runs_and_nothing_else(scheduler, seen, line):
+    verdicts = verdicts_of(scheduler)
+    assert {name for name, verdict in verdicts.items() if verdict.gates} == {"runs"}
+    assert verdicts["runs"].outcome == "fail"
+    assert seen in verdicts["runs"].message
+    # The scheduler's own traceback leads to the line.
+    assert line in verdicts["runs"].message.partition("Where:")[2]
+
+
+def test_a_crash_says_what_was_done_before_it():
+    assert (
+        "after set_timesteps(4); 3 steps, step(model_output, 249, sample) raises KeyError"
+        in verdicts_of(DiesInTheThirdStep)["runs"].message
+    )
+
+
+def test_schedulers_of_unknown_kind_that_run_are_looked_at():
+    verdicts = verdicts_of(Unknown)
+    assert not any(verdict.gates for verdict in verdicts.values())
+    assert verdicts["runs"].outcome == verdicts["second_run"].outcome == "pass"
+
+
+def test_a_refusal_is_raised_on_purpose_and_speaks_of_steps():
+    class Picky(DDIM):
+        def set_timesteps(self, num_inference_steps, device=None):
+            if num_inference_steps == 3:
+                raise ValueError("three steps are too odd")
+            if num_inference_steps == 5:
+                assert num_inference_steps != 5, "not 5"
+            if num_inference_steps == 7:
+                torch.zeros(2).reshape(7)
+            if num_inference_steps == 10:
+                raise ValueError("sigmas must fall")
+            super().set_timesteps(num_inference_steps)
+
+    errors = {}
+    for count in (3, 5, 7, 10):
+        try:
+            Picky().set_timesteps(count)
+        except Exception as error:
+            errors[count] = error
+    assert {count for count, error in errors.items() if is_on_purpose(error, Picky)} == {3, 5, 10}
+    assert {count for count, error in errors.items() if refuses_count(error, count, Picky)} == {3, 5}
+    message = verdicts_of(Picky)["runs"].message
+    assert "set_timesteps(7) raises RuntimeError" in message
+    assert "num_inference_steps=7" in message
+
+
+@pytest.mark.parametrize("scheduler", [AmusedScheduler(mask_token_id=15), VQDiffusionScheduler(num_vec_classes=16)])
+def test_token_ids_are_driven_and_named_and_not_green(scheduler):
+    with pytest.raises(ConformanceFailure, match=r"no law could look at this scheduler\. \w+ takes token ids as samples, not images"):
+        check_scheduler(scheduler)
+    # Whoever knows it may expect it.
+    expected = {"runs": "It draws tokens."}
+    assert not any(verdict.gates for verdict in check_scheduler(scheduler, expected_failures=expected))
+
+
+def test_the_command_line_says_how_many_laws_looked_and_fails_where_none_did(pytester):
+    pytester.makepyfile(
+        mine="from tests.conformance.from_others import BareTensor\nfrom tests.conformance.test_never_green import Unknown\n"
+    )
+    pytester.syspathinsert()
+    result = pytester.runpytest("--diffusion-scheduler=mine:Unknown")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["1? of 5? scheduler checks had something to look at."])
+    result = pytester.runpytest("--diffusion-scheduler=mine:BareTensor")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*no law could look at this scheduler. BareTensor.step returns a bare Tensor*"])
+    result.stdout.fnmatch_lines(["1 of 5? scheduler checks had something to look at."])
+
+
+class ThirdOrderMixesTheBatch(Multistep):
+    """Only its third-order steps, which six steps reach and four do not, take a mean over the batch."""
+
+    solver_order = 3
+
+    def step(self, model_output, timestep, sample):
+        index = self.now(timestep)
+        found = super().step(model_output, timestep, sample)
+        if 4 <= index < len(self.timesteps) - 1:
+            found.prev_sample = found.prev_sample + 0.1 * (sample.mean() - sample[:1].mean())
+        return found
+
+
+class LargePlansOverflow(DDIM):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+        found = super().step(model_output, timestep, sample, eta, generator)
+        if len(self.timesteps) == self.num_train_timesteps:
+            found.prev_sample = found.prev_sample * float("nan")
+        return found
+
+
+class DropsAStep(DDIM):
+    """One number of steps of the first hundred is rounded wrongly."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps)
+        if num_inference_steps == 61:
+            self.timesteps = torch.cat([self.timesteps, torch.zeros(1, dtype=self.timesteps.dtype)])
+
+
+class DiesAtOneTimestep(DDIM):
+    """Noising dies where nobody looks: at one timestep of a hundred."""
+
+    def add_noise(self, original_samples, noise, timesteps):
+        if (timesteps == 489).any():
+            raise IndexError("not found")
+        return super().add_noise(original_samples, noise, timesteps)
+
+
+class OverflowsInHalf(DDIM):
+    """The noisiest image in half precision is a quarter too clean."""
+
+    def add_noise(self, original_samples, noise, timesteps):
+        found = super().add_noise(original_samples, noise, timesteps)
+        return found * 0.75 if original_samples.dtype == torch.float16 and (timesteps > 900).any() else found
+
+
+class DiesInTheMiddle(DDIM):
+    """A run that starts at the fifth step dies."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps)
+        self.done = 0
+
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+        if self.done == 0 and len(self.timesteps) > 5 and timestep == self.timesteps[5]:
+            raise IndexError("no history")
+        self.done += 1
+        return super().step(model_output, timestep, sample, eta, generator)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "check", "seen"),
+    [
+        (ThirdOrderMixesTheBatch, "batch_invariance", "image"),
+        (LargePlansOverflow, "runs", "NaN"),
+        (DropsAStep, "timesteps_well_formed", "Expected: 61 timesteps.\nSeen: 62."),
+        (DiesAtOneTimestep, "forward_process", "add_noise(image, noise, [489.0]) raises IndexError: not found"),
+        (OverflowsInHalf, "dtype_kept", "the values of float32 from noising in torch.float16"),
+        (DiesInTheMiddle, "partial_start", "a run that starts at step 5 of"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_rarely_reached_branches_are_reached(scheduler, check, seen):
+    (verdict,) = check_scheduler(scheduler, only=[check], raise_on_failure=False)
+    assert verdict.outcome == "fail"
+    assert seen in verdict.message
+
+
+def test_each_claim_of_a_law_is_tried_and_has_its_own_case():
+    class TwoMistakes(DDIM):
+        def deviation(self, here, there, eta):
+            return super().deviation(here, there, eta) * (1.2 if eta == 0.5 else 1.0 if eta == 0 else 0.7)
+
+    (verdict,) = check_scheduler(TwoMistakes, only=["noise_amount"], raise_on_failure=False)
+    assert verdict.measurement.value == 2
+    assert "·noise with eta=0.5." in verdict.message
+    assert "·noise with eta=1." in verdict.message
+    assert verdict.message.count("Reproduce it:") == 2
+
+
+def test_writing_into_the_configuration_object_is_seen():
+    class Writes(EulerDiscreteScheduler):
+        def set_timesteps(self, *args, **kwargs):
+            super().set_timesteps(*args, **kwargs)
+            self.config.beta_end = 0.5  # the attribute, not the entry
+
+    (verdict,) = check_scheduler(Writes(), only=["config_untouched"], raise_on_failure=False)
+    assert "config.beta_end was 0.02 and is 0.5" in verdict.message
+
+
+def test_expected_failures_cover_all_that_gates_and_are_strict_about_skips():
+    reason = {"given_noise": "The vendor is told."}
+    (verdict,) = check_scheduler(DDIM, only=["given_noise"], expected_failures=reason, strict=True, raise_on_failure=False)
+    assert verdict.gates
+    assert "given_noise is skipped (DDIM.step takes no variance_noise), though its failure is expected" in verdict.message
+
+
+def test_expected_failures_may_differ_by_scheduler():
+    marks = parametrize_with_scheduler_checks(
+        [DDIMScheduler(), DDIM], expected_failures=lambda one: {"velocity": "known"} if isinstance(one, DDIMScheduler) else {}
+    )
+    marked = [value.id for value in marks.args[1] if value.marks]
+    assert marked == ["DDIMScheduler-velocity"]
+
+
+def test_laws_that_looked_are_counted():
+    suite = Suite(DDIM)
+    suite.verdict("runs")
+    suite.verdict("given_noise")
+    assert "runs" in suite.looked
+    assert "given_noise" not in suite.looked
