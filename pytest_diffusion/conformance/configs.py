@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.calls import Crash, calling, quiet
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values, config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -104,22 +106,29 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
     if not choices or not hasattr(subject.scheduler_class, "from_config"):
         raise NotApplicable(f"{subject.name} has no configuration with named choices, or no from_config.")
     loops.require_drivable(subject)
+    claims = Claims()
     for name in choices:
-        try:
-            with quiet(), torch.no_grad():
-                other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
-                if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
-                    for count in subject.counts(*counts):
-                        loops.states(other, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)
-                    raise Broken(f"{name}={_UNKNOWN!r} to be refused", "it runs without an error", count=counts[0])
-        except Broken:
-            raise
-        except Exception as error:
-            text = str(error)
-            if _UNKNOWN not in text and name not in text:
-                raise Broken(
-                    f"an error that names {name}={_UNKNOWN!r}", f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-                ) from error
+        with claims.next():
+            _require_refused(subject, name, counts)
+    claims.settle()
+
+
+def _require_refused(subject: Subject, name: str, counts: Sequence[int]) -> None:
+    try:
+        with quiet(), torch.no_grad():
+            other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
+            if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
+                for count in subject.counts(*counts):
+                    loops.states(other, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)
+                why = "" if _is_read(subject.scheduler_class, name) else f": {name} is never read"
+                raise Broken(f"{name}={_UNKNOWN!r} to be refused", f"it runs without an error{why}", count=counts[0])
+    except Broken:
+        raise
+    except Exception as error:
+        text = str(error)
+        if _UNKNOWN not in text and name not in text:
+            seen = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+            raise Broken(f"an error that names {name}={_UNKNOWN!r}", seen) from error
 
 
 @law("documented argument types are taken", source="diffusers' scheduler interface: set_timesteps(timesteps=..., sigmas=...)", counts=(4,))
@@ -162,6 +171,22 @@ def _config_of(scheduler_class: Any, changes: tuple[tuple[str, Any], ...]) -> An
             return scheduler_class(**dict(changes)).config
     except Exception:
         return None
+
+
+def _is_read(scheduler_class: Any, name: str) -> bool:
+    """Whether the source of the class, or of a base class that is no mixin, reads a parameter; True where there is no source."""
+    for owner in scheduler_class.__mro__:
+        if owner is object or owner.__name__.endswith("Mixin"):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+        except (OSError, TypeError, SyntaxError):
+            return True
+        for node in ast.walk(tree):
+            read = (node.id if isinstance(node, ast.Name) else "", node.attr if isinstance(node, ast.Attribute) else "")
+            if name in read or (isinstance(node, ast.Constant) and node.value == name):
+                return True
+    return False
 
 
 def _require_list(subject: Subject, count: int, name: str) -> None:

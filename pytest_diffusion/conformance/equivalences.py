@@ -12,7 +12,7 @@ from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.gaussian import posterior_mean
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import PREDICTION_TYPES, Kind, NoiseLevel
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
@@ -96,7 +96,8 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
     del counts
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy, and does not clip the image.")
-    tried = []
+    tried: list[dict[str, Any]] = []
+    claims = Claims()
     choices: tuple[dict[str, Any], ...] = (
         {"thresholding": True, "sample_max_value": 3.0},
         {"thresholding": True, "sample_max_value": 1.0},
@@ -110,8 +111,10 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
             other = subject.with_config(**changes, **own)
         except NotApplicable:
             continue
-        if _require_bounded(other, changes):
-            tried.append(changes)
+        with claims.next():
+            looked = _require_bounded(other, changes)
+            tried += [changes] if looked else []
+    claims.settle()
     if not tried:
         raise NotApplicable(f"{subject.name} has neither thresholding nor clip_sample, or does not end at the image.")
 

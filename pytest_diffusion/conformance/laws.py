@@ -11,6 +11,7 @@ from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.drawing import Plot, Series
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 LawFunction = Callable[[Subject, Sequence[int]], Series | None]
 
@@ -39,12 +40,17 @@ class Claims:
 
     def __init__(self) -> None:
         self._findings: list[Broken | Crash] = []
+        self._reasons: list[NotApplicable] = []
+        self._tried = 0
 
     @contextmanager
     def next(self) -> Iterator[None]:
-        """One claim: its error is kept."""
+        """One claim: its error is kept, or the reason why it does not apply."""
+        self._tried += 1
         try:
             yield
+        except NotApplicable as reason:
+            self._reasons.append(reason)
         except (Broken, Crash) as error:
             if signature(error) not in map(signature, self._findings):
                 self._findings.append(error)
@@ -52,11 +58,13 @@ class Claims:
             self._findings += errors.findings
 
     def settle(self) -> None:
-        """Raise the one finding, or all of them."""
+        """Raise the one finding, or all of them; NotApplicable if no claim applies."""
         if len(self._findings) == 1:
             raise self._findings[0]
         if self._findings:
             raise Several(self._findings)
+        if self._reasons and len(self._reasons) == self._tried:
+            raise self._reasons[0]
 
 
 def findings_of(error: Broken | Crash | Several) -> list[Broken | Crash]:

@@ -10,7 +10,7 @@ import torch
 
 from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.calls import Crash
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.noising import noised
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Subject
@@ -46,29 +46,35 @@ def batch_invariance(subject: Subject, counts: Sequence[int]) -> None:
 @law("samples keep the model's dtype", source="diffusers casts the previous sample to the model output's dtype", counts=(4,))
 def dtype_kept(subject: Subject, counts: Sequence[int]) -> None:
     """step, scale_model_input and noising must keep the dtype (float16, bfloat16, float32 or float64) and return finite values."""
+    claims = Claims()
     for count in subject.deep_counts(*counts):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             if dtype == torch.float16 and float(getattr(subject.planned(count), "init_noise_sigma", 1.0)) > 1e4:
                 continue  # the first noise is too large for float16
             sample = walking.normal(2, 4, 4, 4).to(dtype)
-            states = _require_runs(subject, count, sample, f"{dtype} samples")
-            if subject.noisy:
-                states += _require_runs(subject, count, sample, f"{dtype} samples with eta=1", **subject.noisy)
-                _require_rounded_runs(subject, count)
-            for index, got in enumerate(states):
-                if got.dtype != dtype:
-                    raise Broken(f"{dtype} samples from {dtype} model outputs", f"step {index % count} gives {got.dtype}", count=count)
-                if not bool(torch.isfinite(got).all()):
-                    raise Broken(
-                        f"finite samples in {dtype}",
-                        f"step {index} gives {float(got.isnan().sum()):g} NaN and {float(got.isinf().sum()):g} infinite values",
-                        count=count,
-                    )
-            scheduler = subject.planned(count)
-            scaled = walking.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
-            _require_noised_in(subject, sample, dtype, count)
-            if scaled.dtype != dtype:
-                raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
+            with claims.next():
+                _require_steps_in(subject, sample, count)
+            with claims.next():
+                _require_noised_in(subject, sample, dtype, count)
+    claims.settle()
+
+
+def _require_steps_in(subject: Subject, sample: torch.Tensor, count: int) -> None:
+    """Raise Broken unless model inputs and all samples of a loop have the first sample's dtype, and are finite."""
+    dtype = sample.dtype
+    states = _require_runs(subject, count, sample, f"{dtype} samples")
+    if subject.noisy:
+        states += _require_runs(subject, count, sample, f"{dtype} samples with eta=1", **subject.noisy)
+        _require_rounded_runs(subject, count)
+    for index, got in enumerate(states):
+        if got.dtype != dtype:
+            raise Broken(f"{dtype} samples from {dtype} model outputs", f"step {index % count} gives {got.dtype}", count=count)
+        if not bool(torch.isfinite(got).all()):
+            raise Broken(f"finite samples in {dtype}", f"step {index} gives {walking.unfit(got)}", count=count)
+    scheduler = subject.planned(count)
+    scaled = walking.scale(scheduler, sample, as_values(scheduler.timesteps)[0])
+    if scaled.dtype != dtype:
+        raise Broken(f"{dtype} model inputs from {dtype} samples", f"scale_model_input gives {scaled.dtype}", count=count)
 
 
 @law("samples stay on their device", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AmusedScheduler, DDIMScheduler, EulerDiscreteScheduler, VQDiffusionScheduler
+from diffusers import AmusedScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, LCMScheduler, VQDiffusionScheduler
 
 from pytest_diffusion import ConformanceFailure, check_scheduler, parametrize_with_scheduler_checks
 from pytest_diffusion.conformance.refusals import is_on_purpose, refuses_count
@@ -249,3 +249,10 @@ def test_laws_that_looked_are_counted():
     suite.verdict("given_noise")
     assert "runs" in suite.looked
     assert "given_noise" not in suite.looked
+
+
+def test_an_entry_that_is_never_read_is_said_to_be():
+    (verdict,) = check_scheduler(LCMScheduler(), only=["unknown_values_refused"], raise_on_failure=False)
+    assert "it runs without an error: timestep_spacing is never read" in verdict.message
+    (verdict,) = check_scheduler(DDPMScheduler(), only=["unknown_values_refused"], raise_on_failure=False)
+    assert "variance_type='no-such-choice' to be refused.\nSeen: it runs without an error." in verdict.message

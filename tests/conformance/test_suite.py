@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscr
 from pytest_diffusion import ConformanceFailure, Verdict, check_scheduler, scheduler_checks
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.calls import Crash
-from pytest_diffusion.conformance.laws import LAWS
+from pytest_diffusion.conformance.laws import LAWS, Broken, Claims, Several
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Subject
+from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.recording import recording_to
 from tests.broken_schedulers.grids import LastSigmaTwice
 from tests.broken_schedulers.steps import PreviousByDivision
@@ -185,3 +186,22 @@ def test_devices_are_told_apart(monkeypatch):
     (verdict,) = check_scheduler(Elsewhere, only=["devices"], raise_on_failure=False)
     assert verdict.outcome == "fail"
     assert "Expected: samples on cpu.\nSeen: samples on meta." in verdict.message
+
+
+def test_claims_are_tried_one_after_another():
+    def settled(*errors):
+        claims = Claims()
+        for error in errors:
+            with claims.next():
+                if error is not None:
+                    raise error
+        claims.settle()
+
+    settled(None, NotApplicable("no eta"), None)
+    with pytest.raises(NotApplicable, match="no eta"):
+        settled(NotApplicable("no eta"), NotApplicable("nor another"))
+    with pytest.raises(Broken, match="expected one"):
+        settled(NotApplicable("no eta"), Broken("one", "two"), Broken("one", "three"), None)
+    with pytest.raises(Several) as found:
+        settled(Broken("1 with eta=0.5", "2"), Broken("1 with eta=1", "2"), Broken("3 with eta=1", "4"))
+    assert [one.expected for one in found.value.findings] == ["1 with eta=0.5", "1 with eta=1"]
