@@ -15,8 +15,8 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
-# The scheduler checks once more as another processor computes: the last bits differ. A landing leaves the broken schedulers out: what
-# other bits may cause is a false alarm on a sound one.
+# The scheduler checks once more as another processor computes: the last bits differ. A landing takes each class in its defaults and the
+# sound ones of other authors: what other bits may cause is a false alarm.
 SCHEDULERS ?= tests/conformance
 test-cpu: $(STAMP)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \

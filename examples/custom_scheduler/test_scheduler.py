@@ -2,9 +2,10 @@
 
 from first_try import FirstTry
 from hypothesis import given, settings
+from sampler import FasterScheduler, sample_euler
 from scheduler import AncestralScheduler
 
-from pytest_diffusion import check_scheduler, parametrize_with_scheduler_checks
+from pytest_diffusion import KDiffusionSampler, check_equivalence, check_scheduler, parametrize_with_scheduler_checks
 from pytest_diffusion.conformance.strategies import samples, timesteps
 
 
@@ -21,6 +22,14 @@ def test_the_first_try_breaks_what_it_gets_wrong():
     assert "step 0 (timestep 999) gives" in failed["point_mass_preserved"]
     assert "it changes although a generator is given" in failed["generator_honoured"]
     assert "differs from separate calls" in failed["forward_is_pure"]
+
+
+def test_a_sampler_that_calls_its_model_itself():
+    check_scheduler(sample_euler, adapt=KDiffusionSampler)
+
+
+def test_the_faster_one_gives_the_same_samples():
+    check_equivalence(FasterScheduler, AncestralScheduler)
 
 
 @settings(max_examples=20, deadline=None)
