@@ -49,8 +49,10 @@ def _moments(subject: Subject, count: int, rows: int, extras: Mapping[str, Any],
         return ones
 
     scheduler = subject.planned(count) if scheduler is None else scheduler
+    generator = torch.Generator().manual_seed(0)
+    # Two rows: no step draws.
     found = loops.run(
-        subject, count, posterior_mean, start, replace=replace, generator=torch.Generator().manual_seed(0), scheduler=scheduler, **extras
+        subject, count, posterior_mean, start, replace=replace, generator=generator, scheduler=scheduler, records=rows > 2, **extras
     )
     moments = []
     # States inside a Runge-Kutta step are of lower order by design.

@@ -43,13 +43,14 @@ def parametrize_with_scheduler_checks(
     only: Collection[str] | None = None,
     strict: bool = False,
     profile: str = "standard",
+    **declared: Any,
 ) -> pytest.MarkDecorator:
     """Decorator for a test with the parameters `scheduler` and `check`, whose body is `check(scheduler)`.
 
     `schedulers` are schedulers, or classes or functions that create one. Checks named in `expected_failures`, a dictionary or a
     function that gives one for each scheduler, are marked xfail with their reason; with `strict`, the test fails if such a check
-    passes. `only` and `profile` are those of `check_scheduler`. Raises ValueError for unknown names, TypeError for an object that
-    is not a scheduler.
+    passes. `only`, `profile`, and what is `declared` (`kind`, `prediction_type`, `plan`, `step`), are those of `check_scheduler`. Raises
+    ValueError for unknown names, TypeError for an object that is not a scheduler.
     """
     names = scheduler_checks() if only is None else [name for name in scheduler_checks() if name in require_known("only", only)]
     parameters = []
@@ -58,7 +59,7 @@ def parametrize_with_scheduler_checks(
         given = expected_failures(scheduler) if callable(expected_failures) else expected_failures
         expected = dict(given or {})
         require_known("expected_failures", expected)
-        suite = Suite(scheduler, profile=profile, expected=expected)
+        suite = Suite(scheduler, profile=profile, expected=expected, **declared)
         label = label_of(suite)
         labels[label] = labels.get(label, 0) + 1
         if labels[label] > 1:

@@ -25,7 +25,7 @@ def _runs_here(subject: Subject, counts: Sequence[int]) -> None:
             continue  # dozens of draws in each step: minutes
         try:
             found = _walked(subject, count)
-            follows_a_path = max(len(step.draws) for step in found) > MOST_DRAWS
+            follows_a_path |= max(len(step.draws) for step in found) > MOST_DRAWS
         except Crash as crash:
             if isinstance(crash.error, FloatingPointError):
                 raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
@@ -57,9 +57,11 @@ def runs(subject: Subject, counts: Sequence[int]) -> None:
 
 def _walked(subject: Subject, count: int) -> Sequence[walking.Visit | loops.Step]:
     """A loop on the constant image 0.25, or with a smooth function as the model if noise levels are unknown."""
+    records = count != subject.num_train_timesteps
     try:
         loops.require_levels(subject)
     except NotApplicable:
         loops.require_drivable(subject)
-        return walking.walk(subject, subject.planned(count), walking.normal(1, 2, 2, 2), walking.smooth)
-    return loops.run(subject, count, lambda sample, level: torch.full_like(sample, 0.25), sample_of((1, 2, 2, 2))).steps
+        return walking.walk(subject, subject.planned(count), walking.normal(1, 2, 2, 2), walking.smooth, records=records)
+    image = sample_of((1, 2, 2, 2))
+    return loops.run(subject, count, lambda sample, level: torch.full_like(sample, 0.25), image, records=records).steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +40,13 @@ def walk(
     last: int | None = None,
     replace: Callable[[torch.Tensor], torch.Tensor] | None = None,
     variance: float = -1.0,
+    records: bool = True,
     **extras: Any,
 ) -> list[Visit]:
     """Visits of a planned scheduler from timestep number `first` up to `last`, with outputs `predict(sample, scaled sample, timestep)`.
 
-    `replace` returns other values for the random draws of a step. Raises Crash for the scheduler's errors.
+    `replace` returns other values for the random draws of a step. Without `records` draws are not seen: the mode that sees them slows each
+    operation down. Raises Crash for the scheduler's errors.
     """
     visits: list[Visit] = []
     # As in the loop of a pipeline: if timesteps are a list, these are Python numbers.
@@ -69,7 +72,8 @@ def walk(
             output = torch.cat([output, torch.full_like(output, variance)], dim=1)
         before = sample.clone()
         told = timestep if not is_told_each(subject) else torch.as_tensor(timestep).repeat(len(sample))
-        with Draws(replace) as seen:
+        seen = Draws(replace)
+        with seen if records else nullcontext():
             arrived, clean = step(scheduler, output, told, sample, **known)
         # Clones, because a step may work in place; only `inputs_untouched` reports that.
         visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))

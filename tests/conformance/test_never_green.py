@@ -8,6 +8,7 @@ from diffusers import AmusedScheduler, DDIMScheduler, DDPMScheduler, EulerDiscre
 from pytest_diffusion import ConformanceFailure, check_scheduler, parametrize_with_scheduler_checks
 from pytest_diffusion.conformance.refusals import is_on_purpose, refuses_count
 from pytest_diffusion.conformance.suite import Suite
+from tests.conformance.from_others import WithoutNoising
 from tests.conformance.from_scratch import DDIM, Multistep
 
 
@@ -241,6 +242,13 @@ def test_expected_failures_may_differ_by_scheduler():
     )
     marked = [value.id for value in marks.args[1] if value.marks]
     assert marked == ["DDIMScheduler-velocity"]
+
+
+def test_what_is_declared_holds_for_parametrized_tests_too():
+    marks = parametrize_with_scheduler_checks([WithoutNoising], only=["point_mass_preserved"], kind="flow")
+    (value,) = marks.args[1]
+    scheduler, check = value.values
+    assert check(scheduler).outcome == "pass"
 
 
 def test_laws_that_looked_are_counted():
