@@ -123,7 +123,7 @@ class KDiffusionSampler:
     def _given(self, generator: Any) -> dict[str, Any]:
         parameters = inspect.signature(self._sampler).parameters
         given: dict[str, Any] = {"disable": True} if "disable" in parameters else {}
-        if self.takes_generator and generator is not None:
+        if self.takes_generator:
             given["noise_sampler"] = _NoiseOf(generator)
         return {**given, **self._arguments}
 
@@ -142,10 +142,10 @@ class _NoiseOf:
 
 
 def karras_sigmas(count: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146, rho: float = 7.0) -> torch.Tensor:
-    """N + 1 noise levels from `sigma_max` to `sigma_min` and 0, float64. Source: Karras et al. 2022, arXiv:2206.00364, equation 5."""
+    """N + 1 noise levels from `sigma_max` to `sigma_min` and 0, float32. Source: Karras et al. 2022, arXiv:2206.00364, equation 5."""
     share = torch.linspace(0, 1, count, dtype=torch.float64)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return torch.cat([(ends[0] + share * (ends[1] - ends[0])) ** rho, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([(ends[0] + share * (ends[1] - ends[0])) ** rho, torch.zeros(1)]).float()
 
 
 class ADMDiffusion:

@@ -8,6 +8,7 @@ a, b and d without error.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ class Arrival(NamedTuple):
     tolerance: float
     spread: float
     """Root mean square of everything except the image."""
+    staged: tuple[float, ...] = ()
+    """Weights of the draws of earlier stages; `kept` is then the weight of the noise before the first one."""
 
     @property
     def fresh(self) -> float:
@@ -47,7 +50,7 @@ class Arrival(NamedTuple):
     @property
     def total(self) -> float:
         """Standard deviation of all noise after the step; if its parts are unknown, `spread`."""
-        return math.hypot(self.kept, self.fresh) if self.rest <= self.tolerance else self.spread
+        return math.hypot(self.kept, self.fresh, *self.staged) if self.rest <= self.tolerance else self.spread
 
 
 def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
@@ -67,13 +70,14 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
         **{**known, **extras},
     )
     targets = found.levels[1:]
+    order = evaluations_per_step(scheduler)
     remembers = _keeps_states(scheduler, found.steps[-1].after)
     parts: list[Arrival] = []
     before = 0.0
     for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
         ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
         tolerance = _tolerance(subject, one.level, target, before, remembers=remembers)
-        parts.append(_taken_apart(index, one, target, image, tolerance))
+        parts.append(_taken_apart(index, one, target, image, tolerance, found.steps[index - (start + index) % order : index]))
         before = max(before, ratio) if remembers and math.isfinite(ratio) else ratio
     if parts and parts[-1].number == len(found.steps) - 1:
         parts[-1] = _at_undeclared_end(subject, scheduler, parts[-1])
@@ -89,7 +93,7 @@ def _keeps_states(scheduler: Any, state: torch.Tensor) -> bool:
 
 def _at_undeclared_end(subject: Subject, scheduler: Any, last: Arrival) -> Arrival:
     """The last arrival. Where no attribute declares an end, that is any level from the cleanest training timestep to the clean image."""
-    cleanest = _cleanest_level(subject, scheduler)
+    cleanest = cleanest_level(subject, scheduler)
     if cleanest is None:
         return last
     inside = float(cleanest.alpha) - last.tolerance <= last.clean <= 1 + last.tolerance
@@ -98,7 +102,7 @@ def _at_undeclared_end(subject: Subject, scheduler: Any, last: Arrival) -> Arriv
     return last._replace(target=NoiseLevel(torch.tensor(last.clean).double(), torch.tensor(last.total).double()))
 
 
-def _cleanest_level(subject: Subject, scheduler: Any) -> NoiseLevel | None:
+def cleanest_level(subject: Subject, scheduler: Any) -> NoiseLevel | None:
     """The level of the cleanest training timestep, where no attribute declares another end of a plan."""
     sigmas, alphas = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
     has_last_sigma = sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1
@@ -118,15 +122,21 @@ def image_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
     return image, torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
 
-def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.Tensor, tolerance: float) -> Arrival:
-    alpha, sigma = float(step.level.alpha), float(step.level.sigma)
-    noise = (step.before.double() - alpha * image) / sigma if sigma > 0 else torch.zeros_like(image)
+def _taken_apart(
+    index: int, step: loops.Step, target: NoiseLevel, image: torch.Tensor, tolerance: float, stages: Sequence[loops.Step]
+) -> Arrival:
+    earlier = [values for stage in stages for draw in stage.draws if (values := _standard(draw, image.shape)) is not None]
+    earlier = earlier if len(earlier) <= 4 else []  # else a Brownian path, see below
+    # A later stage may start again before the draws of the earlier ones.
+    begin = stages[0] if earlier else step
+    alpha, sigma = float(begin.level.alpha), float(begin.level.sigma)
+    noise = (begin.before.double() - alpha * image) / sigma if sigma > 0 else torch.zeros_like(image)
     drawn = [_standard(draw, image.shape) for draw in step.draws]
     # A Brownian path takes dozens of draws in one step; with so many columns, regression fits any result.
     columns = [values for values in drawn if values is not None] if len(drawn) <= 4 else []
     if not all(draw.normal for draw in step.draws):
         columns.append(torch.ones_like(image))  # noise of another distribution may have a mean
-    matrix = torch.stack([values.flatten() for values in (image, noise, *columns)], dim=1)
+    matrix = torch.stack([values.flatten() for values in (image, noise, *columns, *earlier)], dim=1)
     arrived = step.after.double().flatten()
     if not bool(torch.isfinite(arrived).all()) or not bool(torch.isfinite(matrix).all()):
         return Arrival(index, step, target, math.nan, math.nan, [], math.nan, tolerance, math.nan)
@@ -136,7 +146,9 @@ def _taken_apart(index: int, step: loops.Step, target: NoiseLevel, image: torch.
     values = solution.tolist()
     kept = values[1] if sigma > 0 else 0.0
     spread = float((arrived - values[0] * matrix[:, 0]).square().mean().sqrt())
-    return Arrival(index, step, target, values[0], kept, values[2 if sigma > 0 else 1 :], rest, tolerance, spread)
+    drawn_weights = values[2 if sigma > 0 else 1 :]
+    own, before = drawn_weights[: len(columns)], drawn_weights[len(columns) :]
+    return Arrival(index, step, target, values[0], kept, own, rest, tolerance, spread, tuple(before))
 
 
 def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
@@ -167,6 +179,9 @@ def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: 
         rounding += before**2 / ratio
     if remembers:
         rounding += before
+    if subject.has_readings and subject.kind == "flow" and subject.tells_whole_timesteps:
+        # The loop steps by fractions, and noises at the whole timestep that it tells.
+        return 0.6 / subject.num_train_timesteps + 3e-4
     if subject.kind == "vp" and sigma > 0:
         # Rounding of 1 − ᾱ for a float32 ᾱ.
         rounding += 0.5 / sigma**2

@@ -152,6 +152,12 @@ class Candidate:
         timesteps = as_values(self.planned(self.some_count).timesteps)
         return len(timesteps) > 1 and float(timesteps[0]) < float(timesteps[-1]) and not hasattr(self.scheduler, "undo_step")
 
+    @cached_property
+    def tells_whole_timesteps(self) -> bool:
+        """Whether the model is told whole timesteps."""
+        timesteps = as_values(self.planned(self.some_count).timesteps).double()
+        return bool((timesteps == timesteps.round()).all()) and float(timesteps.max()) > 1
+
     def counts(self, *wanted: int) -> list[int]:
         """Those of the `wanted` numbers of inference steps that it supports: at most the training steps, and not refused by an error."""
         most = int(config_value(self.scheduler, "original_inference_steps") or self.num_train_timesteps)

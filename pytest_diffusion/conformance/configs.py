@@ -49,7 +49,7 @@ def config_round_trip(subject: Subject, counts: Sequence[int]) -> None:
         with calling("save_config(folder)"):
             subject.scheduler.save_config(folder)
         with calling("from_config(load_config(folder))"):
-            loaded = Subject(subject.scheduler_class.from_config(subject.scheduler_class.load_config(folder)))
+            loaded = Subject(subject.scheduler_class.from_config(subject.scheduler_class.load_config(folder)), **subject.declared)
     changed = [key for key in {*subject.config, *loaded.config} if not _alike(subject.config.get(key), loaded.config.get(key))]
     if changed:
         key = min(changed)
@@ -116,7 +116,7 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
 def _require_refused(subject: Subject, name: str, counts: Sequence[int]) -> None:
     try:
         with quiet(), torch.no_grad():
-            other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}))
+            other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}), **subject.declared)
             if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
                 for count in subject.counts(*counts):
                     loops.states(other, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)

@@ -63,7 +63,8 @@ def weak_convergence(subject: Subject, counts: Sequence[int]) -> Series:
         raise NotApplicable(
             f"{subject.name} replaces its noise at every step, as for consistency models, so it does not converge to an ODE or SDE."
         )
-    return _require_order(subject, counts, "error of mean and deviation", subject.noisy)
+    # A sampler behind an adapter declares no order; that of its evaluations is one of its ODE.
+    return _require_order(subject, counts, "error of mean and deviation", subject.noisy, most=1 if subject.is_adapted else None)
 
 
 def declared_order(subject: Subject) -> tuple[int, str]:
@@ -106,8 +107,9 @@ def _largest_down_to(run: list[Moments], lowest: float) -> float:
     return largest
 
 
-def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: Mapping[str, Any]) -> Series:
+def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: Mapping[str, Any], *, most: int | None = None) -> Series:
     order, source = declared_order(subject)
+    order = min(order, most or order)
     if len(subject.counts(*counts)) < 2:
         raise NotApplicable(f"{subject.name} supports too few inference steps to measure an order.")
     grid, shown = _smooth_grid(subject)

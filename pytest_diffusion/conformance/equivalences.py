@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops, walking
-from pytest_diffusion.conformance.arrivals import arrivals
+from pytest_diffusion.conformance.arrivals import arrivals, cleanest_level
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.gaussian import posterior_mean
 from pytest_diffusion.conformance.laws import Broken, Claims, law
@@ -253,7 +253,9 @@ def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
         expected, text = image.clamp(-bound, bound), f"x̂₀ clamped to ±{bound:g}"
     # If the last noise level is above zero, some noise remains in the state. The bound does not apply to it.
     wanted = float(found.end.alpha) * expected
-    slack = 2e-3 + 3 * float(found.end.sigma) * (1 + float(image.abs().max()) / max(float(end.level.sigma), 1e-6) * float(end.level.alpha))
+    left = cleanest_level(subject, subject.planned(count))
+    ends_at = max(float(found.end.sigma), float(left.sigma) if left is not None else 0.0)
+    slack = 2e-3 + 3 * ends_at * (1 + float(image.abs().max()) / max(float(end.level.sigma), 1e-6) * float(end.level.alpha))
     gap = float((end.after.double() - wanted).abs().max())
     if not gap <= slack:
         largest = float(end.after.abs().max()) if math.isfinite(gap) else math.nan

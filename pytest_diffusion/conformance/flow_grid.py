@@ -44,7 +44,8 @@ def require_training_grid(subject: Subject) -> None:
     if subject.counts(total):
         own = as_values(trained)[:total].double()
         own = own if float(own[0]) > float(own[-1]) else own.flip(0)
-        planned = without_repeats(as_values(subject.planned(total).sigmas).double())[:total]
+        planned = as_values(subject.planned(total).sigmas).double()
+        planned = without_repeats(planned if float(planned[0]) > float(planned[-1]) else planned.flip(0))[:total]
         # Training has the shift if it is even without it.
         even = unshifted(own, shift) if _unevenness(unshifted(own, shift)) < _unevenness(own) else own
         gap = (unshifted(planned, shift) - even).abs() if len(planned) == total else torch.full((1,), torch.inf)
@@ -84,8 +85,13 @@ def _unevenness(sigmas: torch.Tensor) -> float:
 
 
 def _is_shaping(subject: Subject, name: str) -> bool:
-    """Whether an entry about shifts has an effect by itself: bounds and bases of a dynamic shift have none."""
-    return is_set(subject.scheduler, name) and not name.startswith(("base_", "max_", "min_", "time_shift_type"))
+    """Whether an entry about shifts has an effect by itself: numbers are bounds and bases of a shift that a switch turns on."""
+    value = config_value(subject.scheduler, name)
+    return (
+        (value is True or name == "shift_terminal" or isinstance(value, str))
+        and is_set(subject.scheduler, name)
+        and name != "time_shift_type"
+    )
 
 
 def _noises_by(subject: Subject, fresh: Any) -> bool:

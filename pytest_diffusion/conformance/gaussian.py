@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import evaluations_per_step
@@ -84,11 +84,21 @@ def _deviation(level: NoiseLevel) -> torch.Tensor:
 
 
 def noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
-    """Largest number of draws in one step of a short loop."""
+    """Largest number of draws in one step of a short loop; 0 where the samples do not depend on them."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
     found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
-    return max(len(one.draws) for one in found.steps)
+    draws = max(len(one.draws) for one in found.steps)
+    return draws if draws and uses_draws(subject, subject.some_count, **extras) else 0
+
+
+def uses_draws(subject: Subject, count: int, **extras: Any) -> bool:
+    """Whether the samples of a loop depend on its draws."""
+    zeros, ones = (
+        torch.stack(loops.states(subject, count, walking.normal(2, 4, 4, 4), replace=values, **extras))
+        for values in (torch.zeros_like, torch.ones_like)
+    )
+    return not torch.equal(zeros, ones)
 
 
 def states_of(subject: Subject, count: int, extras: Mapping[str, Any], plan: Callable[[], Any] | None = None) -> list[Moments]:

@@ -14,6 +14,7 @@ from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.conditioning import require_named_level
 from pytest_diffusion.conformance.configs import plan_arguments
+from pytest_diffusion.conformance.flow_grid import declared_shift
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.point_mass import require_arrival
 from pytest_diffusion.conformance.subject import Subject
@@ -59,6 +60,8 @@ def given_sigmas(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         own = as_values(subject.planned(count).sigmas).double()
         first, last = float(own[0]), float(own[own > 0][-1])
+        if not first > last > 0:
+            raise NotApplicable(f"{subject.name} has sigmas that do not fall: what a given plan would be is not known.")
         given = [round(first * (last / first) ** ((index / (count - 1)) ** 1.5), 6) for index in range(count)]
         scheduler = _planned(subject, "sigmas", given, count)
         if len(as_values(scheduler.timesteps)) == count - 1 or len(as_values(scheduler.sigmas)) == count:
@@ -111,7 +114,7 @@ def _shifted(subject: Subject, sigmas: torch.Tensor) -> torch.Tensor | None:
     others = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     if any(config_value(subject.scheduler, name) for name in others):
         return None
-    shift = float(config_value(subject.scheduler, "shift") or config_value(subject.scheduler, "flow_shift") or 1.0)
+    shift = declared_shift(subject)
     return shift * sigmas / (1 + (shift - 1) * sigmas) if subject.kind == "flow" else sigmas
 
 

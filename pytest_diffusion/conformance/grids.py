@@ -54,7 +54,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
             # If the table starts with a clean entry, timesteps are counted from 1.
             alphas = getattr(scheduler, "alphas_cumprod", None)
             table = 0 if alphas is None else len(alphas)
-            top = subject.num_train_timesteps if is_flow(scheduler) else max(subject.num_train_timesteps, table) - 1
+            top = subject.num_train_timesteps if subject.kind == "flow" else max(subject.num_train_timesteps, table) - 1
             outside = timesteps[(timesteps < 0) | (timesteps > top)]
             if len(outside):
                 raise Broken(f"timesteps from 0 to {top}", f"timestep {float(outside[0]):g}", count=count)
@@ -151,6 +151,7 @@ def initial_noise(subject: Subject, counts: Sequence[int]) -> None:
         scheduler = subject.planned(count)
         sigma = float(loops.level_before(subject, scheduler, 0).sigma)
         low, high = (sigma, (sigma**2 + 1) ** 0.5) if subject.kind in ("sigma", "edm") else (1.0, 1.0)
+        low = min(sigma, 1.0) if subject.kind == "flow" else low  # the first level of a flow may hold a share of the image
         size = float(scheduler.init_noise_sigma)
         if not low * 0.999 <= size <= high * 1.001:
             wanted = f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"

@@ -121,6 +121,7 @@ def require_finite_at_any_rounding(subject: Subject, count: int, **extras: Any) 
     The difference of two numbers that are equal except for rounding is positive on one processor and negative on
     another. The root of a negative number is NaN. The verdict must be the same on all processors.
     """
+    subject.require_plain_step()
     for direction, name in ((1, "up"), (-1, "down")):
         where = f"a loop whose scalars are rounded {name} in the last bit, as on another processor,"
         scheduler = subject.planned(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,9 @@ def generator_list(subject: Subject, counts: Sequence[int]) -> None:
     """With one generator for each image, each image of a batch must equal the one that its generator gives alone."""
     for count in subject.counts(*counts):
         is_deaf = subject.is_adapted and not subject.scheduler.adapter.takes_generator
+        told = str(subject.step_parameters["generator"].annotation) if "generator" in subject.step_parameters else ""
+        if "Generator" in told and not re.search("list|sequence", told, re.IGNORECASE) and not subject.is_of_diffusers:
+            raise NotApplicable(f"{subject.name}.step takes one generator, as its annotation says.")
         if is_deaf or not _draws(subject, count) or "generator" not in subject.step_parameters:
             raise NotApplicable(f"{subject.name} takes no generator, or draws nothing from it.")
         sample = walking.normal(*_SHAPE)

@@ -63,5 +63,9 @@ def _walked(subject: Subject, count: int) -> Sequence[walking.Visit | loops.Step
     except NotApplicable:
         loops.require_drivable(subject)
         return walking.walk(subject, subject.planned(count), walking.normal(1, 2, 2, 2), walking.smooth, records=records)
+    subject.require_plain_step()
     image = sample_of((1, 2, 2, 2))
-    return loops.run(subject, count, lambda sample, level: torch.full_like(sample, 0.25), image, records=records).steps
+    try:
+        return loops.run(subject, count, lambda sample, level: torch.full_like(sample, 0.25), image, records=records).steps
+    except NotApplicable:  # the levels of this one plan cannot be told
+        return walking.walk(subject, subject.planned(count), walking.normal(1, 2, 2, 2), walking.smooth, records=records)

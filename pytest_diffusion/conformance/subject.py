@@ -66,7 +66,9 @@ class Subject(Candidate):
         except (Crash, NotApplicable):
             return kind_of(self.scheduler)
         kind = kind_of(planned)
-        if not _tells_levels(planned, kind) and self.noising_by(kind) is not None:
+        # The noise of a flow that is no inverse falls along its plan, whatever its timesteps do.
+        misleads = kind == "flow" and self.rises and not self._is_inverse_by_name
+        if (misleads or not _tells_levels(planned, kind)) and self.noising_by(kind) is not None:
             reading = read_off(planned, str(self.noising_by(kind)))
             if reading is not None:
                 self._has_readings = True
@@ -109,18 +111,22 @@ class Subject(Candidate):
 
     @property
     def is_prediction_declared(self) -> bool:
-        """Whether the configuration or an attribute names the prediction type."""
-        return bool(config_value(self.scheduler, "prediction_type") or getattr(self.scheduler, "prediction_type", None))
+        """Whether the configuration or an attribute names the prediction type. Several velocities of a flow are called "v_prediction"."""
+        named = config_value(self.scheduler, "prediction_type") or getattr(self.scheduler, "prediction_type", None)
+        return bool(named) and not (named == "v_prediction" and self.kind == "flow" and not self.is_of_diffusers)
 
     @property
     def is_inverse(self) -> bool:
         """Whether its timesteps increase, from clean to noisy; a flow's may increase towards the data."""
         if self.has_readings:
             return False  # levels fall along a plan that was read
-        if any("Inverse" in owner.__name__ for owner in self.scheduler_class.__mro__):
-            return True  # by its name; `inverse_direction` holds it to that
-        is_known = self.kind != "vp" or getattr(self.scheduler, "alphas_cumprod", None) is not None
-        return is_known and self.rises
+        if self._is_inverse_by_name:
+            return True  # `inverse_direction` holds it to that
+        return self.kind == "vp" and getattr(self.scheduler, "alphas_cumprod", None) is not None and self.rises
+
+    @property
+    def _is_inverse_by_name(self) -> bool:
+        return any("Inverse" in owner.__name__ for owner in self.scheduler_class.__mro__)
 
     @property
     def noising(self) -> str | None:

@@ -141,28 +141,34 @@ def names_end(subject: Subject) -> bool:
     """
     if subject.names_end is None:
         subject.names_end = False  # the loops below ask too
-        count = subject.some_count
-        timesteps = as_values(subject.planned(count).timesteps)
-        if len(timesteps) == count + 1 and float(timesteps[-1]) == 0 and getattr(subject.scheduler, "alphas_cumprod", None) is None:
-            try:
-                _walk_some(subject, None)
-            except Crash as crash:
-                subject.names_end = isinstance(crash.error, IndexError) and _runs_to(subject, count)
-            except NotApplicable:
-                pass
+        if getattr(subject.scheduler, "alphas_cumprod", None) is None:
+            subject.names_end = any(_names_end_at(subject, count) for count in subject.counts(subject.some_count, 2, 3))
     return subject.names_end
 
 
-def _runs_to(subject: Subject, last: int) -> bool:
+def _names_end_at(subject: Subject, count: int) -> bool:
+    timesteps = as_values(subject.planned(count).timesteps)
+    if len(timesteps) != count + 1 or float(timesteps[-1]) != 0:
+        return False
     try:
-        _walk_some(subject, last)
+        _walk_some(subject, None, count)
+    except NotApplicable:
+        return False
+    except Crash as crash:
+        if not isinstance(crash.error, IndexError):
+            return False
+    else:
+        return False
+    try:
+        _walk_some(subject, count, count)
     except (Crash, NotApplicable):
         return False
     return True
 
 
-def _walk_some(subject: Subject, last: int | None) -> None:
-    walk(subject, subject.planned(subject.some_count), normal(2, 4, 4, 4), smooth, last=last, generator=torch.Generator().manual_seed(0))
+def _walk_some(subject: Subject, last: int | None, count: int | None = None) -> None:
+    planned = subject.planned(count or subject.some_count)
+    walk(subject, planned, normal(2, 4, 4, 4), smooth, last=last, generator=torch.Generator().manual_seed(0))
 
 
 def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:

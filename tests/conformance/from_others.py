@@ -114,6 +114,56 @@ class RisingSigmas(WithoutNoising):
         return {"prev_sample": (sample.double() + span * model_output.double()).to(sample.dtype)}
 
 
+class RisesInTraining(FlowEuler):
+    """Hunyuan3D's Euler: sigmas of training and plan rise from 0 at the noise, and noising takes the share of the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigmas = torch.arange(1000, dtype=torch.float64) / 1000
+        self.timesteps = self.sigmas * self.num_train_timesteps
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        sigmas = torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+        self.sigmas = torch.cat([sigmas, torch.ones(1)])
+        self.timesteps = sigmas * self.num_train_timesteps
+        self.step_index = None
+
+    def scale_noise(self, sample, timestep, noise):
+        return super().scale_noise(noise, timestep, sample)
+
+
+class StartsBelowPureNoise(FlowEuler):
+    """rCM's: the first level holds a little of the image."""
+
+    init_noise_sigma = 80 / 81
+
+    def shares(self, count):
+        return torch.linspace(80 / 81, 1 / count if count > 1 else 80 / 81, count, dtype=torch.float64)
+
+
+class WholeTimesteps(TowardsTheData):
+    """MONAI's rectified flow: whole timesteps from 1000 down, and a velocity towards the data that it calls "v_prediction"."""
+
+    prediction_type = "v_prediction"
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        self.timesteps = torch.linspace(1000, 0, num_inference_steps + 1).round()[:-1].long()
+
+    def after(self, timestep):
+        later = int((self.timesteps == int(timestep)).nonzero()[0][0]) + 1
+        return int(self.timesteps[later]) if later < len(self.timesteps) else 0
+
+    def step(self, model_output, timestep, sample, generator: torch.Generator | None = None):
+        if sample.ndim not in (4, 5):
+            raise ValueError(f"the sample has to be 4D or 5D, not {sample.ndim}D")
+        span = (float(timestep) - self.after(timestep)) / 1000
+        return self.gave((sample.double() + span * model_output.double()).to(sample.dtype))
+
+    def add_noise(self, original_samples, noise, timesteps):
+        share = (torch.as_tensor(timesteps).double() / 1000).view(-1, *[1] * (noise.ndim - 1)).to(noise)
+        return (1 - share) * original_samples + share * noise
+
+
 class EndsAtTheFirstTimestep(DDIM):
     """The first DPM-Solvers: the last step ends at the level of timestep 0, which no attribute declares."""
 
@@ -191,6 +241,9 @@ FOREIGN = [
     ShiftedInThePlan,
     Shares,
     TowardsTheData,
+    RisesInTraining,
+    StartsBelowPureNoise,
+    WholeTimesteps,
     EndsAtTheFirstTimestep,
     ForwardsTheRest,
     DrawsForNothing,

@@ -57,6 +57,36 @@ def sample_ancestral(model, x, sigmas, extra_args=None, disable=None, noise_samp
     return x
 
 
+def broadcast(sigma, x):
+    """A sigma with the dimensions of the samples, as k-diffusion has them: its dtype counts."""
+    return sigma[(...,) + (None,) * (x.ndim - sigma.ndim)]
+
+
+def sample_euler_broadcast(model, x, sigmas):
+    """Euler that draws for churn, and uses none of it by default."""
+    for sigma, after in pairwise(sigmas):
+        torch.randn_like(x)
+        denoised = model(x, sigma * x.new_ones(len(x)))
+        x = x + (x - denoised) / broadcast(sigma, x) * broadcast(after - sigma, x)
+    return x
+
+
+def sample_two_stage(model, x, sigmas, noise_sampler=None):
+    """An SDE step with a stage half-way in log σ that starts, like the step, at x: DPM-Solver++(2S) with ancestral noise in both stages."""
+    for sigma, after in pairwise(sigmas):
+        denoised = model(x, sigma * x.new_ones(len(x)))
+        if after == 0:
+            x = denoised
+            continue
+        middle = (sigma * after).sqrt()
+        up = [(to**2 * (1 - to**2 / sigma**2)).sqrt() for to in (middle, after)]
+        down = [(to**2 - added**2).sqrt() for to, added in zip((middle, after), up, strict=True)]
+        stage = denoised + down[0] / sigma * (x - denoised) + up[0] * noise_sampler(sigma, middle)
+        mixed = model(stage, middle * x.new_ones(len(x)))
+        x = mixed + down[1] / sigma * (x - mixed) + up[1] * noise_sampler(sigma, after)
+    return x
+
+
 def sample_euler_too_far(model, x, sigmas, extra_args=None, disable=None):
     """Euler whose steps are a tenth too long."""
     for sigma, after in pairwise(sigmas):

@@ -15,6 +15,7 @@ SOUND = [
     (samplers.sample_heun, KDiffusionSampler, {"convergence_order"}),
     (samplers.sample_dpmpp_2m, KDiffusionSampler, {"convergence_order"}),
     (samplers.sample_ancestral, KDiffusionSampler, {"weak_convergence", "generator_honoured", "generator_list"}),
+    (samplers.sample_two_stage, KDiffusionSampler, {"noise_is_normal", "generator_honoured"}),
     (samplers.GaussianDiffusion, ADMDiffusion, {"weak_convergence"}),
     (samplers.GaussianDiffusion, partial(ADMDiffusion, method="ddim_sample"), {"convergence_order"}),
     (samplers.ArrayDDIM, NumpyScheduler, {"convergence_order"}),
@@ -40,6 +41,16 @@ def test_broken_samplers_fail_the_right_check(source, adapt, check, seen):
     assert [verdict.check for verdict in failed] == [check]
     assert seen in failed[0].message
     assert f"check_scheduler({source.__name__}, adapt=..., only=['{check}']" in failed[0].message
+
+
+def test_sigmas_with_dimensions_keep_the_dtype_and_an_unused_draw_is_no_noise():
+    verdicts = {
+        verdict.check: verdict
+        for verdict in check_scheduler(samplers.sample_euler_broadcast, adapt=KDiffusionSampler, raise_on_failure=False)
+    }
+    # What is drawn for nothing is a finding of its own; the sampler is judged as the ODE solver that it is.
+    assert [name for name, verdict in verdicts.items() if verdict.gates] == ["deterministic_draws_nothing"]
+    assert verdicts["dtype_kept"].outcome == verdicts["convergence_order"].outcome == "pass"
 
 
 def test_an_adapter_must_be_whole():

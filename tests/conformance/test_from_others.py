@@ -1,6 +1,7 @@
 """Sound schedulers of other authors are judged and pass; what cannot be judged says why in one sentence, and is not green."""
 
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from numpy import linspace
 
@@ -51,13 +52,13 @@ def test_and_twice_is_caught():
 
         def __init__(self):
             super().__init__()
-            even = 1 - (1000 - others.torch.arange(1000, 0, -1, dtype=others.torch.float64)) / 1000
+            even = 1 - (1000 - torch.arange(1000, 0, -1, dtype=torch.float64)) / 1000
             self.sigmas = others.shifted(even, self.shift)
             self.timesteps = self.sigmas * self.num_train_timesteps
             self.last = float(self.sigmas[-1])
 
         def shares(self, count):
-            return others.shifted(others.torch.linspace(1, self.last, count, dtype=others.torch.float64), self.shift)
+            return others.shifted(torch.linspace(1, self.last, count, dtype=torch.float64), self.shift)
 
     for scheduler in (InThePlan, AtTheCleanEnd):
         verdicts = judged(scheduler)
@@ -116,6 +117,28 @@ def test_arguments_of_plans_and_steps_are_handed_on():
     verdicts = judged(Guided, plan={"stretch": 7.0}, step={"omega": 10})
     assert gating(verdicts) == set()
     assert verdicts["point_mass_preserved"].outcome == "pass"
+
+
+def test_what_is_declared_holds_for_saved_and_given_plans_too():
+    class Configured(others.ShiftedInThePlan):
+        shift = 1.0
+
+        def set_timesteps(self, num_inference_steps=None, device=None, shift=1.0, sigmas=None):
+            shares = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1] if sigmas is None else torch.tensor(sigmas)
+            self.sigmas = torch.cat([others.shifted(shares.double(), shift), torch.zeros(1)])
+            self.timesteps = self.sigmas[:-1] * self.num_train_timesteps
+            self.step_index = None
+
+    verdicts = judged(Configured, plan={"shift": 5.0})
+    assert gating(verdicts) == set()
+    assert verdicts["given_sigmas"].outcome == "pass"
+
+
+def test_own_refusals_by_name_are_no_failures():
+    verdicts = judged(others.WholeTimesteps)
+    assert "refuses samples of shape (2, 48): the sample has to be 4D or 5D, not 2D" in verdicts["ranks"].message or (
+        verdicts["ranks"].outcome == "pass"  # it takes videos
+    )
 
 
 def test_numpy_betas_are_their_documented_type():
