@@ -181,7 +181,7 @@ def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: 
         rounding += before
     if subject.has_readings and subject.kind == "flow" and subject.tells_whole_timesteps:
         # The loop steps by fractions, and noises at the whole timestep that it tells.
-        return 0.6 / subject.num_train_timesteps + 3e-4
+        return 1.1 / subject.num_train_timesteps + 3e-4
     if subject.kind == "vp" and sigma > 0:
         # Rounding of 1 − ᾱ for a float32 ᾱ.
         rounding += 0.5 / sigma**2

@@ -253,8 +253,9 @@ def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
         expected, text = image.clamp(-bound, bound), f"x̂₀ clamped to ±{bound:g}"
     # If the last noise level is above zero, some noise remains in the state. The bound does not apply to it.
     wanted = float(found.end.alpha) * expected
-    left = cleanest_level(subject, subject.planned(count))
-    ends_at = max(float(found.end.sigma), float(left.sigma) if left is not None else 0.0)
+    # An end that nothing declares is measured on an image within all bounds.
+    is_declared = cleanest_level(subject, subject.planned(count)) is None
+    ends_at = float(found.end.sigma) if is_declared else arrivals(subject, count)[-1].total
     slack = 2e-3 + 3 * ends_at * (1 + float(image.abs().max()) / max(float(end.level.sigma), 1e-6) * float(end.level.alpha))
     gap = float((end.after.double() - wanted).abs().max())
     if not gap <= slack:

@@ -122,7 +122,8 @@ class Subject(Candidate):
             return False  # levels fall along a plan that was read
         if self._is_inverse_by_name:
             return True  # `inverse_direction` holds it to that
-        return self.kind == "vp" and getattr(self.scheduler, "alphas_cumprod", None) is not None and self.rises
+        is_known = self.kind != "vp" or getattr(self.scheduler, "alphas_cumprod", None) is not None
+        return is_known and self.rises
 
     @property
     def _is_inverse_by_name(self) -> bool:

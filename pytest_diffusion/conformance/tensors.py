@@ -122,7 +122,7 @@ def _require_noised_in(subject: Subject, sample: torch.Tensor, dtype: torch.dtyp
                     exact = noised(subject.planned(count), method, sample.float(), sample.float(), timesteps)
             except Crash as crash:
                 raise NotApplicable(f"{subject.name} dies in {method}: see `forward_process`.") from crash
-            if got.dtype != dtype and hasattr(subject.scheduler, "save_config"):
+            if got.dtype != dtype and subject.is_of_diffusers:
                 raise Broken(f"{dtype} samples from {dtype} images", f"{method} gives {got.dtype}", count=count)
             if float(exact.abs().max()) > torch.finfo(dtype).max:
                 continue

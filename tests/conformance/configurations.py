@@ -165,7 +165,11 @@ CONFIGURATIONS = [
         {"timestep_spacing": "leading"},
         {"runs": known.LAST, "timesteps_cover": _LEADING, "forward_is_pure": known.UNPLANNED},
     ),
-    ("DEISMultistepScheduler", {"solver_order": 3}, {"runs": known.LAST, "forward_is_pure": known.UNPLANNED}),
+    (
+        "DEISMultistepScheduler",
+        {"solver_order": 3},
+        {"runs": known.LAST, "forward_is_pure": known.UNPLANNED, "convergence_order": known.DEIS_3},
+    ),
     (
         "SASolverScheduler",
         {"algorithm_type": "noise_prediction"},
