@@ -189,13 +189,12 @@ class Suite:
         except NotApplicable as reason:
             return _skipped(one, str(reason))
         except (Broken, Crash, Several) as error:
-            crashes = [crash for crash in map(crash_of, findings_of(error)) if crash is not None]
-            refusal = next((crash for crash in crashes if refuses_output(self.subject, crash)), None)
-            if refusal is not None:
-                return _skipped(one, f"{self.subject.name} takes model outputs of another form: {refusal.error}")
-            found = [finding for finding in findings_of(error) if not self._is_told(one, finding, counts)]
+            told = [finding for finding in findings_of(error) if not self._refuses(finding)]
+            if not told:
+                return _skipped(one, f"{self.subject.name} takes model outputs of another form: {findings_of(error)[0]}")
+            found = [finding for finding in told if not self._is_told(one, finding, counts)]
             if not found:
-                return _skipped(one, f"{one.name} could not be measured: {findings_of(error)[0]} (see `runs`).")
+                return _skipped(one, f"{one.name} could not be measured: {told[0]} (see `runs`).")
             if one.name == "runs":
                 self._deaths = {death(crash) for crash in map(crash_of, found) if crash is not None}
             # The search for the smallest case may take longer than all laws; an expected failure is known already.
@@ -206,6 +205,11 @@ class Suite:
             return broken(one.name, f"{type(error).__name__}: {error}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
         measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
         return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
+
+    def _refuses(self, finding: Broken | Crash) -> bool:
+        """Whether a finding is a refusal of the model's output, which has another form for this scheduler."""
+        crash = crash_of(finding)
+        return crash is not None and refuses_output(self.subject, crash)
 
     def _is_told(self, one: Law, finding: Broken | Crash, counts: Sequence[int]) -> bool:
         """Whether a finding is a crash that `runs` reports."""
