@@ -116,13 +116,13 @@ def test_token_ids_are_driven_and_named_and_not_green(scheduler):
 
 def test_the_command_line_says_how_many_laws_looked_and_fails_where_none_did(pytester):
     pytester.makepyfile(
-        mine="from tests.conformance.from_others import BareTensor\nfrom tests.conformance.test_never_green import Unknown\n"
+        crashing="from tests.conformance.from_others import BareTensor\nfrom tests.conformance.test_never_green import Unknown\n"
     )
     pytester.syspathinsert()
-    result = pytester.runpytest("--diffusion-scheduler=mine:Unknown")
+    result = pytester.runpytest("--diffusion-scheduler=crashing:Unknown")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["1? of 5? scheduler checks had something to look at."])
-    result = pytester.runpytest("--diffusion-scheduler=mine:BareTensor")
+    result = pytester.runpytest("--diffusion-scheduler=crashing:BareTensor")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*no law could look at this scheduler. BareTensor.step returns a bare Tensor*"])
     result.stdout.fnmatch_lines(["1 of 5? scheduler checks had something to look at."])

@@ -157,7 +157,7 @@ def test_a_model_takes_the_entries_too(pytester):
 
 def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
     pytester.makepyfile(
-        mine="""
+        declared="""
         from tests.conformance.from_others import ShiftedInThePlan, WithoutNoising
 
         class Guided(ShiftedInThePlan):
@@ -173,9 +173,9 @@ def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
     pytester.syspathinsert()
     ids = ("diffusion::runs", "diffusion::point_mass_preserved")
     given = ("--diffusion-scheduler-plan=stretch=7.0", "--diffusion-scheduler-step=omega=10")
-    run(pytester, "--diffusion-scheduler=mine:Guided", *given, *ids).assert_outcomes(passed=2)
-    run(pytester, "--diffusion-scheduler=mine:Guided", given[0], *ids).assert_outcomes(failed=1, skipped=1)
-    run(pytester, "--diffusion-scheduler=mine:WithoutNoising", "--diffusion-scheduler-kind=flow", *ids).assert_outcomes(passed=2)
+    run(pytester, "--diffusion-scheduler=declared:Guided", *given, *ids).assert_outcomes(passed=2)
+    run(pytester, "--diffusion-scheduler=declared:Guided", given[0], *ids).assert_outcomes(failed=1, skipped=1)
+    run(pytester, "--diffusion-scheduler=declared:WithoutNoising", "--diffusion-scheduler-kind=flow", *ids).assert_outcomes(passed=2)
 
 
 def test_known_failures_are_named_in_the_ini_file(pytester):

@@ -131,12 +131,14 @@ def test_another_scheduler_is_another_one():
 
 
 def test_on_the_command_line(pytester):
-    pytester.makepyfile(mine="from tests.conformance.numpy_port import NumpyDDIM\nfrom tests.conformance.test_revisions import OtherEnd\n")
+    pytester.makepyfile(
+        ported="from tests.conformance.numpy_port import NumpyDDIM\nfrom tests.conformance.test_revisions import OtherEnd\n"
+    )
     pytester.syspathinsert()
     ids = [f"diffusion::{name}" for name in ("same_plans", "same_samples")]
     options = ("--diffusion-scheduler-baseline=DDIMScheduler", "--diffusion-scheduler-config=clip_sample=False")
-    assert pytester.runpytest("--diffusion-scheduler=mine:NumpyDDIM", *options, *ids).ret == 0
-    result = pytester.runpytest("--diffusion-scheduler=mine:OtherEnd", *options, *ids)
+    assert pytester.runpytest("--diffusion-scheduler=ported:NumpyDDIM", *options, *ids).ret == 0
+    result = pytester.runpytest("--diffusion-scheduler=ported:OtherEnd", *options, *ids)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*OtherEnd and its baseline DDIMScheduler differ*"])
     assert torch.is_grad_enabled()
