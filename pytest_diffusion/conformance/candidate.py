@@ -21,7 +21,8 @@ class Candidate:
     """A scheduler, or a class or function that creates one; fresh copies and plans of it.
 
     `arguments` are those of the constructor, where they are known. `plan` and `step` are arguments that every `set_timesteps` and every
-    `step` gets besides. Raises TypeError for an object that does not have `set_timesteps`, and `step` or `add_noise`.
+    `step` gets besides. With `names_end`, the last of its timesteps is the end of the plan, and no step starts there. Raises TypeError
+    for an object that does not have `set_timesteps`, and `step` or `add_noise`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Candidate:
         arguments: Mapping[str, Any] | None = None,
         plan: Mapping[str, Any] | None = None,
         step: Mapping[str, Any] | None = None,
+        names_end: bool = False,
     ) -> None:
         is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
         self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
@@ -54,8 +56,8 @@ class Candidate:
         self._refused: dict[int, Crash | None] = {}
         self.is_told_each: bool | None = None
         """Whether `step` takes a timestep for each image; None until a loop has tried."""
-        self.names_end: bool | None = None
-        """Whether the last of its timesteps is the end of the plan, at which no step starts; None until a loop has tried."""
+        self.names_end = names_end
+        """Whether the last of its timesteps is the end of the plan, at which no step starts."""
         self._arguments = arguments
         self.plan_arguments, self.step_arguments = dict(plan or {}), dict(step or {})
 

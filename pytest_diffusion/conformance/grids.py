@@ -45,7 +45,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
         order, revisits = evaluations_per_step(scheduler), revisits_timesteps(scheduler)
         if not revisits:
             low, high = order * (count - 1) + 1, order * count
-            planned = len(timesteps) - walking.names_end(subject)
+            planned = walking.length_of(subject, scheduler)
             if not low <= planned <= high:
                 wanted = str(high) if low == high else f"{low} to {high}"
                 raise Broken(f"{wanted} timesteps", f"{planned}", count=count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.drawing import Plot, Series
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, unknown_name
 
 LawFunction = Callable[[Subject, Sequence[int]], Series | None]
 
@@ -140,3 +140,22 @@ def law(
         return function
 
     return register
+
+
+def require_known(what: str, names: Collection[str]) -> Collection[str]:
+    """The unchanged names. Raises ValueError for an unknown check."""
+    if isinstance(names, str):
+        raise ValueError(f"{what} is the text {names!r}; expected a collection of names of checks.")
+    for name in names:
+        if name not in LAWS.names:
+            raise ValueError(unknown_name(what, name, LAWS.names))
+    return names
+
+
+def chosen_names(only: Collection[str] | None) -> list[str]:
+    """Names of the checks that `only` chooses, in their order. Raises ValueError for an unknown name, and if there is none."""
+    if only is None:
+        return LAWS.names
+    if not require_known("only", only):
+        raise ValueError("only is empty; expected at least one name of a check.")
+    return [name for name in LAWS.names if name in only]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_diffusion.conformance.suite import Suite, judged_with, require_known, scheduler_checks
+from pytest_diffusion.conformance.laws import chosen_names, require_known
+from pytest_diffusion.conformance.suite import Suite, judged_with
 from pytest_diffusion.verdicts.errors import QualityFailure
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict
@@ -16,9 +17,9 @@ from pytest_diffusion.verdicts.verdict import Verdict
 class SchedulerCheck:
     """One check as a function of a scheduler; checks of the same scheduler share their results."""
 
-    def __init__(self, name: str, suite: Suite, scheduler: Any) -> None:
+    def __init__(self, name: str, suite: Suite, scheduler: Any, *, must_fail: str = "") -> None:
         self.name = name
-        self._suite, self._scheduler = suite, scheduler
+        self._suite, self._scheduler, self._must_fail = suite, scheduler, must_fail
 
     def __call__(self, scheduler: Any) -> Verdict:
         """The verdict. Raises QualityFailure if the law is broken; skips the test if the law does not apply."""
@@ -29,6 +30,8 @@ class SchedulerCheck:
         if verdict.gates:
             raise QualityFailure(verdict)
         if verdict.outcome == "skipped":
+            if self._must_fail:
+                pytest.fail(judged_with(verdict, self._must_fail, strict=True).message)
             pytest.skip(verdict.message)
         return verdict
 
@@ -49,10 +52,10 @@ def parametrize_with_scheduler_checks(
 
     `schedulers` are schedulers, or classes or functions that create one. Checks named in `expected_failures`, a dictionary or a
     function that gives one for each scheduler, are marked xfail with their reason; with `strict`, the test fails if such a check
-    passes. `only`, `profile`, and what is `declared` (`kind`, `prediction_type`, `plan`, `step`), are those of `check_scheduler`. Raises
-    ValueError for unknown names, TypeError for an object that is not a scheduler.
+    passes or is skipped. `only`, `profile`, and what is `declared` (`kind`, `prediction_type`, `plan`, `step`, `names_end`), are those
+    of `check_scheduler`. Raises ValueError for unknown names and empty lists, TypeError for an object that is not a scheduler.
     """
-    names = scheduler_checks() if only is None else [name for name in scheduler_checks() if name in require_known("only", only)]
+    names = chosen_names(only)
     parameters = []
     labels: dict[str, int] = {}
     for scheduler in schedulers:
@@ -66,7 +69,10 @@ def parametrize_with_scheduler_checks(
             label = f"{label}#{labels[label]}"
         for name in names:
             marks = [pytest.mark.xfail(reason=expected[name], strict=strict, raises=QualityFailure)] if name in expected else []
-            parameters.append(pytest.param(scheduler, SchedulerCheck(name, suite, scheduler), id=f"{label}-{name}", marks=marks))
+            check = SchedulerCheck(name, suite, scheduler, must_fail=expected.get(name, "") if strict else "")
+            parameters.append(pytest.param(scheduler, check, id=f"{label}-{name}", marks=marks))
+    if not parameters:
+        raise ValueError("schedulers is empty; expected at least one scheduler.")
     return pytest.mark.parametrize(("scheduler", "check"), parameters)
 
 

@@ -10,8 +10,8 @@ from pytest_diffusion.conformance.laws import Broken, Law, Several, findings_of,
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-_LONGEST = 300
-"""Characters of a value that is still shown."""
+_LONGEST = 400
+"""Characters of a constructor's call that is still shown."""
 
 
 def rebuilt(subject: Subject, arguments: dict[str, Any]) -> Subject:
@@ -46,6 +46,8 @@ def snippet(one: Law, subject: Subject, arguments: dict[str, Any], count: int, e
         return f"    check_scheduler({made}, adapt=..., only=[{one.name!r}]{steps})  # with your adapter"
     imports = _import(subject)
     namespace: dict[str, Any] = {subject.name: subject.scheduler_class}
+    if len(made) > _LONGEST:
+        return _without_code(subject, "fills more than a line can show")
     try:
         exec(imports, namespace)  # noqa: S102 - the class under test, as the reader will import it
         with quiet():
@@ -61,8 +63,7 @@ def snippet(one: Law, subject: Subject, arguments: dict[str, Any], count: int, e
         "from pytest_diffusion import check_scheduler",
         f"check_scheduler({made}, only=[{one.name!r}]{steps}{declared})",
     ]
-    text = "\n".join(f"    {line}" for line in lines)
-    return text if len(made) <= _LONGEST + len(subject.name) else f"{text[: _LONGEST * 2]} …"
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _without_code(subject: Subject, why: str) -> str:

@@ -17,7 +17,7 @@ from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable
 from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, skipped
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, broken, skipped
 
 COUNTS = (1, 2, 3, 5, 10, 20, 50)
 ROUNDINGS = 64.0
@@ -86,7 +86,7 @@ def check_equivalence(
     later steps, noising, and four dtypes. A difference of up to `roundings` units of rounding is allowed.
 
     Returns a verdict for each of these. Raises ConformanceFailure, which names the first step and number that differ, unless
-    `raise_on_failure` is false; TypeError for an object that is not a scheduler.
+    `raise_on_failure` is false; ValueError for an empty list; TypeError for an object that is not a scheduler.
     """
     comparison = Comparison(candidate, baseline, configurations=configurations, counts=num_inference_steps, roundings=roundings)
     verdicts = [comparison.verdict(name) for name in COMPARISONS]
@@ -114,6 +114,8 @@ class Comparison:
         own, other = (Subject(one, arguments=known) for one, known in zip((candidate, baseline), arguments, strict=True))
         self.name = own.name
         self._pairs = list(_pairs(own, other, configurations, roundings))
+        if not counts:
+            raise ValueError("num_inference_steps is empty; expected at least one number.")
         self._counts, self._roundings = sorted(set(counts)), roundings
 
     def verdict(self, name: str) -> Verdict:
@@ -282,9 +284,13 @@ def _judged(name: str, title: str, compare: Compare, pairs: Sequence[Pair], coun
             return _failed(name, title, limits, f"{names} cannot be compared{where}: {crash}", float("inf"))
         except Differs as found:
             return _failed(name, title, limits, f"{names} differ{where}. {found.where[:1].upper()}{found.where[1:]}.", found.roundings)
-    if not looked:
+    compared = first.largest[before:]
+    if not looked and reasons:
         return skipped(name, f"{names}: {reasons[0]}", lens="schedule", title=title, suite=SCHEDULER_CHECKS)
-    largest = max(first.largest[before:], default=0.0)
+    if not compared:
+        why = f"{names}: nothing could be compared, because both refuse {', '.join(map(str, counts))} inference steps, or both die."
+        return broken(name, why, lens="schedule", title=title, suite=SCHEDULER_CHECKS)
+    largest = max(compared)
     measurement = Measurement(largest, "largest difference", "roundings", protocol={"configurations": len(pairs), "steps": list(counts)})
     message = f"{title}, in {len(pairs)} configurations; the largest difference is {largest:.3g} roundings."
     return Verdict(name, "pass", message, measurement, limits, "schedule", title, False, SCHEDULER_CHECKS)

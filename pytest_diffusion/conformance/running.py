@@ -29,7 +29,7 @@ def _runs_here(subject: Subject, counts: Sequence[int]) -> None:
         except Crash as crash:
             if isinstance(crash.error, FloatingPointError):
                 raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
-            raise Broken("a sampling loop that runs to its end", str(crash), count=count) from crash
+            raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count)}", count=count) from crash
         for index, step in enumerate(found):
             if not bool(torch.isfinite(step.after).all()):
                 seen = f"step {index} (timestep {float(step.timestep):g}) gives {walking.unfit(step.after)}"
@@ -53,6 +53,16 @@ def runs(subject: Subject, counts: Sequence[int]) -> None:
             loops.require_finite_at_any_rounding(subject, count)
         except Crash as crash:
             raise Broken("finite samples from finite model outputs", str(crash), count=count) from crash
+
+
+def _hint(subject: Subject, count: int) -> str:
+    """What to declare, where a loop may have gone one timestep too far."""
+    try:
+        length = walking.length_of(subject, subject.planned(count))
+    except (Crash, NotApplicable):
+        return ""
+    text = "; the plan has one timestep more than steps: if its pipelines leave the last one out, declare names_end=True"
+    return text if length == count + 1 else ""
 
 
 def _walked(subject: Subject, count: int) -> Sequence[walking.Visit | loops.Step]:

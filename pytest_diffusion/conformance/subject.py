@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast, get_args
 
@@ -26,20 +25,11 @@ class Subject(Candidate):
     arguments are those of `Candidate`. Raises ValueError for an unknown kind or prediction type.
     """
 
-    def __init__(
-        self,
-        scheduler_or_factory: Any,
-        *,
-        arguments: Mapping[str, Any] | None = None,
-        plan: Mapping[str, Any] | None = None,
-        step: Mapping[str, Any] | None = None,
-        kind: str | None = None,
-        prediction_type: str | None = None,
-    ) -> None:
+    def __init__(self, scheduler_or_factory: Any, *, kind: str | None = None, prediction_type: str | None = None, **rest: Any) -> None:
         for what, value, choices in (("kind", kind, KINDS), ("prediction_type", prediction_type, (*PREDICTION_TYPES, TOWARDS_DATA))):
             if value is not None and value not in choices:
                 raise ValueError(unknown_name(what, value, choices))
-        super().__init__(scheduler_or_factory, arguments=arguments, plan=plan, step=step)
+        super().__init__(scheduler_or_factory, **rest)
         self._kind, self.told_prediction_type = kind, prediction_type
         """The prediction type by the caller's word, or by trial."""
         self._has_readings = kind is not None
@@ -47,14 +37,20 @@ class Subject(Candidate):
     @property
     def declared(self) -> dict[str, Any]:
         """What the caller declared of the scheduler, as arguments of another Subject of its class."""
-        told = {"plan": self.plan_arguments, "step": self.step_arguments, "kind": self._kind, "prediction_type": self.told_prediction_type}
+        told = {
+            "plan": self.plan_arguments,
+            "step": self.step_arguments,
+            "names_end": self.names_end,
+            "kind": self._kind,
+            "prediction_type": self.told_prediction_type,
+        }
         return {name: one for name, one in told.items() if one}
 
     @cached_property
     def kind(self) -> Kind:
         """How the scheduler represents samples after `set_timesteps`, see `models.levels.kind_of`.
 
-        Where its attributes do not tell, it is read off its noising, and `levels_of` gives the noise levels.
+        Where its attributes do not tell, it is read off its noising, and `reading_of` gives the noise levels.
         """
         if self.is_adapted:
             self._has_readings = True

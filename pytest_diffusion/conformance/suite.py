@@ -12,7 +12,7 @@ import torch
 from pytest_diffusion.conformance.adapters import Adapter, adapted
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.conventions import settle_prediction_type
-from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, crash_of, death, findings_of
+from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, chosen_names, crash_of, death, findings_of, require_known
 from pytest_diffusion.conformance.loops import refuses_output
 from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, in_other_configurations, smallest
 from pytest_diffusion.conformance.subject import Subject
@@ -67,6 +67,7 @@ def check_scheduler(
     step: Mapping[str, Any] | None = None,
     kind: str | None = None,
     prediction_type: str | None = None,
+    names_end: bool = False,
     adapt: Callable[[Any], Adapter] | None = None,
 ) -> list[Verdict]:
     """Compare a scheduler with exact solutions: one verdict for each check, in the order of the checks.
@@ -76,19 +77,26 @@ def check_scheduler(
     `strict`, they raise if they pass or are skipped. `only` chooses checks by name. The profile "thorough" also tries other
     configurations of the class and more numbers of steps, which takes minutes. `num_inference_steps` are tried in place of each
     law's own numbers. `plan` and `step` are arguments that every `set_timesteps` and every `step` gets besides. `kind` ("vp",
-    "sigma", "edm" or "flow") and `prediction_type` say what a scheduler's attributes do not tell, and its noising neither. `adapt`
-    makes an `Adapter` from a scheduler with another interface, for instance `KDiffusionSampler` from a sampler function. Raises
-    ConformanceFailure with all failures in one message (unless `raise_on_failure` is false), ValueError for unknown names, and
-    TypeError for an object that is not a scheduler. A scheduler at which no law could look is a failure of `runs`.
+    "sigma", "edm" or "flow") and `prediction_type` say what a scheduler's attributes do not tell, and its noising neither. With
+    `names_end`, the last of n + 1 timesteps is the end of the plan, which its pipelines leave out. `adapt` makes an `Adapter` from
+    a scheduler with another interface, for instance `KDiffusionSampler` from a sampler function; the adapter declares the rest.
+
+    Raises ConformanceFailure with all failures in one message (unless `raise_on_failure` is false), ValueError for unknown names
+    and empty lists, and TypeError for an object that is not a scheduler. If no check that was asked for had something to look
+    at, the first one is `broken`, which is a failure.
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
-    declared = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type}
+    declared = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type, "names_end": names_end}
     if adapt is not None:
+        if given := [name for name, value in declared.items() if value]:
+            raise ValueError(f"adapt and {', '.join(given)} are given; what an adapter drives is declared by the adapter.")
         scheduler_or_factory = adapted(scheduler_or_factory, adapt)
     suite = Suite(scheduler_or_factory, profile=profile, expected=expected, counts=num_inference_steps, **declared)
-    names = LAWS.names if only is None else [name for name in LAWS.names if name in require_known("only", only)]
-    verdicts = [judged_with(suite.verdict(name), expected.get(name), strict=strict) for name in names]
+    verdicts = [suite.verdict(name) for name in chosen_names(only)]
+    if all(verdict.outcome == "skipped" for verdict in verdicts):
+        verdicts[0] = unseen(verdicts[0])
+    verdicts = [judged_with(verdict, expected.get(verdict.check), strict=strict) for verdict in verdicts]
     for verdict in verdicts:
         record(verdict)
     failed = [verdict for verdict in verdicts if verdict.gates]
@@ -97,14 +105,10 @@ def check_scheduler(
     return verdicts
 
 
-def require_known(what: str, names: Collection[str]) -> Collection[str]:
-    """The unchanged names. Raises ValueError for an unknown check."""
-    if isinstance(names, str):
-        raise ValueError(f"{what} is the text {names!r}; expected a collection of names of checks.")
-    for name in names:
-        if name not in LAWS.names:
-            raise ValueError(unknown_name(what, name, LAWS.names))
-    return names
+def unseen(verdict: Verdict) -> Verdict:
+    """The broken verdict in place of a skipped one, where no check had something to look at: what was not seen must not pass."""
+    reason = f"no law could look at this scheduler. {verdict.message}"
+    return broken(verdict.check, reason, lens="schedule", title=verdict.title, suite=SCHEDULER_CHECKS)
 
 
 def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdict:
@@ -134,6 +138,8 @@ class Suite:
     ) -> None:
         if profile not in PROFILES:
             raise ValueError(unknown_name("profile", profile, PROFILES))
+        if counts is not None and not counts:
+            raise ValueError("num_inference_steps is empty; expected at least one number.")
         self.subject = Subject(scheduler_or_factory, **declared)
         settle_prediction_type(self.subject)
         self.profile = profile
@@ -162,12 +168,10 @@ class Suite:
         return [name for name, verdict in self._verdicts.items() if verdict.outcome != "skipped"]
 
     def _unless_unseen(self, one: Law, verdict: Verdict) -> Verdict:
-        """The skipped verdict on `runs`, unless nothing else could look at the scheduler either: what was not seen must not pass."""
+        """The skipped verdict on `runs`, unless nothing else could look at the scheduler either."""
         if any(self.verdict(name).outcome != "skipped" for name in LAWS.names if name != one.name):
             return verdict
-        return broken(
-            one.name, f"no law could look at this scheduler. {verdict.message}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS
-        )
+        return unseen(verdict)
 
     def _judge(self, one: Law) -> Verdict:
         wanted = self._counts or (*one.counts, *one.more(self.subject))

@@ -12,7 +12,7 @@ from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.candidate import EXTRAS
 from pytest_diffusion.conformance.randomness import Draw, Draws
 from pytest_diffusion.conformance.subject import Subject
-from pytest_diffusion.models.schedulers import as_values, config_value
+from pytest_diffusion.models.schedulers import config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
@@ -117,11 +117,11 @@ def is_told_each(subject: Subject) -> bool:
     if subject.is_told_each is None:
         subject.is_told_each = False  # the loops below ask too
         try:
-            _walk_some(subject, 1)
+            _first_step(subject)
         except Crash:
             subject.is_told_each = True
             try:
-                _walk_some(subject, 1)
+                _first_step(subject)
             except (Crash, NotApplicable):
                 subject.is_told_each = False
         except NotApplicable:
@@ -131,44 +131,11 @@ def is_told_each(subject: Subject) -> bool:
 
 def length_of(subject: Subject, planned: Any) -> int:
     """Number of calls of `step` in a plan."""
-    return len(planned.timesteps) - names_end(subject)
+    return len(planned.timesteps) - subject.names_end
 
 
-def names_end(subject: Subject) -> bool:
-    """Whether a plan of n steps has n + 1 timesteps, the last one 0, where the scheduler looks for another one in vain.
-
-    Pipelines leave it out. Asked only of schedulers whose timesteps are not those of a table: there, 0 is a timestep like all others.
-    """
-    if subject.names_end is None:
-        subject.names_end = False  # the loops below ask too
-        if getattr(subject.scheduler, "alphas_cumprod", None) is None:
-            subject.names_end = any(_names_end_at(subject, count) for count in subject.counts(subject.some_count, 2, 3))
-    return subject.names_end
-
-
-def _names_end_at(subject: Subject, count: int) -> bool:
-    timesteps = as_values(subject.planned(count).timesteps)
-    if len(timesteps) != count + 1 or float(timesteps[-1]) != 0:
-        return False
-    try:
-        _walk_some(subject, None, count)
-    except NotApplicable:
-        return False
-    except Crash as crash:
-        if not isinstance(crash.error, IndexError):
-            return False
-    else:
-        return False
-    try:
-        _walk_some(subject, count, count)
-    except (Crash, NotApplicable):
-        return False
-    return True
-
-
-def _walk_some(subject: Subject, last: int | None, count: int | None = None) -> None:
-    planned = subject.planned(count or subject.some_count)
-    walk(subject, planned, normal(2, 4, 4, 4), smooth, last=last, generator=torch.Generator().manual_seed(0))
+def _first_step(subject: Subject) -> None:
+    walk(subject, subject.planned(subject.some_count), normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
 
 
 def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:

@@ -179,7 +179,7 @@ def test_devices_are_told_apart(monkeypatch):
             return self.gave(gave.prev_sample.to("meta") if timestep < 250 else gave.prev_sample)
 
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        assert check_scheduler(DDIM, only=["devices"])[0].message == "there is no accelerator on this machine."
+        assert "there is no accelerator on this machine." in check_scheduler(DDIM, only=["devices"], raise_on_failure=False)[0].message
     monkeypatch.setattr("pytest_diffusion.conformance.tensors.accelerator", lambda: torch.device("cpu"))
     assert check_scheduler(DDIM, only=["devices"])[0].outcome == "pass"
     monkeypatch.setattr("pytest_diffusion.conformance.suite.Suite._rests", lambda *_: True)
