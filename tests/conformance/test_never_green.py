@@ -5,10 +5,16 @@ import pytest
 import torch
 from diffusers import AmusedScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, LCMScheduler, VQDiffusionScheduler
 
-from pytest_diffusion import ConformanceFailure, check_scheduler, parametrize_with_scheduler_checks
+from pytest_diffusion import (
+    ConformanceFailure,
+    KDiffusionSampler,
+    check_equivalence,
+    check_scheduler,
+    parametrize_with_scheduler_checks,
+)
 from pytest_diffusion.conformance.refusals import is_on_purpose, refuses_count
 from pytest_diffusion.conformance.suite import Suite
-from tests.conformance.from_others import WithoutNoising
+from tests.conformance.from_others import Shares, WithoutNoising
 from tests.conformance.from_scratch import DDIM, Multistep
 
 
@@ -264,3 +270,70 @@ def test_an_entry_that_is_never_read_is_said_to_be():
     assert "it runs without an error: timestep_spacing is never read" in verdict.message
     (verdict,) = check_scheduler(DDPMScheduler(), only=["unknown_values_refused"], raise_on_failure=False)
     assert "variance_type='no-such-choice' to be refused.\nSeen: it runs without an error." in verdict.message
+
+
+def test_checks_of_which_none_applies_are_no_pass():
+    with pytest.raises(ConformanceFailure, match=r"no law could look at this scheduler\. DDIM\.step takes no variance_noise"):
+        check_scheduler(DDIM, only=["given_noise", "inversion_round_trip"])
+    with pytest.raises(ConformanceFailure, match="no law could look at this scheduler"):
+        check_scheduler(DDIM, num_inference_steps=[5000])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: check_scheduler(DDIM, only=[]), "only is empty; expected at least one name of a check"),
+        (lambda: check_scheduler(DDIM, num_inference_steps=[]), "num_inference_steps is empty; expected at least one number"),
+        (lambda: check_equivalence(DDIM, DDIM, num_inference_steps=[]), "num_inference_steps is empty; expected at least one number"),
+        (lambda: parametrize_with_scheduler_checks([]), "schedulers is empty; expected at least one scheduler"),
+        (lambda: parametrize_with_scheduler_checks([DDIM], only=[]), "only is empty"),
+        (
+            lambda: check_scheduler(DDIM, adapt=KDiffusionSampler, kind="flow"),
+            "adapt and kind are given; what an adapter drives is declared",
+        ),
+    ],
+)
+def test_empty_lists_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_comparison_of_nothing_is_no_pass():
+    verdicts = check_equivalence(DiesInStep, DiesInStep, raise_on_failure=False)
+    assert {verdict.check: verdict.outcome for verdict in verdicts}["same_samples"] == "broken"
+    assert "nothing could be compared, because both refuse 1, 2, 3, 5, 10, 20, 50 inference steps, or both die" in verdicts[1].message
+
+
+def test_a_plan_that_names_its_end_is_declared():
+    class NamesItsEnd(Shares):
+        """One timestep more than steps, as a mistake would make it too."""
+
+        def set_timesteps(self, num_inference_steps, device=None):
+            self.timesteps = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+
+        def after(self, timestep):
+            return float(self.timesteps[int((self.timesteps - float(timestep)).abs().argmin()) + 1])
+
+    verdicts = verdicts_of(NamesItsEnd)
+    assert verdicts["runs"].outcome == "fail"
+    assert "if its pipelines leave the last one out, declare names_end=True" in verdicts["runs"].message
+    declared = check_scheduler(NamesItsEnd, names_end=True)
+    assert {verdict.outcome for verdict in declared} == {"pass", "skipped"}
+    assert {verdict.check: verdict.outcome for verdict in declared}["point_mass_preserved"] == "pass"
+
+
+def test_strict_parametrized_tests_do_not_skip_what_must_fail(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_diffusion import parametrize_with_scheduler_checks
+        from tests.conformance.from_scratch import DDIM
+
+        @parametrize_with_scheduler_checks([DDIM], only=["given_noise"], expected_failures={"given_noise": "known"}, strict=True)
+        def test_scheduler(scheduler, check):
+            check(scheduler)
+        """
+    )
+    result = pytester.runpytest()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*given_noise is skipped (DDIM.step takes no variance_noise), though its failure is expected*"])
