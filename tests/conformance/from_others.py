@@ -276,6 +276,18 @@ class OtherPrediction(DDIM):
     prediction_type = "score"
 
 
+class Guided(ShiftedInThePlan):
+    """Its plan and its steps need an argument more than a loop has."""
+
+    def set_timesteps(self, num_inference_steps, device=None, *, stretch):
+        self.shift = stretch
+        super().set_timesteps(num_inference_steps)
+
+    def step(self, model_output, timestep, sample, *, omega):
+        assert omega == 10
+        return super().step(model_output, timestep, sample)
+
+
 class NeedsMore(DDIM):
     def step(self, model_output, timestep, sample, unconditional_output, eta=0.0, generator=None):
         return super().step(model_output, timestep, sample, eta, generator)

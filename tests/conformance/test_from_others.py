@@ -103,18 +103,9 @@ def test_what_nothing_tells_is_declared():
 
 
 def test_arguments_of_plans_and_steps_are_handed_on():
-    class Guided(others.ShiftedInThePlan):
-        def set_timesteps(self, num_inference_steps, device=None, *, stretch):
-            self.shift = stretch
-            super().set_timesteps(num_inference_steps)
-
-        def step(self, model_output, timestep, sample, *, omega):
-            assert omega == 10
-            return super().step(model_output, timestep, sample)
-
     with pytest.raises(ConformanceFailure, match="missing 1 required keyword-only argument: 'stretch'"):
-        check_scheduler(Guided)
-    verdicts = judged(Guided, plan={"stretch": 7.0}, step={"omega": 10})
+        check_scheduler(others.Guided)
+    verdicts = judged(others.Guided, plan={"stretch": 7.0}, step={"omega": 10})
     assert gating(verdicts) == set()
     assert verdicts["point_mass_preserved"].outcome == "pass"
 

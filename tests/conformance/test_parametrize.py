@@ -156,20 +156,7 @@ def test_a_model_takes_the_entries_too(pytester):
 
 
 def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
-    pytester.makepyfile(
-        declared="""
-        from tests.conformance.from_others import ShiftedInThePlan, WithoutNoising
-
-        class Guided(ShiftedInThePlan):
-            def set_timesteps(self, num_inference_steps, device=None, *, stretch):
-                self.shift = stretch
-                super().set_timesteps(num_inference_steps)
-
-            def step(self, model_output, timestep, sample, *, omega):
-                assert omega == 10
-                return super().step(model_output, timestep, sample)
-        """
-    )
+    pytester.makepyfile(declared="from tests.conformance.from_others import Guided, WithoutNoising\n")
     pytester.syspathinsert()
     ids = ("diffusion::runs", "diffusion::point_mass_preserved")
     given = ("--diffusion-scheduler-plan=stretch=7.0", "--diffusion-scheduler-step=omega=10")
