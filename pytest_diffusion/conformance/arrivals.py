@@ -71,24 +71,23 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
     )
     targets = found.levels[1:]
     order = evaluations_per_step(scheduler)
-    remembers = _keeps_states(scheduler, found.steps[-1].after)
+    memory = _kept_states(scheduler, found.steps[-1].after)
     parts: list[Arrival] = []
-    before = 0.0
+    ratios: list[float] = []
     for index, (one, target) in enumerate(zip(found.steps, targets, strict=True)):
         ratio = float(one.level.sigma / one.level.alpha) if float(one.level.alpha) > 0 else math.inf
-        tolerance = _tolerance(subject, one.level, target, before, remembers=remembers)
+        tolerance = _tolerance(subject, one.level, target, ratios, memory)
         parts.append(_taken_apart(index, one, target, image, tolerance, found.steps[index - (start + index) % order : index]))
-        before = max(before, ratio) if remembers and math.isfinite(ratio) else ratio
-    if parts and parts[-1].number == len(found.steps) - 1:
-        parts[-1] = _at_undeclared_end(subject, scheduler, parts[-1])
+        ratios.append(ratio)
+    parts[-1] = _at_undeclared_end(subject, scheduler, parts[-1])
     return parts
 
 
-def _keeps_states(scheduler: Any, state: torch.Tensor) -> bool:
-    """Whether a scheduler keeps tensors of the sample's shape from earlier steps, as multistep solvers do."""
+def _kept_states(scheduler: Any, state: torch.Tensor) -> int:
+    """How many tensors of the sample's shape a scheduler keeps from earlier steps, as multistep solvers do."""
     kept = getattr(scheduler, "__dict__", {}).values()
     flat = [item for value in kept for item in (value if isinstance(value, list | tuple) else [value])]
-    return any(isinstance(one, torch.Tensor) and one.shape == state.shape for one in flat)
+    return sum(isinstance(one, torch.Tensor) and one.shape == state.shape for one in flat)
 
 
 def _at_undeclared_end(subject: Subject, scheduler: Any, last: Arrival) -> Arrival:
@@ -166,22 +165,22 @@ def _standard(draw: Draw, shape: torch.Size) -> torch.Tensor | None:
     return values.reshape(shape)
 
 
-def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, before: float, *, remembers: bool) -> float:
+def _tolerance(subject: Subject, level: NoiseLevel, target: NoiseLevel, earlier: Sequence[float], memory: int) -> float:
     """Tolerance of a step in float32: a relative error of 3e-4, and the rounding of a large state that is divided by a small σ.
 
-    A solver that `remembers` earlier steps uses their predictions of the image, which have the rounding of their own, larger σ/α `before`.
+    `earlier` are the σ/α of the steps before. A solver with a `memory` of some of them uses their predictions of the image, whose rounding
+    is that of their own, larger σ/α.
     """
-    alpha, sigma = float(level.alpha), float(level.sigma)
-    ratio = sigma / alpha if alpha > 0 else 1.0
-    rounding = ratio if math.isfinite(ratio) else 1.0
-    if evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
-        # The second stage divides the rounding error of the first stage by its own σ.
-        rounding += before**2 / ratio
-    if remembers:
-        rounding += before
     if subject.has_readings and subject.kind == "flow" and subject.tells_whole_timesteps:
         # The loop steps by fractions, and noises at the whole timestep that it tells.
         return 1.1 / subject.num_train_timesteps + 3e-4
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    ratio = sigma / alpha if alpha > 0 else 1.0
+    rounding = ratio if math.isfinite(ratio) else 1.0
+    if earlier and evaluations_per_step(subject.scheduler) > 1 and ratio > 0:
+        # The second stage divides the rounding error of the first stage by its own σ.
+        rounding += earlier[-1] ** 2 / ratio
+    rounding += max((one for one in earlier[-memory:] if memory and math.isfinite(one)), default=0.0)
     if subject.kind == "vp" and sigma > 0:
         # Rounding of 1 − ᾱ for a float32 ᾱ.
         rounding += 0.5 / sigma**2
