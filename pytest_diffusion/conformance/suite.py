@@ -93,10 +93,10 @@ def check_scheduler(
             raise ValueError(f"adapt and {', '.join(given)} are given; what an adapter drives is declared by the adapter.")
         scheduler_or_factory = adapted(scheduler_or_factory, adapt)
     suite = Suite(scheduler_or_factory, profile=profile, expected=expected, counts=num_inference_steps, **declared)
-    verdicts = [suite.verdict(name) for name in chosen_names(only)]
+    found = [suite.verdict(name) for name in chosen_names(only)]
+    verdicts = [judged_with(verdict, expected.get(verdict.check), strict=strict) for verdict in found]
     if all(verdict.outcome == "skipped" for verdict in verdicts):
-        verdicts[0] = unseen(verdicts[0])
-    verdicts = [judged_with(verdict, expected.get(verdict.check), strict=strict) for verdict in verdicts]
+        verdicts[0] = unseen(found[0], "no law" if only is None else "none of the chosen checks")
     for verdict in verdicts:
         record(verdict)
     failed = [verdict for verdict in verdicts if verdict.gates]
@@ -105,9 +105,9 @@ def check_scheduler(
     return verdicts
 
 
-def unseen(verdict: Verdict) -> Verdict:
+def unseen(verdict: Verdict, none: str = "no law") -> Verdict:
     """The broken verdict in place of a skipped one, where no check had something to look at: what was not seen must not pass."""
-    reason = f"no law could look at this scheduler. {verdict.message}"
+    reason = f"{none} could look at this scheduler. {verdict.message}"
     return broken(verdict.check, reason, lens="schedule", title=verdict.title, suite=SCHEDULER_CHECKS)
 
 
@@ -161,11 +161,6 @@ class Suite:
             if name == "runs" and self._verdicts[name].outcome == "skipped":
                 self._verdicts[name] = self._unless_unseen(LAWS[name], self._verdicts[name])
         return self._verdicts[name]
-
-    @property
-    def looked(self) -> list[str]:
-        """Names of the laws that looked at something, of those that were asked for."""
-        return [name for name, verdict in self._verdicts.items() if verdict.outcome != "skipped"]
 
     def _unless_unseen(self, one: Law, verdict: Verdict) -> Verdict:
         """The skipped verdict on `runs`, unless nothing else could look at the scheduler either."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.conformance.revisions import COMPARISONS, Comparison
+from pytest_diffusion.conformance.comparisons import COMPARISONS
+from pytest_diffusion.conformance.revisions import Comparison
 from pytest_diffusion.conformance.suite import Suite, judged_with, scheduler_checks
 from pytest_diffusion.models.schedulers import arguments_of, config_entries, scheduler_class_of
 from pytest_diffusion.plugin.selection import chosen_checks
@@ -43,18 +44,24 @@ class SchedulerChecks(pytest.Collector):
         settings = self.settings
         made = scheduler_class_of(str(settings.scheduler))
         config = config_entries(made, settings.scheduler_config)
-        first = made(**config)
         return Suite(
             lambda: made(**config),
             profile=settings.scheduler_profile,
             expected=expected,
             arguments=config,
-            plan=arguments_of(first.set_timesteps, settings.scheduler_plan, "--diffusion-scheduler-plan")
-            if settings.scheduler_plan
-            else None,
-            step=arguments_of(first.step, settings.scheduler_step, "--diffusion-scheduler-step") if settings.scheduler_step else None,
             kind=settings.scheduler_kind,
+            **self._declared(made(**config)),
         )
+
+    def _declared(self, scheduler: Any) -> dict[str, Any]:
+        """What the options say of the arguments of `set_timesteps` and `step`."""
+        settings = self.settings
+        found = {}
+        if settings.scheduler_plan:
+            found["plan"] = arguments_of(scheduler.set_timesteps, settings.scheduler_plan, "--diffusion-scheduler-plan")
+        if settings.scheduler_step:
+            found["step"] = arguments_of(scheduler.step, settings.scheduler_step, "--diffusion-scheduler-step")
+        return found
 
     def _expected(self) -> dict[str, str]:
         """Checks that are known to fail, and why."""
@@ -71,7 +78,8 @@ class SchedulerChecks(pytest.Collector):
             return {}
         own, other = (scheduler_class_of(str(name)) for name in (self.settings.scheduler, self.settings.scheduler_baseline))
         configs = [config_entries(one, self.settings.scheduler_config) for one in (own, other)]
-        comparison = Comparison(lambda: own(**configs[0]), lambda: other(**configs[1]), arguments=configs)
+        declared = self._declared(own(**configs[0]))
+        comparison = Comparison(lambda: own(**configs[0]), lambda: other(**configs[1]), arguments=configs, **declared)
         return {name: partial(comparison.verdict, name) for name in COMPARISONS}
 
 

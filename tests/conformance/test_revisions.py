@@ -1,12 +1,17 @@
 """Two revisions or runtimes of one scheduler: sound ports pass, and the first number that differs is named."""
 
+import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, SCMScheduler
 
 from pytest_diffusion import ConformanceFailure, check_equivalence
+from pytest_diffusion.conformance.comparisons import Differs, Pair
+from pytest_diffusion.conformance.subject import Subject
 from tests.conformance.from_scratch import DDIM
+from tests.conformance.known_defects import NOT_MADE_BARE
 from tests.conformance.numpy_port import NumpyDDIM
+from tests.conformance.test_diffusers import CLASSES
 
 
 def outcomes(candidate, baseline=DDIMScheduler, **rest):
@@ -65,6 +70,24 @@ class OtherStart(NumpyDDIM):
         return found
 
 
+class OtherWithoutNoise(DDIMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, **rest):
+        found = super().step(model_output, timestep, sample, eta=eta, **rest)
+        if eta == 0:
+            found.prev_sample = found.prev_sample * 1.5
+        return found
+
+
+class OtherHalf(DDIMScheduler):
+    """Half precision is lost in one plan only."""
+
+    def step(self, *args, **kwargs):
+        found = super().step(*args, **kwargs)
+        if len(self.timesteps) == 20:
+            found.prev_sample = found.prev_sample.float()
+        return found
+
+
 class Dies(NumpyDDIM):
     def step(self, model_output, timestep, sample, **rest):
         if self.prediction_type == "sample":
@@ -76,9 +99,15 @@ class Dies(NumpyDDIM):
     ("candidate", "failed", "seen"),
     [
         (OtherEnd, {"same_samples", "same_partial_runs", "same_dtypes"}, "Step 0 (timestep 0) of 1 steps: number 0 is -1.006"),
-        (OtherPlan, {"same_plans", "same_samples", "same_partial_runs"}, "Timesteps of 3 steps: number 0 is 667 and not 666"),
+        (
+            OtherPlan,
+            {"same_plans", "same_samples", "same_partial_runs", "same_dtypes"},
+            "3 steps: number 0 is 667 and not 666",
+        ),
         (OtherNoise, {"same_noising"}, "Noising at timestep 950 of 20 steps"),
         (OtherDtype, {"same_dtypes"}, "the dtypes are torch.float32 and torch.float64"),
+        (OtherWithoutNoise, {"same_samples", "same_partial_runs", "same_dtypes"}, "Step 0 (timestep 0) of 1 steps: number 0 is"),
+        (OtherHalf, {"same_dtypes"}, "Step 0 of 20 steps in float64: the dtypes are torch.float32 and torch.float64"),
         (OtherStart, {"same_partial_runs"}, "Step 0 (timestep 0) of 2 steps from step 1 on: number 0 is"),
         (
             Dies,
@@ -89,8 +118,7 @@ class Dies(NumpyDDIM):
 )
 def test_a_difference_is_found_by_its_comparison(candidate, failed, seen):
     verdicts = outcomes(candidate)
-    found = {name for name, verdict in verdicts.items() if verdict.gates}
-    assert found - {"same_noising"} == failed - {"same_noising"}
+    assert {name for name, verdict in verdicts.items() if verdict.gates} == failed
     assert any(seen in verdicts[name].message for name in failed), [verdicts[name].message for name in failed]
     with pytest.raises(ConformanceFailure, match=f"{candidate.__name__} "):
         check_equivalence(candidate, DDIMScheduler)
@@ -122,6 +150,40 @@ def test_a_configuration_that_the_candidate_alone_refuses_is_a_difference():
 
     verdicts = outcomes(HasParameters)
     assert "differ with steps_offset=1. The candidate alone refuses it: ValueError: no offsets any more" in verdicts["same_plans"].message
+
+
+def test_one_infinite_number_hides_no_other_difference():
+    subject = Subject(DDIMScheduler())
+    values = torch.tensor([1.0, 2.0, float("inf")])
+    with pytest.raises(Differs, match="number 0 is 2 and not 1"):
+        Pair(subject, subject, "", [], [], 64).require_near(values * 2, values, "sigmas")
+
+
+BOTH_DIE = {
+    *("BlockRefinementScheduler", "DDPMWuerstchenScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler", "HeliosDMDScheduler"),
+    *("HeliosScheduler", "PiflowScheduler", "SCMScheduler", "ScoreSdeVeScheduler"),
+}
+"""Schedulers of diffusers that cannot plan, noise or step in their defaults on images."""
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in NOT_MADE_BARE])
+def test_every_scheduler_is_itself(name):
+    made = getattr(diffusers, name)
+    found = outcomes(made, made, configurations=[], num_inference_steps=[1, 5])
+    assert not [verdict.message for verdict in found.values() if verdict.outcome == "fail"]
+    broken = [verdict.message for verdict in found.values() if verdict.outcome == "broken"]
+    assert bool(broken) == (name in BOTH_DIE)
+    assert all("both die" in message for message in broken)
+
+
+def test_arguments_of_plan_and_step_are_those_of_both():
+    declared = {"plan": {"max_timesteps": 1.57}, "names_end": True}
+    verdicts = outcomes(SCMScheduler, SCMScheduler, **declared)
+    assert {verdicts[name].outcome for name in ("same_plans", "same_samples")} == {"pass"}
+
+
+def test_partial_runs_are_compared_where_there_are_some():
+    assert "at 2 to 10 inference steps" in outcomes(DDIMScheduler, num_inference_steps=[20])["same_partial_runs"].message
 
 
 def test_another_scheduler_is_another_one():
