@@ -13,6 +13,7 @@ import torch
 from pytest_diffusion.conformance.readings import Reading
 from pytest_diffusion.conformance.suspended import Suspended
 from pytest_diffusion.models.levels import Kind, NoiseLevel
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 
 class Adapter(Protocol):
@@ -38,13 +39,23 @@ class Adapter(Protocol):
 _SOME = 4
 
 
+def _order_of(adapter: Adapter) -> int:
+    """Evaluations of the model in a step: what more steps need more, so that one at the end is not counted as one of each step."""
+    few = len(adapter.plan(_SOME))
+    try:
+        more = len(adapter.plan(2 * _SOME))
+    except Exception:
+        return max(1, math.ceil(few / _SOME))  # made for a few numbers of steps
+    return max(1, round((more - few) / _SOME))
+
+
 class Adapted:
     """An adapter with the interface of diffusers' schedulers, as the suite drives it."""
 
     def __init__(self, adapter: Adapter, name: str) -> None:
         self.adapter, self.name = adapter, name
         self.prediction_type = adapter.prediction_type
-        self.order = max(1, math.ceil(len(adapter.plan(_SOME)) / _SOME))
+        self.order = _order_of(adapter)
         self.init_noise_sigma = 1.0
         self.timesteps = torch.zeros(0)
         self.step_index: int | None = None
@@ -102,43 +113,57 @@ class KDiffusionSampler:
             return torch.zeros_like(sample)
 
         with torch.random.fork_rng(devices=[]):
-            self._sampler(model, torch.zeros(1, 1, 2, 2), self._sigmas, **self._given(None))
+            nothing = torch.zeros(1, 1, 2, 2)
+            self._sampler(model, nothing, self._sigmas, **self._given(None, nothing))
         self._told = told
         return told
 
     def noise_at(self, index: int) -> tuple[float, float]:
-        """1 and σ."""
-        return 1.0, self._told[index] if index < len(self._told) else float(self._sigmas[-1])
+        """1 and σ. The first sample has the first σ of the plan, also where the sampler adds noise before it asks its model."""
+        if index == 0 or index >= len(self._told):
+            return 1.0, float(self._sigmas[0 if index == 0 else -1])
+        return 1.0, self._told[index]
 
     def step(self, model_output: torch.Tensor, index: int, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         """Go on from one call of the model to the next one, or to the sampler's end."""
         if self._run is None or self._run.is_over:
-            first = int((self._sigmas - self._told[index]).abs().argmin())
-            self._run = Suspended(self._sampler, sample, self._sigmas[first:], **self._given(generator))
-        found: torch.Tensor = self._run.answer(model_output)
+            first = self._place_of(index)
+            self._run = Suspended(self._sampler, sample, self._sigmas[first:].to(sample.device), **self._given(generator, sample))
+        # A sampler may be over without a question, where one sigma is left.
+        found: torch.Tensor = self._run.sample if self._run.is_over else self._run.answer(model_output)
         if self._run.is_over:
             self._run = None
         return found
 
-    def _given(self, generator: Any) -> dict[str, Any]:
+    def _place_of(self, index: int) -> int:
+        """The place in the plan at which a run begins with evaluation `index`. Raises NotApplicable for one between two places."""
+        if index == 0:
+            return 0
+        gaps = (self._sigmas - self._told[index]).abs()
+        first = int(gaps.argmin())
+        if float(gaps[first]) > 1e-5 * max(1.0, self._told[index]):
+            raise NotApplicable(f"evaluation {index} is at sigma {self._told[index]:.5g}, and no run begins between two sigmas of a plan.")
+        return first
+
+    def _given(self, generator: Any, sample: torch.Tensor) -> dict[str, Any]:
         parameters = inspect.signature(self._sampler).parameters
         given: dict[str, Any] = {"disable": True} if "disable" in parameters else {}
         if self.takes_generator:
-            given["noise_sampler"] = _NoiseOf(generator)
+            given["noise_sampler"] = _NoiseOf(generator, sample)
         return {**given, **self._arguments}
 
 
 class _NoiseOf:
-    """A noise sampler of k-diffusion that draws from torch's generators, for samples of the shape that it is told."""
+    """A noise sampler of k-diffusion that draws from torch's generators, for samples like a given one."""
 
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-        self.shape: tuple[int, ...] = ()
+    def __init__(self, generator: Any, sample: torch.Tensor) -> None:
+        self._generators = generator if isinstance(generator, list) else [generator]
+        self._shape, self._device = tuple(sample.shape), sample.device
 
     def __call__(self, *_: Any) -> torch.Tensor:
-        if isinstance(self._generator, list):
-            return torch.cat([torch.randn(1, *self.shape[1:], generator=one) for one in self._generator])
-        return torch.randn(self.shape, generator=self._generator)
+        each = (1, *self._shape[1:]) if len(self._generators) > 1 else self._shape
+        drawn = [torch.randn(each, generator=one, device=self._device if one is None else one.device) for one in self._generators]
+        return torch.cat(drawn).to(self._device)
 
 
 def karras_sigmas(count: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146, rho: float = 7.0) -> torch.Tensor:
@@ -175,7 +200,7 @@ class ADMDiffusion:
 
     def step(self, model_output: torch.Tensor, index: int, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         """One call of the method."""
-        timestep = torch.full((len(sample),), len(self._diffusion.alphas_cumprod) - 1 - index, dtype=torch.long)
+        timestep = torch.full((len(sample),), len(self._diffusion.alphas_cumprod) - 1 - index, dtype=torch.long, device=sample.device)
         found = getattr(self._diffusion, self._method)(lambda *_, **__: model_output, sample, timestep, **self._arguments)
         arrived: torch.Tensor = found["sample"] if isinstance(found, dict) else found
         return arrived.to(sample.dtype)
@@ -223,10 +248,10 @@ class NumpyScheduler:
 
     def step(self, model_output: torch.Tensor, index: int, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         """One step on arrays; bfloat16, which NumPy lacks, goes through float32."""
-        own, output = (self._array(one.float().numpy() if one.dtype == torch.bfloat16 else one.numpy()) for one in (sample, model_output))
+        own, output = (self._array((one.float() if one.dtype == torch.bfloat16 else one).cpu().numpy()) for one in (sample, model_output))
         found = self._scheduler.step(output, np.asarray(self._scheduler.timesteps)[index], own)
         found = found[0] if isinstance(found, tuple) else getattr(found, "prev_sample", found)
-        return torch.from_numpy(np.array(found)).to(sample.dtype)
+        return torch.from_numpy(np.array(found)).to(sample)
 
 
 def adapted(source: Any, adapt: Callable[[Any], Adapter]) -> Callable[[], Adapted]:

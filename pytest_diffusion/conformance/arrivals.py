@@ -8,13 +8,16 @@ a, b and d without error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Sequence, ValuesView
 from typing import Any, NamedTuple
 
 import torch
 
 from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance.adapters import Adapted
 from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.readings import Reading
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
@@ -24,6 +27,8 @@ SHAPE = (2, 4, 16, 16)
 
 
 _FLOAT = 2.0**-23
+_MEMORY_OF_SAMPLERS = 4
+"""Earlier steps that a sampler behind an adapter may use, which keeps them in its variables: those of LMS."""
 
 
 class Arrival(NamedTuple):
@@ -53,8 +58,13 @@ class Arrival(NamedTuple):
         return math.hypot(self.kept, self.fresh, *self.staged) if self.rest <= self.tolerance else self.spread
 
 
-def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, **extras: Any) -> list[Arrival]:
-    """Decomposition of every step of a loop on a single image; from step `start` on, as in image-to-image."""
+def arrivals(
+    subject: Subject, count: int, *, start: int = 0, scheduler: Any = None, reading: Reading | None = None, **extras: Any
+) -> list[Arrival]:
+    """Decomposition of every step of a loop on a single image; from step `start` on, as in image-to-image.
+
+    `reading` is that of the plan, where a scheduler is given that would noise otherwise by now.
+    """
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
     image, noise = image_and_noise()
@@ -66,6 +76,7 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
         lambda sample, level: image,
         lambda level: (level.alpha * image + level.sigma * noise).float(),
         scheduler=scheduler,
+        reading=reading,
         first=start,
         **{**known, **extras},
     )
@@ -85,8 +96,10 @@ def arrivals(subject: Subject, count: int, *, start: int = 0, scheduler: Any = N
 
 def _kept_states(scheduler: Any, state: torch.Tensor) -> int:
     """How many tensors of the sample's shape a scheduler keeps from earlier steps, as multistep solvers do."""
-    kept = getattr(scheduler, "__dict__", {}).values()
-    flat = [item for value in kept for item in (value if isinstance(value, list | tuple) else [value])]
+    if isinstance(scheduler, Adapted):
+        return _MEMORY_OF_SAMPLERS
+    kept = [value.values() if isinstance(value, dict) else value for value in getattr(scheduler, "__dict__", {}).values()]
+    flat = [item for value in kept for item in (value if isinstance(value, list | tuple | deque | ValuesView) else [value])]
     return sum(isinstance(one, torch.Tensor) and one.shape == state.shape for one in flat)
 
 

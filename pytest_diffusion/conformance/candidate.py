@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from pytest_diffusion.conformance.adapters import Adapted
 from pytest_diffusion.conformance.calls import Crash, begin_journal, calling
 from pytest_diffusion.conformance.refusals import refuses_count
 from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
@@ -42,7 +43,7 @@ class Candidate:
             )
         self._source = scheduler_or_factory
         first = scheduler_or_factory() if self._is_factory else scheduler_or_factory
-        self.is_adapted = hasattr(first, "reading")
+        self.is_adapted = isinstance(first, Adapted)
         self.name = str(first.name) if self.is_adapted else type(first).__name__
         wanted = ("set_timesteps",) if callable(getattr(first, "add_noise", None)) else ("set_timesteps", "step")
         if missing := [method for method in wanted if not callable(getattr(first, method, None))]:
@@ -75,7 +76,7 @@ class Candidate:
     @property
     def own_values(self) -> dict[str, Any]:
         """Entries of the configuration that differ from the constructor's defaults."""
-        return {key: value for key, value in self.config.items() if key in self._defaults and not _same(self._defaults[key], value)}
+        return {key: value for key, value in self.config.items() if key in self._defaults and not is_same(self._defaults[key], value)}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -87,7 +88,15 @@ class Candidate:
         if self.config or isinstance(self._source, type):
             return self.own_values
         own = getattr(self.scheduler, "__dict__", {})
-        return {key: own[key] for key, default in self._defaults.items() if key in own and not _same(default, own[key])}
+        return {key: own[key] for key, default in self._defaults.items() if key in own and not is_same(default, own[key])}
+
+    @property
+    def needed_arguments(self) -> dict[str, Any]:
+        """Arguments that `set_timesteps` needs besides a plan: those declared, and `mu`, if the shift depends on the size of the image."""
+        if config_value(self.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            # The shift that diffusers uses for the longest image of the training resolution.
+            return {"mu": float(config_value(self.scheduler, "max_shift") or 1.15), **self.plan_arguments}
+        return self.plan_arguments
 
     @property
     def is_configured(self) -> bool:
@@ -173,6 +182,11 @@ class Candidate:
         order = max([1, *(int(one) for one in orders if isinstance(one, int | float))])
         return self.counts(*(max(count, 2 * order) for count in wanted)) or self.counts(*wanted)
 
+    def refused(self, *wanted: int) -> dict[int, str]:
+        """Those of the `wanted` numbers of inference steps that it refuses on purpose, with its words."""
+        found = {count: self._refusal(count) for count in wanted if 0 < count <= self.num_train_timesteps}
+        return {count: str(crash.error) for count, crash in found.items() if crash is not None}
+
     def _refusal(self, count: int) -> Crash | None:
         """The error by which it refuses a number of steps on purpose."""
         if count not in self._refused:
@@ -219,10 +233,7 @@ class Candidate:
 
     def plan(self, scheduler: Any, num_inference_steps: int, **arguments: Any) -> None:
         """Call `set_timesteps` with the number of steps and the arguments that the configuration needs. Raises Crash."""
-        if config_value(scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(scheduler.set_timesteps).parameters:
-            # The shift that diffusers uses for the longest image of the training resolution.
-            arguments.setdefault("mu", float(config_value(scheduler, "max_shift") or 1.15))
-        arguments = {**self.plan_arguments, **arguments}
+        arguments = {**self.needed_arguments, **arguments}
         with calling(
             f"set_timesteps({', '.join([str(num_inference_steps), *(f'{key}={arguments[key]!r}' for key in arguments)])})", scheduler
         ):
@@ -260,7 +271,8 @@ def _copied(scheduler: Any) -> Any:
         raise TypeError(f"{type(scheduler).__name__} cannot be copied ({error}); give the class or a function that makes one.") from error
 
 
-def _same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two entries of a configuration are equal; lists and tuples of the same values are."""
     try:
         return bool(one == other) or (isinstance(one, tuple | list) and list(one) == list(other))
     except (TypeError, ValueError, RuntimeError):

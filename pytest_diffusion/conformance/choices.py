@@ -13,11 +13,13 @@ import torch
 from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import Broken, Claims, law
+from pytest_diffusion.conformance.refusals import refuses_entries
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step, is_set
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-_SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+_RESHAPED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+"""Entries that choose another formula for the sigmas of a plan."""
 
 
 @law(
@@ -51,24 +53,37 @@ def named_betas(subject: Subject, counts: Sequence[int]) -> None:
         if "trained_betas" in subject.config:
             given = torch.linspace(0.002, 0.03, subject.num_train_timesteps, dtype=torch.float64) ** 1.1
             with claims.next():
-                _require_products(subject.with_config(trained_betas=given.tolist()), given, "trained_betas")
+                _require_products(_with_betas(subject, given), given, "trained_betas")
     if not looked:
         raise NotApplicable(f"{subject.name} has no beta schedule with a known formula.")
     claims.settle()
 
 
+def _with_betas(subject: Subject, betas: torch.Tensor) -> Subject:
+    """The class with given betas: a list, or NumPy's array where it takes that only."""
+    try:
+        return subject.with_config(trained_betas=betas.tolist())
+    except (Crash, NotApplicable):
+        return subject.with_config(trained_betas=betas.numpy())
+
+
 def _looked_at(subject: Subject, name: str, claims: Claims) -> int:
     """1 where the class has the named schedule, with a known formula."""
-    config = subject.config
+    own, start, end = (config_value(subject.scheduler, key) for key in ("beta_schedule", "beta_start", "beta_end"))
     needs_ends = name in ("linear", "scaled_linear", "sigmoid")
-    if name not in _FORMULAS or (needs_ends and not {"beta_start", "beta_end"} <= set(config)):
+    if name not in _FORMULAS or (needs_ends and (start is None or end is None)):
         return 0
     try:
-        other = subject if name == config["beta_schedule"] else subject.with_config(beta_schedule=name)
+        other = subject if name == own else subject.with_config(beta_schedule=name)
         other.planned(other.some_count)
-    except (NotApplicable, Crash):
+    except NotApplicable:
         return 0  # this class has no such schedule
-    ends = (float(config["beta_start"]), float(config["beta_end"])) if needs_ends else (0.0, 0.0)
+    except Crash as crash:
+        if refuses_entries(crash.error, {"beta_schedule": name}, subject.scheduler_class):
+            return 0
+        claims.add(crash)
+        return 1
+    ends = (float(start), float(end)) if needs_ends else (0.0, 0.0)
     with claims.next():
         _require_products(other, _FORMULAS[name](subject.num_train_timesteps, *ends), f"beta_schedule={name!r}")
     return 1
@@ -118,12 +133,13 @@ _FORMULAS: dict[str, Callable[[int, float, float], torch.Tensor]] = {
     "timesteps and sigmas are spaced as their name says",
     source="arXiv:2305.08891, table 2; Karras et al. 2022, arXiv:2206.00364, equation 5",
     counts=(5, 10, 40),
+    least=2,
     rests_on=("runs", "timesteps_well_formed", "sigmas_fall"),
 )
 def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
     """`linspace` and `trailing` start at the last training timestep. Karras sigmas are evenly spaced in σ^(1/7), exponential in log σ."""
     loops.require_levels(subject)
-    shaped = [name for name in _SHAPES if config_value(subject.scheduler, name)]
+    shaped = [name for name in _RESHAPED if config_value(subject.scheduler, name)]
     spacing = config_value(subject.scheduler, "timestep_spacing")
     known = (not shaped and spacing in ("linspace", "trailing")) or shaped in (["use_karras_sigmas"], ["use_exponential_sigmas"])
     if not known or subject.kind in ("edm", "flow") or subject.is_inverse or "original_inference_steps" in subject.config:
@@ -144,7 +160,7 @@ def named_spacing(subject: Subject, counts: Sequence[int]) -> None:
         even = sigmas ** (1 / 7) if shaped == ["use_karras_sigmas"] else sigmas.log()
         steps = even[1:] - even[:-1]
         spread = float((steps - steps.mean()).abs().max() / steps.mean().abs())
-        if len(even) == count and not spread < 0.02:
+        if len(even) == count > 1 and not spread < 0.02:
             named = "σ^(1/7)" if shaped == ["use_karras_sigmas"] else "log σ"
             raise Broken(f"steps of the same size in {named} with {shaped[0]}", f"steps that differ by {spread:.0%}", count=count)
 
@@ -164,7 +180,7 @@ def named_shift(subject: Subject, counts: Sequence[int]) -> None:
         _require_static_shift(subject, counts)
         return
     takes_mu = "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters
-    others = [name for name in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, name)]
+    others = [name for name in ("shift_terminal", "invert_sigmas", *_RESHAPED[:4]) if config_value(subject.scheduler, name)]
     if not config_value(subject.scheduler, "use_dynamic_shifting") or not takes_mu or subject.kind != "flow" or others:
         raise NotApplicable(f"{subject.name} does not shift its plan by `mu`{' (or uses ' + others[0] + ' as well)' if others else ''}.")
     is_linear = config_value(subject.scheduler, "time_shift_type") == "linear"
@@ -177,7 +193,7 @@ def named_shift(subject: Subject, counts: Sequence[int]) -> None:
 
 def _require_static_shift(subject: Subject, counts: Sequence[int]) -> None:
     name = next((name for name in ("flow_shift", "shift") if name in subject.config), None)
-    others = [one for one in ("shift_terminal", "invert_sigmas", *_SHAPES[:4]) if config_value(subject.scheduler, one)]
+    others = [one for one in ("shift_terminal", "invert_sigmas", *_RESHAPED[:4]) if config_value(subject.scheduler, one)]
     if name is None or others:
         raise NotApplicable(f"{subject.name} has no shift{' (or combines it with ' + others[0] + ')' if others else ''}.")
     if name == "shift":

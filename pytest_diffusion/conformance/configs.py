@@ -86,7 +86,7 @@ def config_interchange(subject: Subject, counts: Sequence[int]) -> None:
             what = f"from_config({other.__name__}({', '.join(f'{key}={value!r}' for key, value in changes)}).config)"
             try:
                 with calling(what):
-                    taken = Subject(subject.scheduler_class.from_config(config))
+                    taken = Subject(subject.scheduler_class.from_config(config), **subject.declared_beside(received))
             except Crash as crash:
                 if changes and isinstance(crash.error, ValueError | NotImplementedError):
                     continue  # the error names the choice that is not supported
@@ -116,7 +116,8 @@ def unknown_values_refused(subject: Subject, counts: Sequence[int]) -> None:
 def _require_refused(subject: Subject, name: str, counts: Sequence[int]) -> None:
     try:
         with quiet(), torch.no_grad():
-            other = Subject(subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN}), **subject.declared)
+            made = subject.scheduler_class.from_config(subject.scheduler.config, **{name: _UNKNOWN})
+            other = Subject(made, **subject.declared_beside([name]))
             if name != "time_shift_type" or config_value(subject.scheduler, "use_dynamic_shifting"):
                 for count in subject.counts(*counts):
                     loops.states(other, count, walking.normal(1, 3, 4, 4), replace=torch.zeros_like)
@@ -139,7 +140,7 @@ def argument_types(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         if "device" in parameters:
             with calling(f"set_timesteps({count}, device='cpu')"):
-                subject.fresh().set_timesteps(count, device="cpu", **plan_arguments(subject))
+                subject.fresh().set_timesteps(count, device="cpu", **subject.needed_arguments)
         with calling(f"set_timesteps({count}) with a whole number of numpy"):
             subject.plan(subject.fresh(), np.int64(count))  # type: ignore[arg-type]
         for name in ("sigmas", "timesteps"):
@@ -200,7 +201,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
             return
     scheduler = subject.fresh()
     call = f"set_timesteps({name}=[...])"
-    arguments = {name: given, **plan_arguments(subject)}
+    arguments = {name: given, **subject.needed_arguments}
     try:
         with calling(call):
             scheduler.set_timesteps(**arguments)
@@ -220,17 +221,10 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
 def _takes_array(subject: Subject, name: str, given: list[Any]) -> bool:
     try:
         with calling(f"set_timesteps({name}=array)"):
-            subject.fresh().set_timesteps(**{name: np.array(given), **plan_arguments(subject)})
+            subject.fresh().set_timesteps(**{name: np.array(given), **subject.needed_arguments})
     except Crash:
         return False
     return True
-
-
-def plan_arguments(subject: Subject) -> dict[str, Any]:
-    """Arguments that `set_timesteps` needs besides a plan: those declared, and `mu`, if the shift depends on the size of the image."""
-    if config_value(subject.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(subject.scheduler.set_timesteps).parameters:
-        return {"mu": float(config_value(subject.scheduler, "max_shift") or 1.15), **subject.plan_arguments}
-    return subject.plan_arguments
 
 
 def _require_finite(subject: Subject, count: int, what: str) -> None:

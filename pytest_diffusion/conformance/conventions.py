@@ -48,7 +48,8 @@ def settle_prediction_type(subject: Subject) -> None:
 def _worst_miss(subject: Subject) -> float:
     """The largest distance of a step's end from its level, in units of its tolerance; infinite where the loop dies."""
     try:
-        found = arrivals(subject, subject.some_count)[:-1]
+        found = arrivals(subject, subject.some_count)
+        found = found[:-1] or found  # a plan of one step has its end only
     except Exception:
         return math.inf  # a trial: the laws report what is wrong
     misses = [

@@ -126,7 +126,7 @@ def _require_order(subject: Subject, counts: Sequence[int], what: str, extras: M
     _require_fit(fit, order, f"an {what} of order {order} ({source})", shown, series)
     if not extras:
         _require_no_growth(grid, fit, shown, series)
-    if order > 1 and not extras and evaluations_per_step(subject.scheduler) == 1 and _takes_uneven_grids(grid):
+    if order > 1 and not extras and evaluations_per_step(subject.scheduler) == 1 and _takes_uneven_grids(grid, fit.counts):
         _require_fit(
             _fit(grid, counts, extras, order, uneven=True), order, f"an {what} of order {order} ({source})", " of alternating size", series
         )
@@ -184,16 +184,23 @@ def _require_no_growth(subject: Subject, fit: Fit, shown: str, series: Series) -
             raise Broken("an error that does not grow with more steps", seen, series=series)
 
 
-def _takes_uneven_grids(subject: Subject) -> bool:
-    """Whether the scheduler uses a list of sigmas, so that single sigmas can be left out."""
+def _takes_uneven_grids(subject: Subject, counts: Sequence[int]) -> bool:
+    """Whether the scheduler uses a list of sigmas, so that single sigmas can be left out, and plans the finer ones."""
+    finer = [_finer(count) for count in counts]
+    if subject.counts(*finer) != finer:
+        return False
     scheduler = subject.planned(subject.some_count)
     sigmas = getattr(scheduler, "sigmas", None)
     return isinstance(sigmas, torch.Tensor) and len(sigmas) == len(scheduler.timesteps) + 1
 
 
+def _finer(count: int) -> int:
+    return 3 * count // 2 + 1
+
+
 def _uneven(subject: Subject, count: int) -> Any:
     """A plan whose steps are one and two steps of a finer plan in turn. Formulas for equal steps lose their order on it."""
-    fine = subject.planned(3 * count // 2 + 1)
+    fine = subject.planned(_finer(count))
     kept = [0]
     while len(kept) < count:
         kept.append(kept[-1] + 1 + len(kept) % 2)

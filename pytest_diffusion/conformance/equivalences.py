@@ -228,7 +228,7 @@ def _takes(subject: Subject, prediction_type: str) -> bool:
 def _require_bounded(subject: Subject, changes: dict[str, Any]) -> bool:
     """Whether the bound could be tested on a known, large x̂₀. Raises Broken if the last step does not return the bounded x̂₀."""
     image = walking.normal(2, 4, 8, 8, dtype=torch.float64) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
-    count = subject.counts(1, 2, 4)[0]
+    count = subject.counts(1, 2, 4, subject.some_count)[0]
     found = loops.run(
         subject,
         count,

@@ -20,6 +20,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable
     "churn adds as much noise as the step removes",
     source="Karras et al. 2022, arXiv:2206.00364, algorithm 2",
     counts=(5, 10),
+    least=2,
     rests_on=("runs", "point_mass_preserved", "generator_honoured"),
 )
 def churn(subject: Subject, counts: Sequence[int]) -> None:
@@ -50,12 +51,14 @@ def undo_step(subject: Subject, counts: Sequence[int]) -> None:
     if not callable(getattr(subject.scheduler, "undo_step", None)) or alphas is None:
         raise NotApplicable(f"{subject.name} has no undo_step.")
     image, noise = image_and_noise()
+    undone = 0
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
         timesteps = [int(value) for value in as_values(scheduler.timesteps)]
         for before, after in pairwise(timesteps):
             if after <= before:
                 continue
+            undone += 1
             # A step from `before` has left the sample at the level of the one below it.
             below = before - (after - before)
             start = float(alphas[below]) if below >= 0 else 1.0
@@ -71,3 +74,5 @@ def undo_step(subject: Subject, counts: Sequence[int]) -> None:
                 raise Broken(
                     f"{math.sqrt(wanted):.3g}·image and {math.sqrt(1 - wanted):.3g}·noise, those of timestep {before}", seen, count=count
                 )
+    if not undone:
+        raise NotApplicable(f"{subject.name} undoes no step in its plans.")

@@ -41,21 +41,20 @@ def require_training_grid(subject: Subject) -> None:
         raise NotApplicable(
             f"{subject.name} does not add noise by the sigmas that it has before planning, so they are no training schedule."
         )
-    if subject.counts(total):
-        own = as_values(trained)[:total].double()
-        own = own if float(own[0]) > float(own[-1]) else own.flip(0)
-        planned = as_values(subject.planned(total).sigmas).double()
-        planned = without_repeats(planned if float(planned[0]) > float(planned[-1]) else planned.flip(0))[:total]
-        # Training has the shift if it is even without it.
-        even = unshifted(own, shift) if _unevenness(unshifted(own, shift)) < _unevenness(own) else own
-        gap = (unshifted(planned, shift) - even).abs() if len(planned) == total else torch.full((1,), torch.inf)
-        place = int(gap.argmax())
-        if float(gap[place]) > 1.01 / total:
-            off = f"{float(gap[place]) * total:.3g} training steps"
-            seen = (
-                f"number {place} of the plan lies {off} from sigma {float(own[place]):.5g} of training (both without the shift {shift:g})"
-            )
-            raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
+    if not subject.counts(total):
+        raise NotApplicable(f"{subject.name} has no plan of {total} steps, which its training schedule would be.")
+    own = as_values(trained)[:total].double()
+    own = own if float(own[0]) > float(own[-1]) else own.flip(0)
+    planned = as_values(subject.planned(total).sigmas).double()
+    planned = without_repeats(planned if float(planned[0]) > float(planned[-1]) else planned.flip(0))[:total]
+    # Training has the shift if it is even without it.
+    even = unshifted(own, shift) if _unevenness(unshifted(own, shift)) < _unevenness(own) else own
+    gap = (unshifted(planned, shift) - even).abs() if len(planned) == total else torch.full((1,), torch.inf)
+    place = int(gap.argmax())
+    if float(gap[place]) > 1.01 / total:
+        off = f"{float(gap[place]) * total:.3g} training steps"
+        seen = f"number {place} of the plan lies {off} from sigma {float(own[place]):.5g} of training (both without the shift {shift:g})"
+        raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
 
 
 def declared_shift(subject: Subject) -> float:

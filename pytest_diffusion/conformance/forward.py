@@ -31,12 +31,12 @@ def forward_process(subject: Subject, counts: Sequence[int]) -> None:
     α and σ must be those of the sampling loop at the same timestep.
     """
     method = subject.noising_method()
+    _require_direction(subject)
     image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     for count in subject.counts(*counts):
         scheduler = subject.planned(count)
-        levels = _levels(subject, scheduler)
         _require_everywhere(subject, method, image, noise, count)
-        for timestep, level in levels:
+        for timestep, level in _levels(subject, scheduler):
             with Draws() as seen:
                 got = noised(copy.deepcopy(scheduler), method, image, noise, timestep.reshape(1))
             if seen.draws:
@@ -166,10 +166,15 @@ def _require_velocity_of_each(scheduler: Any, image: torch.Tensor, noise: torch.
         raise Broken("the velocity of each image of a batch at its own timestep", seen, count=count)
 
 
-def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
-    """Up to eight timesteps of the loop, each with its noise level. Timesteps with more than one level are left out."""
+def _require_direction(subject: Subject) -> None:
+    subject.require_plain_step()
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} is an inverse scheduler: its timesteps do not give the noise level of its samples.")
+
+
+def _levels(subject: Subject, scheduler: Any) -> list[tuple[torch.Tensor, NoiseLevel]]:
+    """Up to eight timesteps of the loop, each with its noise level. Timesteps with more than one level are left out."""
+    _require_direction(subject)
     count = len(scheduler.timesteps)
     found = loops.run(
         subject, count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), scheduler=copy.deepcopy(scheduler)

@@ -13,7 +13,6 @@ from pytest_diffusion.conformance import loops
 from pytest_diffusion.conformance.arrivals import arrivals
 from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.conditioning import require_named_level
-from pytest_diffusion.conformance.configs import plan_arguments
 from pytest_diffusion.conformance.flow_grid import declared_shift
 from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.point_mass import require_arrival
@@ -92,14 +91,14 @@ def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
     scheduler = subject.fresh()
     try:
         with calling(f"set_timesteps({name}={given})"):
-            scheduler.set_timesteps(**{name: given}, **plan_arguments(subject))
+            scheduler.set_timesteps(**{name: given}, **subject.needed_arguments)
     except Crash as crash:
         # Some classes take an array, and no list; `argument_types` reports that.
         for kind in (np.array, torch.tensor):
             scheduler = subject.fresh()
             try:
                 with calling(f"set_timesteps({name}={kind.__name__}({given}))"):
-                    scheduler.set_timesteps(**{name: kind(given)}, **plan_arguments(subject))
+                    scheduler.set_timesteps(**{name: kind(given)}, **subject.needed_arguments)
             except Crash:
                 continue
             return scheduler

@@ -50,7 +50,7 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
                 wanted = str(high) if low == high else f"{low} to {high}"
                 raise Broken(f"{wanted} timesteps", f"{planned}", count=count)
             _require_order(timesteps, order, count, rounded=_is_rounded(scheduler, count))
-        if not has_own_sigma_range(scheduler) or is_flow(scheduler):
+        if not subject.is_adapted and (not has_own_sigma_range(scheduler) or is_flow(scheduler)):
             # If the table starts with a clean entry, timesteps are counted from 1.
             alphas = getattr(scheduler, "alphas_cumprod", None)
             table = 0 if alphas is None else len(alphas)
@@ -104,6 +104,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
     "sigmas fall at every step",
     source="Karras et al. 2022, arXiv:2206.00364, equation 5",
     counts=(2, 3, 5, 7, 10, 20, 50, 200, 1000),
+    least=2,
     rests_on=("runs", "timesteps_well_formed"),
 )
 def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:

@@ -52,10 +52,14 @@ class Claims:
         except NotApplicable as reason:
             self._reasons.append(reason)
         except (Broken, Crash) as error:
-            if signature(error) not in map(signature, self._findings):
-                self._findings.append(error)
+            self.add(error)
         except Several as errors:
             self._findings += errors.findings
+
+    def add(self, error: Broken | Crash) -> None:
+        """Keep a finding, unless it is the same as an earlier one."""
+        if signature(error) not in map(signature, self._findings):
+            self._findings.append(error)
 
     def settle(self) -> None:
         """Raise the one finding, or all of them; NotApplicable if no claim applies."""
@@ -85,8 +89,8 @@ def signature(error: Broken | Crash) -> tuple[str, ...]:
 
 
 def death(crash: Crash) -> tuple[str, ...]:
-    """What makes two crashes the same one: the type of the exception, and its text without numbers."""
-    return type(crash.error).__name__, _without_numbers(str(crash.error))
+    """What makes two crashes the same one: the type of the exception, its text without numbers, and where it was raised."""
+    return type(crash.error).__name__, _without_numbers(str(crash.error)), crash.place
 
 
 def _without_numbers(text: str) -> str:
@@ -109,6 +113,8 @@ class Law:
     plot: Plot | None = None
     more: Callable[[Subject], Sequence[int]] = lambda subject: ()
     """Further numbers of steps, that depend on the scheduler."""
+    least: int = 1
+    """Fewest steps of a plan in which the law has something to look at."""
 
     @property
     def reason(self) -> str:
@@ -129,14 +135,14 @@ def law(
     ground: LawFunction | None = None,
     plot: Plot | None = None,
     more: Callable[[Subject], Sequence[int]] = lambda subject: (),
+    least: int = 1,
 ) -> Callable[[LawFunction], LawFunction]:
     """Decorator that registers a law. Raises ValueError for a name that is taken."""
 
     def register(function: LawFunction) -> LawFunction:
         name = function.__name__
-        LAWS.add(
-            name, Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot, more), declared=function
-        )
+        made = Law(name, title, source, function, tuple(counts), tuple(rests_on), ground or function, plot, more, least)
+        LAWS.add(name, made, declared=function)
         return function
 
     return register

@@ -12,10 +12,11 @@ import torch
 
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.randomness import Draw
+from pytest_diffusion.conformance.readings import Reading
 from pytest_diffusion.conformance.refusals import is_on_purpose
 from pytest_diffusion.conformance.rounding import Rounded
 from pytest_diffusion.conformance.subject import TOWARDS_DATA, Subject
-from pytest_diffusion.conformance.walking import normal, scale, smooth, unfit, walk
+from pytest_diffusion.conformance.walking import first_step, normal, scale, smooth, unfit, walk
 from pytest_diffusion.models.levels import NoiseLevel, as_prediction, kind_of, level_in_loop
 from pytest_diffusion.models.schedulers import as_values, config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -56,6 +57,7 @@ def run(
     start: Callable[[NoiseLevel], torch.Tensor],
     *,
     scheduler: Any = None,
+    reading: Reading | None = None,
     first: int = 0,
     **rest: Any,
 ) -> Run:
@@ -67,7 +69,7 @@ def run(
     subject.require_plain_step()
     scheduler = subject.planned(num_inference_steps) if scheduler is None else scheduler
     levels: list[NoiseLevel] = []
-    reading = subject.reading_of(scheduler)
+    reading = subject.reading_of(scheduler) if reading is None else reading
 
     def predict(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
         if not bool(torch.isfinite(scaled).all()):
@@ -81,7 +83,7 @@ def run(
         clean = denoiser(sample, levels[-1]).to(sample)
         return _told(subject, clean, scaled, level, scheduler)
 
-    sample = start(level_before(subject, scheduler, first))
+    sample = start(level_before(subject, scheduler, first) if reading is None else reading.levels[first])
     visits = walk(subject, scheduler, sample, predict, first=first, **rest)
     steps = [
         Step(float(one.timestep), level, one.before, one.after, one.draws, one.goes_on, one.clean)
@@ -162,8 +164,31 @@ _OF_OUTPUT = re.compile(r"model.output|channels", re.IGNORECASE)
 
 
 def refuses_output(subject: Subject, crash: Crash) -> bool:
-    """Whether a crash is a refusal of the model's output, on purpose: the model has more channels, or another layout."""
+    """Whether a crash is a refusal of the model's output, on purpose: the model has more channels, or another layout.
+
+    Such a scheduler refuses the first step of any run, so that a later or a rarer error of such a text is a crash.
+    """
+    if not _is_about_output(subject, crash):
+        return False
+    if subject.refuses_outputs is None:
+        subject.refuses_outputs = False
+        try:
+            first_step(subject)
+        except Crash as first:
+            subject.refuses_outputs = _is_about_output(subject, first)
+        except NotApplicable:
+            pass
+    return subject.refuses_outputs
+
+
+def _is_about_output(subject: Subject, crash: Crash) -> bool:
     return is_on_purpose(crash.error, subject.scheduler_class) and _OF_OUTPUT.search(str(crash.error)) is not None
+
+
+def require_not_refused(subject: Subject, crash: Crash, what: str, about: re.Pattern[str]) -> None:
+    """Raise NotApplicable if a class of one's own refuses tensors of a shape or dtype on purpose, and says so."""
+    if not subject.is_of_diffusers and is_on_purpose(crash.error, subject.scheduler_class) and about.search(str(crash.error)):
+        raise NotApplicable(f"{subject.name} refuses {what}: {crash.error}") from crash
 
 
 def _lacking_argument(subject: Subject, crash: Crash) -> str | None:
@@ -198,7 +223,7 @@ def require_levels(subject: Subject) -> None:
     try:
         scheduler = subject.planned(subject.some_count)
         level_before(subject, scheduler, 0)
-        walk(subject, scheduler, normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
+        first_step(subject)
     except Crash as crash:
         if refuses_output(subject, crash):
             raise NotApplicable(f"{subject.name} takes model outputs of another form: {crash.error}") from crash

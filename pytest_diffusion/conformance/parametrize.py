@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_diffusion.conformance.laws import chosen_names, require_known
-from pytest_diffusion.conformance.suite import Suite, judged_with
+from pytest_diffusion.conformance.outcomes import judged_with
+from pytest_diffusion.conformance.suite import Suite
 from pytest_diffusion.verdicts.errors import QualityFailure
 from pytest_diffusion.verdicts.recording import record
 from pytest_diffusion.verdicts.verdict import Verdict
@@ -17,14 +18,14 @@ from pytest_diffusion.verdicts.verdict import Verdict
 class SchedulerCheck:
     """One check as a function of a scheduler; checks of the same scheduler share their results."""
 
-    def __init__(self, name: str, suite: Suite, scheduler: Any, *, must_fail: str = "") -> None:
+    def __init__(self, name: str, suite: Suite, scheduler: Any, *, must_fail: str = "", **declared: Any) -> None:
         self.name = name
-        self._suite, self._scheduler, self._must_fail = suite, scheduler, must_fail
+        self._suite, self._scheduler, self._must_fail, self._declared = suite, scheduler, must_fail, declared
 
     def __call__(self, scheduler: Any) -> Verdict:
         """The verdict. Raises QualityFailure if the law is broken; skips the test if the law does not apply."""
         __tracebackhide__ = True
-        suite = self._suite if scheduler is self._scheduler else Suite(scheduler)
+        suite = self._suite if scheduler is self._scheduler else Suite(scheduler, **self._declared)
         verdict = judged_with(suite.verdict(self.name), None, strict=False)
         record(verdict)
         if verdict.gates:
@@ -69,7 +70,8 @@ def parametrize_with_scheduler_checks(
             label = f"{label}#{labels[label]}"
         for name in names:
             marks = [pytest.mark.xfail(reason=expected[name], strict=strict, raises=QualityFailure)] if name in expected else []
-            check = SchedulerCheck(name, suite, scheduler, must_fail=expected.get(name, "") if strict else "")
+            must_fail = expected.get(name, "") if strict else ""
+            check = SchedulerCheck(name, suite, scheduler, must_fail=must_fail, profile=profile, **declared)
             parameters.append(pytest.param(scheduler, check, id=f"{label}-{name}", marks=marks))
     if not parameters:
         raise ValueError("schedulers is empty; expected at least one scheduler.")

@@ -51,6 +51,7 @@ def begin_index(subject: Subject, counts: Sequence[int]) -> None:
     "noising agrees with the run that it is part of",
     source="RePaint, arXiv:2201.09865, equation 8a; diffusers' inpainting and image-to-image pipelines",
     counts=(6,),
+    least=2,
     rests_on=("runs", "forward_process", "begin_index"),
 )
 def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
@@ -157,11 +158,12 @@ def _require_lands(subject: Subject, count: int, method: str | None) -> None:
         raise NotApplicable(f"{subject.name} has no step in {count} at which a run may start.")
     for start in starts[:: max(1, len(starts) // 3)]:
         scheduler = subject.planned(count)
+        reading = subject.reading_of(scheduler)
         if method is not None:
             with calling(f"set_begin_index({start})", scheduler):
                 scheduler.set_begin_index(start)
         try:
-            parts = arrivals(subject, count, start=start, scheduler=scheduler)
+            parts = arrivals(subject, count, start=start, scheduler=scheduler, reading=reading)
         except Crash as crash:
             raise Broken(f"a run that starts at step {start} of {count}", str(crash), count=count) from crash
         for one in parts[:-1]:

@@ -30,6 +30,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable
     "each step arrives at the level where the next one starts",
     source="DDIM, arXiv:2010.02502, equation 12, for x₀ that is known",
     counts=(2, 3, 5, 13, 30),
+    least=2,
     plot=plots.plan,
 )
 def point_mass_preserved(subject: Subject, counts: Sequence[int]) -> Series:

@@ -47,7 +47,7 @@ def read_off(scheduler: Any, method: str) -> Reading | None:
     ratios = [float(level.sigma) / max(float(level.alpha), 1e-12) for level in found]
     if kind is None or any(after > before for before, after in pairwise(ratios)):
         return None
-    return Reading(kind, found, _end(scheduler, kind, len(found)))
+    return Reading(kind, found, _end(scheduler, kind, found))
 
 
 def declared_levels(scheduler: Any, kind: Kind, *, rises: bool) -> Reading | None:
@@ -86,10 +86,16 @@ def _kind_of(levels: list[NoiseLevel]) -> Kind | None:
     return "sigma" if float((alphas - 1).abs().max()) < _NEAR else None
 
 
-def _end(scheduler: Any, kind: Kind, count: int) -> NoiseLevel:
+def _end(scheduler: Any, kind: Kind, levels: list[NoiseLevel]) -> NoiseLevel:
     """The level after the last step: by the last sigma where there is one more than timesteps, else the clean image."""
     sigmas = getattr(scheduler, "sigmas", None)
-    sigma = as_values(sigmas)[-1].double() if sigmas is not None and len(sigmas) == count + 1 else torch.zeros((), dtype=torch.float64)
+    sigma = torch.zeros((), dtype=torch.float64)
+    if sigmas is not None and len(sigmas) == len(levels) + 1:
+        values = as_values(sigmas).double()
+        seen = torch.stack([level.sigma for level in levels])
+        # A flow's may be the time towards the data.
+        rises = kind == "flow" and float((1 - values[:-1] - seen).abs().sum()) < float((values[:-1] - seen).abs().sum())
+        sigma = 1 - values[-1] if rises else values[-1]
     sigma = sigma if 0 <= float(sigma) < 1 or kind == "sigma" else torch.zeros((), dtype=torch.float64)
     if kind == "vp":
         return NoiseLevel.of_ratio(sigma)

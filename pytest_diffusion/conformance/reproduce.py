@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from pytest_diffusion.conformance.calls import Crash, quiet
+from pytest_diffusion.conformance.candidate import is_same
 from pytest_diffusion.conformance.laws import Broken, Law, Several, findings_of, signature
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -16,8 +17,10 @@ _LONGEST = 400
 
 def rebuilt(subject: Subject, arguments: dict[str, Any]) -> Subject:
     """The same class with other arguments of its constructor."""
+    own = subject.arguments
+    changes = {name for name in {*own, *arguments} if name not in own or name not in arguments or not is_same(own[name], arguments[name])}
     with quiet():
-        return Subject(subject.scheduler_class(**arguments), **subject.declared)
+        return Subject(subject.scheduler_class(**arguments), **subject.declared_beside(changes))
 
 
 def found_again(one: Law, subject: Subject, count: int, error: Broken | Crash) -> Broken | Crash | None:

@@ -83,13 +83,13 @@ def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
         values = as_values(getattr(planned, name))[: len(planned.timesteps)].tolist()
         try:
             with calling(f"set_timesteps({name}=[...])"):
-                given.set_timesteps(**{name: values})
+                given.set_timesteps(**{name: values, **subject.needed_arguments})
         except Crash:
             continue  # `argument_types` reports this, or the configuration allows no such plan
         yield f"a plan of given {name}", given
 
 
-@law("an aborted run leaves nothing behind", source=_SOURCE, counts=(7, 20), rests_on=("runs", "second_run"))
+@law("an aborted run leaves nothing behind", source=_SOURCE, counts=(7, 20), rests_on=("runs", "second_run"), least=2)
 def aborted_run(subject: Subject, counts: Sequence[int]) -> None:
     """A run that is stopped after any step, also inside a Runge-Kutta step, must not change the next run."""
     for count in subject.counts(*counts):
@@ -127,6 +127,7 @@ def config_untouched(subject: Subject, counts: Sequence[int]) -> None:
     "copies and pickles go on where the original was",
     source="Python's copy and pickle protocols",
     counts=(6,),
+    least=2,
     rests_on=("runs", "instances_share_nothing"),
 )
 def copies_behave(subject: Subject, counts: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ Claim = tuple[str, dict[str, Any], Callable[[NoiseLevel, NoiseLevel], float]]
     "the noise of a step is of the amount that is claimed",
     source="arXiv:2010.02502, equation 16; arXiv:2006.11239, equation 7; arXiv:2102.09672, equation 15",
     counts=(3, 10, 25),
+    least=2,
     rests_on=("point_mass_preserved",),
 )
 def noise_amount(subject: Subject, counts: Sequence[int]) -> None:
@@ -111,6 +112,8 @@ def noise_is_normal(subject: Subject, counts: Sequence[int]) -> None:
             for weight, draw in zip(one.added, one.step.draws, strict=False):
                 if abs(weight) > 10 * one.tolerance:
                     _require_white(draw, one, count)
+            if one.rest > 10 * one.tolerance and subject.is_adapted and not any(part.step.draws for part in found):
+                raise NotApplicable(f"{subject.name} adds noise that torch does not draw, which cannot be looked at.")
             if one.rest > 10 * one.tolerance and not follows_a_path and not has_unseen_memory(subject, one):
                 seen = f"step {one.number} changes its samples by {one.rest:.4g} that none of these explains"
                 raise Broken("a step that only combines image, noise and torch's draws", seen, count=count)

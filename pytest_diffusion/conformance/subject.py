@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, cast, get_args
 
@@ -9,6 +10,7 @@ from pytest_diffusion.conformance.calls import Crash, quiet
 from pytest_diffusion.conformance.candidate import Candidate
 from pytest_diffusion.conformance.noising import noised, some_image
 from pytest_diffusion.conformance.readings import Reading, declared_levels, read_off
+from pytest_diffusion.conformance.refusals import refuses_entries
 from pytest_diffusion.models.levels import PREDICTION_TYPES, Kind, kind_of, prediction_type_of
 from pytest_diffusion.models.schedulers import as_values, config_value, num_train_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable, unknown_name
@@ -33,6 +35,8 @@ class Subject(Candidate):
         self._kind, self.told_prediction_type = kind, prediction_type
         """The prediction type by the caller's word, or by trial."""
         self._has_readings = kind is not None
+        self.refuses_outputs: bool | None = None
+        """Whether `step` refuses the outputs of the suite's models on purpose; None until a loop has tried."""
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -169,12 +173,23 @@ class Subject(Candidate):
         if not hasattr(self.scheduler_class, "from_config") or not set(changes) <= set(known):
             lacking = [key for key in changes if key not in known] or ["from_config"]
             raise NotApplicable(f"{self.name} has no {', '.join(lacking)}.")
+        shown = ", ".join(f"{key}={value!r}" for key, value in changes.items())
         try:
             with quiet():
-                return Subject(self.scheduler_class.from_config(self.scheduler.config, **changes), **self.declared)
-        except (ValueError, NotImplementedError, TypeError, AssertionError, ImportError) as error:
-            shown = ", ".join(f"{key}={value!r}" for key, value in changes.items())
-            raise NotApplicable(f"{self.name} does not take {shown}: {error}") from error
+                return Subject(self.scheduler_class.from_config(self.scheduler.config, **changes), **self.declared_beside(changes))
+        except Exception as error:
+            if refuses_entries(error, changes, self.scheduler_class):
+                raise NotApplicable(f"{self.name} does not take {shown}: {error}") from error
+            raise Crash(f"from_config(..., {shown})", error) from error
+
+    def declared_beside(self, changes: Collection[str]) -> dict[str, Any]:
+        """What the caller declared, for another configuration: without what the changed entries say otherwise."""
+        told = self.declared
+        if "prediction_type" in changes or "use_flow_sigmas" in changes:
+            told.pop("prediction_type", None)
+        if "use_flow_sigmas" in changes:
+            told.pop("kind", None)
+        return told
 
 
 def _tells_levels(planned: Any, kind: Kind) -> bool:

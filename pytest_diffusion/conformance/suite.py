@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,11 +13,12 @@ from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.conventions import settle_prediction_type
 from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, chosen_names, crash_of, death, findings_of, require_known
 from pytest_diffusion.conformance.loops import refuses_output
+from pytest_diffusion.conformance.outcomes import failed, judged_with, limits_of, not_applicable, unseen
 from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, in_other_configurations, smallest
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import ConformanceFailure, NotApplicable, unknown_name
 from pytest_diffusion.verdicts.recording import record
-from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, broken, skipped
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Measurement, Verdict, broken
 
 # Each module registers its laws, in the order in which they run.
 for _module in (
@@ -99,29 +99,10 @@ def check_scheduler(
         verdicts[0] = unseen(found[0], "no law" if only is None else "none of the chosen checks")
     for verdict in verdicts:
         record(verdict)
-    failed = [verdict for verdict in verdicts if verdict.gates]
-    if failed and raise_on_failure:
-        raise ConformanceFailure(suite.subject.name, failed)
+    gating = [verdict for verdict in verdicts if verdict.gates]
+    if gating and raise_on_failure:
+        raise ConformanceFailure(suite.subject.name, gating)
     return verdicts
-
-
-def unseen(verdict: Verdict, none: str = "no law") -> Verdict:
-    """The broken verdict in place of a skipped one, where no check had something to look at: what was not seen must not pass."""
-    reason = f"{none} could look at this scheduler. {verdict.message}"
-    return broken(verdict.check, reason, lens="schedule", title=verdict.title, suite=SCHEDULER_CHECKS)
-
-
-def judged_with(verdict: Verdict, reason: str | None, *, strict: bool) -> Verdict:
-    """The verdict on a check whose failure is expected for `reason`; with `strict`, it must not pass or be skipped."""
-    if reason is None:
-        return verdict
-    if verdict.gates:
-        return replace(verdict, gates=False, message=f"{verdict.message}\nThis failure is expected: {reason}")
-    if strict and verdict.outcome in ("pass", "skipped"):
-        what = "passes" if verdict.outcome == "pass" else f"is skipped ({verdict.message.rstrip('.')})"
-        message = f"{verdict.check} {what}, though its failure is expected: {reason} Remove it from expected_failures."
-        return replace(verdict, outcome="fail", gates=True, message=message)
-    return verdict
 
 
 class Suite:
@@ -140,6 +121,8 @@ class Suite:
             raise ValueError(unknown_name("profile", profile, PROFILES))
         if counts is not None and not counts:
             raise ValueError("num_inference_steps is empty; expected at least one number.")
+        if counts is not None and min(counts) < 1:
+            raise ValueError(f"num_inference_steps has {min(counts)}; expected numbers of at least 1.")
         self.subject = Subject(scheduler_or_factory, **declared)
         settle_prediction_type(self.subject)
         self.profile = profile
@@ -169,41 +152,60 @@ class Suite:
         return unseen(verdict)
 
     def _judge(self, one: Law) -> Verdict:
-        wanted = self._counts or (*one.counts, *one.more(self.subject))
+        try:
+            return self._looked(one)
+        except Exception as error:
+            # An error of the suite itself says nothing about the scheduler, so the check must not pass.
+            return broken(one.name, f"{type(error).__name__}: {error}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
+
+    def _looked(self, one: Law) -> Verdict:
+        wanted: Sequence[int] = self._counts or (*one.counts, *one.more(self.subject))
+        if max(wanted) < one.least:
+            return not_applicable(one, f"{one.name} looks at plans of at least {one.least} inference steps.")
+        wanted = [count for count in wanted if count >= one.least]
         counts = [count for count in wanted if all(self._rests(base, count) for base in one.rests_on)]
         if not counts:
             base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
             self._groundless.add(one.name)
-            return _skipped(one, f"{one.name} depends on `{base}`, which does not hold.")
+            return not_applicable(one, f"{one.name} depends on `{base}`, which does not hold.")
         try:
             # Some classes are made for a few numbers of steps only.
             counts = counts if self.subject.counts(*counts) or self._counts else [self.subject.some_count]
+            # A law that tested nothing must not pass.
             if not self.subject.counts(*counts):
-                # A law that tested nothing must not pass.
-                return _skipped(one, f"{self.subject.name} supports none of {', '.join(map(str, counts))} inference steps.")
+                return not_applicable(one, f"{self.subject.name} supports none of {', '.join(map(str, counts))} inference steps.")
+            if max(counts) < one.least:
+                return not_applicable(one, f"{one.name} looks at plans of at least {one.least} inference steps.")
             series = one.function(self.subject, counts) or {}
             elsewhere = in_other_configurations(one, self.subject, self._holds_in(one)) if self.profile == "thorough" else None
             if elsewhere is not None:
-                return _failed(one, [elsewhere])
+                return failed(one, [elsewhere])
         except NotApplicable as reason:
-            return _skipped(one, str(reason))
+            return not_applicable(one, str(reason))
         except (Broken, Crash, Several) as error:
             told = [finding for finding in findings_of(error) if not self._refuses(finding)]
             if not told:
-                return _skipped(one, f"{self.subject.name} takes model outputs of another form: {findings_of(error)[0]}")
+                return not_applicable(one, f"{self.subject.name} takes model outputs of another form: {findings_of(error)[0]}")
             found = [finding for finding in told if not self._is_told(one, finding, counts)]
             if not found:
-                return _skipped(one, f"{one.name} could not be measured: {told[0]} (see `runs`).")
+                return not_applicable(one, f"{one.name} could not be measured: {told[0]} (see `runs`).")
             if one.name == "runs":
                 self._deaths = {death(crash) for crash in map(crash_of, found) if crash is not None}
-            # The search for the smallest case may take longer than all laws; an expected failure is known already.
-            describe = as_it_was_seen if one.name in self._expected else smallest
-            return _failed(one, [describe(one, self.subject, finding) for finding in found])
-        except Exception as error:
-            # An error of the suite itself says nothing about the scheduler, so the check must not pass.
-            return broken(one.name, f"{type(error).__name__}: {error}", lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
-        measurement = Measurement(0, "violations", series=series, protocol={"scheduler": self.subject.name})
-        return Verdict(one.name, "pass", f"{one.title}.", measurement, _limits(one), "schedule", one.title, False, SCHEDULER_CHECKS)
+            return failed(one, [self._described(one, finding) for finding in found])
+        refused = self.subject.refused(*counts) if one.name == "runs" else {}
+        text = f" It refuses {', '.join(map(str, refused))} steps: {next(iter(refused.values()))}" if refused else ""
+        protocol: dict[str, Any] = {"scheduler": self.subject.name} | ({"refused": list(refused)} if refused else {})
+        measurement = Measurement(0, "violations", series=series, protocol=protocol)
+        return Verdict(one.name, "pass", f"{one.title}.{text}", measurement, limits_of(one), "schedule", one.title, False, SCHEDULER_CHECKS)
+
+    def _described(self, one: Law, finding: Broken | Crash) -> Finding:
+        # The search for the smallest case may take longer than all laws; an expected failure is known already.
+        if one.name not in self._expected:
+            try:
+                return smallest(one, self.subject, finding)
+            except Exception:  # noqa: S110 - a broken scheduler may break the search too
+                pass
+        return as_it_was_seen(one, self.subject, finding)
 
     def _refuses(self, finding: Broken | Crash) -> bool:
         """Whether a finding is a refusal of the model's output, which has another form for this scheduler."""
@@ -256,28 +258,3 @@ def _holds(one: Law, subject: Subject, count: int) -> bool:
     except (Broken, Crash, Several):
         return False
     return True
-
-
-def _failed(one: Law, findings: Sequence[Finding]) -> Verdict:
-    first = findings[0]
-    told, *more = [_told(finding) for finding in findings]
-    why = f"Why: {one.reason} Source: {one.source}."
-    text = "\n".join([f"{first.name} fails `{one.name}`: {one.title}.", told[0], why, told[1], *(f"Also:\n{a}\n{b}" for a, b in more)])
-    protocol = {"scheduler": first.name, "configuration": first.configuration, "snippet": first.snippet}
-    measurement = Measurement(len(findings), "violations", series=first.series, protocol=protocol, hint=first.seen)
-    return Verdict(one.name, "fail", text, measurement, _limits(one), "schedule", one.title, suite=SCHEDULER_CHECKS)
-
-
-def _told(finding: Finding) -> tuple[str, str]:
-    """What was expected and seen; and how to see it again."""
-    where = f"\nWhere:\n{finding.traceback}" if finding.traceback else ""
-    seen = f"Expected: {finding.expected}.\nSeen: {finding.seen}.{where}"
-    return seen, f"Smallest configuration: {finding.configuration}\nReproduce it:\n{finding.snippet}"
-
-
-def _skipped(one: Law, reason: str) -> Verdict:
-    return skipped(one.name, reason, lens="schedule", title=one.title, suite=SCHEDULER_CHECKS)
-
-
-def _limits(one: Law) -> Limits:
-    return Limits(at_most=0, source=one.source, where="scheduler conformance")

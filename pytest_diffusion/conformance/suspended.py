@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Any
@@ -26,17 +26,18 @@ class Suspended:
         self.is_over = False
         self._to_sampler: SimpleQueue[Any] = SimpleQueue()
         self._to_loop: SimpleQueue[Any] = SimpleQueue()
-        self._modes = ExitStack()
-        if (noise := arguments.get("noise_sampler")) is not None and hasattr(noise, "shape"):
-            noise.shape = tuple(sample.shape)
-        work = _Work(self._to_sampler, self._to_loop, self._modes)
+        work = _Work(self._to_sampler, self._to_loop, _get_current_dispatch_mode_stack())
         threading.Thread(target=work.run, args=(sampler, sample.clone(), sigmas, arguments), daemon=True).start()
-        self._wait()  # the first call, with the sample that was given
+        self.sample = self._wait()
+        """The sample of the call at which it stands, or of the end."""
 
     def answer(self, output: torch.Tensor) -> torch.Tensor:
-        """Give the model's output; returns the sample of the next call, or of the end."""
+        """Give the model's output; returns the sample of the next call, or of the end. Raises RuntimeError after the end."""
+        if self.is_over:
+            raise RuntimeError("the sampler has ended, and asks its model no more.")
         self._to_sampler.put((output, _get_current_dispatch_mode_stack()))
-        return self._wait()
+        self.sample = self._wait()
+        return self.sample
 
     def _wait(self) -> torch.Tensor:
         kind, value = self._to_loop.get()
@@ -55,11 +56,14 @@ class Suspended:
 class _Work:
     """The sampler's side; it holds no reference to `Suspended`, which ends it when it is forgotten."""
 
-    def __init__(self, to_sampler: SimpleQueue[Any], to_loop: SimpleQueue[Any], modes: ExitStack) -> None:
-        self._to_sampler, self._to_loop, self._modes = to_sampler, to_loop, modes
+    def __init__(self, to_sampler: SimpleQueue[Any], to_loop: SimpleQueue[Any], modes: Sequence[Any]) -> None:
+        self._to_sampler, self._to_loop = to_sampler, to_loop
+        self._first_modes, self._modes = list(modes), ExitStack()
+        self._is_forgotten = False
 
     def run(self, sampler: Callable[..., Any], sample: torch.Tensor, sigmas: torch.Tensor, arguments: dict[str, Any]) -> None:
         try:
+            self._enter(self._first_modes)
             with torch.no_grad():
                 found = sampler(self._model, sample, sigmas, **arguments)
             self._modes.close()
@@ -70,14 +74,20 @@ class _Work:
             self._modes.close()
             self._to_loop.put(("error", error))
 
+    def _enter(self, modes: Sequence[Any]) -> None:
+        for mode in modes:
+            self._modes.enter_context(mode)
+
     def _model(self, sample: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         self._modes.close()
+        if self._is_forgotten:
+            raise _Stop  # also where the sampler caught the first one
         self._to_loop.put(("call", sample))
         answer = self._to_sampler.get()
         if answer is None:
+            self._is_forgotten = True
             raise _Stop
         output, modes = answer
-        for mode in modes:
-            self._modes.enter_context(mode)
+        self._enter(modes)
         given: torch.Tensor = output
         return given

@@ -14,11 +14,12 @@ from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.noising import noised
 from pytest_diffusion.conformance.randomness import Draws
-from pytest_diffusion.conformance.refusals import is_on_purpose
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values
 from pytest_diffusion.verdicts.errors import NotApplicable
 
+_OF_RANK = re.compile(r"\b[1-5]-?D\b|dimension|rank|shape", re.IGNORECASE)
+_OF_DTYPE = re.compile(r"dtype|float|half|precision", re.IGNORECASE)
 _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
 
 
@@ -116,12 +117,16 @@ def _require_noised_in(subject: Subject, sample: torch.Tensor, dtype: torch.dtyp
     for method in methods:
         for place in (0, -1):
             timesteps = as_values(subject.planned(count).timesteps)[[place]]
-            try:
-                with Draws(torch.zeros_like):  # `forward_process` reports draws and crashes
-                    got = noised(subject.planned(count), method, sample, sample, timesteps)
+            with Draws(torch.zeros_like):  # `forward_process` reports draws, and crashes in float32
+                try:
                     exact = noised(subject.planned(count), method, sample.float(), sample.float(), timesteps)
-            except Crash as crash:
-                raise NotApplicable(f"{subject.name} dies in {method}: see `forward_process`.") from crash
+                except Crash as crash:
+                    raise NotApplicable(f"{subject.name} dies in {method}: see `forward_process`.") from crash
+                try:
+                    got = noised(subject.planned(count), method, sample, sample, timesteps)
+                except Crash as crash:
+                    loops.require_not_refused(subject, crash, f"{dtype} images", _OF_DTYPE)
+                    raise Broken(f"{dtype} images to be accepted by {method}", str(crash), count=count) from crash
             if got.dtype != dtype and subject.is_of_diffusers:
                 raise Broken(f"{dtype} samples from {dtype} images", f"{method} gives {got.dtype}", count=count)
             if float(exact.abs().max()) > torch.finfo(dtype).max:
@@ -142,7 +147,7 @@ def _require_noised_as(subject: Subject, image: torch.Tensor, shape: tuple[int, 
         try:
             other = noised(scheduler, method, clean, clean, timesteps)
         except Crash as crash:
-            _require_not_refused(subject, crash, f"images of shape {shape}")
+            loops.require_not_refused(subject, crash, f"images of shape {shape}", _OF_RANK)
             raise Broken(f"images of shape {shape} to be accepted by {method}", str(crash), count=count) from crash
         if other.shape != shape:
             raise Broken(f"noised images of shape {shape}", f"{method} gives {tuple(other.shape)}", count=count)
@@ -274,17 +279,8 @@ def _require_runs(subject: Subject, count: int, sample: torch.Tensor, what: str,
     try:
         return loops.states(subject, count, sample, replace=torch.zeros_like, **extras)
     except Crash as crash:
-        _require_not_refused(subject, crash, what)
+        loops.require_not_refused(subject, crash, what, _OF_RANK)
         raise Broken(f"{what} to be accepted", str(crash), count=count) from crash
-
-
-_OF_RANK = re.compile(r"\b[1-5]-?D\b|dimension|rank|shape", re.IGNORECASE)
-
-
-def _require_not_refused(subject: Subject, crash: Crash, what: str) -> None:
-    """Raise NotApplicable if a class of one's own refuses these shapes on purpose, and says so."""
-    if not subject.is_of_diffusers and is_on_purpose(crash.error, subject.scheduler_class) and _OF_RANK.search(str(crash.error)):
-        raise NotApplicable(f"{subject.name} refuses {what}: {crash.error}") from crash
 
 
 def _require_rounded_runs(subject: Subject, count: int) -> None:

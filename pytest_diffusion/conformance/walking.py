@@ -117,11 +117,11 @@ def is_told_each(subject: Subject) -> bool:
     if subject.is_told_each is None:
         subject.is_told_each = False  # the loops below ask too
         try:
-            _first_step(subject)
+            first_step(subject)
         except Crash:
             subject.is_told_each = True
             try:
-                _first_step(subject)
+                first_step(subject)
             except (Crash, NotApplicable):
                 subject.is_told_each = False
         except NotApplicable:
@@ -134,7 +134,8 @@ def length_of(subject: Subject, planned: Any) -> int:
     return len(planned.timesteps) - subject.names_end
 
 
-def _first_step(subject: Subject) -> None:
+def first_step(subject: Subject) -> None:
+    """One step of a small plan, in float32. Raises Crash."""
     walk(subject, subject.planned(subject.some_count), normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
 
 

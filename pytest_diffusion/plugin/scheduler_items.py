@@ -11,8 +11,9 @@ import pytest
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.conformance.comparisons import COMPARISONS
+from pytest_diffusion.conformance.outcomes import judged_with
 from pytest_diffusion.conformance.revisions import Comparison
-from pytest_diffusion.conformance.suite import Suite, judged_with, scheduler_checks
+from pytest_diffusion.conformance.suite import Suite, scheduler_checks
 from pytest_diffusion.models.schedulers import arguments_of, config_entries, scheduler_class_of
 from pytest_diffusion.plugin.selection import chosen_checks
 from pytest_diffusion.verdicts.errors import QualityFailure, SettingsError, unknown_name

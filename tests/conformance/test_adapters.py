@@ -1,12 +1,15 @@
 """Samplers with other interfaces are driven by adapters, and judged like all others."""
 
+import threading
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from pytest_diffusion import ADMDiffusion, KDiffusionSampler, NumpyScheduler, check_scheduler
-from pytest_diffusion.conformance.adapters import Adapted, karras_sigmas
+from pytest_diffusion.conformance.adapters import Adapted, _NoiseOf, karras_sigmas
 from pytest_diffusion.conformance.suspended import Suspended
 from tests.conformance import samplers
 
@@ -100,3 +103,90 @@ def test_an_adapted_scheduler_has_the_plan_of_its_adapter():
     reading = scheduler.reading()
     assert [float(level.sigma) for level in reading.levels] == pytest.approx(scheduler.timesteps.tolist())
     assert float(reading.end.sigma) == 0
+
+
+def sample_churned(model, x, sigmas, noise_sampler=None):
+    """Euler that raises the noise by a fifth before each evaluation (arXiv:2206.00364, algorithm 2), also before the first one."""
+    for sigma, after in pairwise(sigmas):
+        hat = sigma * 1.2
+        x = x + (hat**2 - sigma**2) ** 0.5 * noise_sampler(sigma, hat)
+        denoised = model(x, hat * x.new_ones(len(x)))
+        x = x + ((x - denoised) / hat * (after - hat)).to(x.dtype)
+    return x
+
+
+def test_noise_that_is_added_before_the_first_evaluation_is_seen():
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(sample_churned, adapt=KDiffusionSampler, raise_on_failure=False)}
+    assert not [verdict.message for verdict in verdicts.values() if verdict.gates]
+    assert {verdicts[name].outcome for name in ("runs", "point_mass_preserved", "noise_is_normal", "generator_honoured")} == {"pass"}
+    assert "no run begins between two sigmas" in verdicts["partial_start"].message
+
+
+def sample_with_a_last_look(model, x, sigmas):
+    """Euler, and the model once more at the last sigma."""
+    if len(sigmas) < 2:
+        return x
+    for sigma, after in pairwise(sigmas):
+        x = x + ((x - model(x, sigma * x.new_ones(len(x)))) / sigma * (after - sigma)).to(x.dtype)
+    return model(x, sigmas[-1] * x.new_ones(len(x)))
+
+
+def test_one_evaluation_more_is_not_one_of_each_step_and_a_sampler_may_end_without_a_question():
+    assert Adapted(KDiffusionSampler(sample_with_a_last_look), "it").order == 1
+    run = Suspended(sample_with_a_last_look, torch.ones(1, 1, 2, 2), torch.ones(1))
+    assert run.is_over
+    assert torch.equal(run.sample, torch.ones(1, 1, 2, 2))
+    with pytest.raises(RuntimeError, match="asks its model no more"):
+        run.answer(torch.zeros(1))
+    assert {
+        verdict.outcome for verdict in check_scheduler(sample_with_a_last_look, adapt=KDiffusionSampler, only=["runs", "partial_start"])
+    } <= {
+        "pass",
+        "skipped",
+    }
+
+
+def test_a_sampler_that_nobody_waits_for_ends_also_where_it_catches_all():
+    def catches(model, x, sigmas):
+        try:
+            model(x, sigmas[0])
+        except BaseException:
+            pass
+        return model(x, sigmas[0])
+
+    before = set(threading.enumerate())
+    run = Suspended(catches, torch.ones(1), torch.ones(2))
+    (thread,) = set(threading.enumerate()) - before
+    del run
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+class OwnRandomNumbers(samplers.ArrayDDIM):
+    """DDPM with NumPy's generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.random = np.random.default_rng(0)
+
+    def step(self, output, timestep, sample):
+        place = int(np.nonzero(self.timesteps == timestep)[0][0])
+        here = self.product(timestep)
+        there = self.product(self.timesteps[place + 1]) if place + 1 < len(self.timesteps) else 1.0
+        clean = (sample - np.sqrt(1 - here) * output) / np.sqrt(here)
+        variance = (1 - there) / (1 - here) * (1 - here / there)
+        kept = np.sqrt(max(1 - there - variance, 0))
+        drawn = np.sqrt(variance) * self.random.standard_normal(sample.shape)
+        return (np.sqrt(there) * clean + kept * output + drawn).astype(sample.dtype)
+
+
+def test_noise_that_numpy_draws_is_not_looked_at():
+    verdict = check_scheduler(OwnRandomNumbers, adapt=NumpyScheduler, only=["runs", "noise_is_normal"])[1]
+    assert verdict.message == "OwnRandomNumbers adds noise that torch does not draw, which cannot be looked at."
+
+
+def test_noise_is_drawn_where_its_generators_are():
+    sample = torch.zeros(3, 2, device="meta")
+    assert _NoiseOf(None, sample)().device == sample.device
+    drawn = _NoiseOf([torch.Generator().manual_seed(seed) for seed in (1, 2, 3)], torch.zeros(3, 2))()
+    assert torch.equal(drawn[1:2], torch.randn(1, 2, generator=torch.Generator().manual_seed(2)))
