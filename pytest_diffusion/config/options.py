@@ -12,6 +12,7 @@ from pytest_diffusion.verdicts.errors import unknown_name
 LENSES = ("metrics", "schedule", "attention", "latent", "paired")
 PROFILES = ("standard", "thorough")
 KINDS = ("vp", "sigma", "edm", "flow")
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "image_minus_noise")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -142,6 +143,12 @@ def _kind(text: str) -> str:
     return text
 
 
+def _prediction(text: str) -> str:
+    if text not in PREDICTIONS:
+        raise ValueError(unknown_name("the prediction type", text, PREDICTIONS))
+    return text
+
+
 def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise ValueError(unknown_name("the dtype", text, DTYPES))
@@ -239,6 +246,19 @@ OPTIONS = (
     Option("scheduler_plan", _entry, "KEY=VALUE", "an argument of every set_timesteps in the scheduler checks, as shift=5", many=True),
     Option("scheduler_step", _entry, "KEY=VALUE", "an argument of every step in the scheduler checks, as omega=10", many=True),
     Option("scheduler_kind", _kind, "KIND", "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow"),
+    Option(
+        "scheduler_prediction_type",
+        _prediction,
+        "TYPE",
+        "what the scheduler's model predicts, where nothing tells it: epsilon, ...",
+    ),
+    Option(
+        "scheduler_names_end",
+        _switch,
+        "",
+        "the last of the scheduler's timesteps is the end of the plan, which its pipelines leave out",
+        is_switch=True,
+    ),
     Option("scheduler_expected", _entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
     Option("scheduler_baseline", str, "CLASS", "the scheduler before it was rewritten or ported: both must give the same samples"),
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),

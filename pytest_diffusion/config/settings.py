@@ -52,6 +52,8 @@ class Settings:
     scheduler_plan: tuple[str, ...] = ()
     scheduler_step: tuple[str, ...] = ()
     scheduler_kind: str | None = None
+    scheduler_prediction_type: str | None = None
+    scheduler_names_end: bool = False
     scheduler_expected: tuple[str, ...] = ()
     scheduler_baseline: str | None = None
     device: str | None = None

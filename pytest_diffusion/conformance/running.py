@@ -8,7 +8,7 @@ import torch
 
 from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.calls import Crash
-from pytest_diffusion.conformance.laws import Broken, law
+from pytest_diffusion.conformance.laws import Broken, Claims, law
 from pytest_diffusion.conformance.loops import sample_of
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -18,22 +18,30 @@ MOST_DRAWS = 4
 
 
 def _runs_here(subject: Subject, counts: Sequence[int]) -> None:
-    """Raise Broken unless loops end without an error and with finite samples, with the rounding of this processor."""
-    follows_a_path = False
+    """Raise Broken, or Several, unless loops end without an error and with finite samples, with the rounding of this processor."""
+    claims = Claims()
+    most_draws = 0
     for count in subject.counts(*counts):
-        if follows_a_path and count == subject.num_train_timesteps:
+        if most_draws > MOST_DRAWS and count == subject.num_train_timesteps:
             continue  # dozens of draws in each step: minutes
-        try:
-            found = _walked(subject, count)
-            follows_a_path |= max(len(step.draws) for step in found) > MOST_DRAWS
-        except Crash as crash:
-            if isinstance(crash.error, FloatingPointError):
-                raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
-            raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count)}", count=count) from crash
-        for index, step in enumerate(found):
-            if not bool(torch.isfinite(step.after).all()):
-                seen = f"step {index} (timestep {float(step.timestep):g}) gives {walking.unfit(step.after)}"
-                raise Broken("finite samples from finite model outputs", seen, count=count)
+        with claims.next():
+            most_draws = max(most_draws, _require_runs(subject, count))
+    claims.settle()
+
+
+def _require_runs(subject: Subject, count: int) -> int:
+    """The largest number of draws in a step of a loop. Raises Broken unless it ends, with finite samples."""
+    try:
+        found = _walked(subject, count)
+    except Crash as crash:
+        if isinstance(crash.error, FloatingPointError):
+            raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
+        raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count)}", count=count) from crash
+    for index, step in enumerate(found):
+        if not bool(torch.isfinite(step.after).all()):
+            seen = f"step {index} (timestep {float(step.timestep):g}) gives {walking.unfit(step.after)}"
+            raise Broken("finite samples from finite model outputs", seen, count=count)
+    return max(len(step.draws) for step in found)
 
 
 @law(

@@ -51,13 +51,14 @@ class SchedulerChecks(pytest.Collector):
             expected=expected,
             arguments=config,
             kind=settings.scheduler_kind,
+            prediction_type=settings.scheduler_prediction_type,
             **self._declared(made(**config)),
         )
 
     def _declared(self, scheduler: Any) -> dict[str, Any]:
-        """What the options say of the arguments of `set_timesteps` and `step`."""
+        """What the options say of plans, and of the arguments of `set_timesteps` and `step`."""
         settings = self.settings
-        found = {}
+        found: dict[str, Any] = {"names_end": settings.scheduler_names_end}
         if settings.scheduler_plan:
             found["plan"] = arguments_of(scheduler.set_timesteps, settings.scheduler_plan, "--diffusion-scheduler-plan")
         if settings.scheduler_step:

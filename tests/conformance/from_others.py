@@ -73,6 +73,16 @@ class Shares(Plain):
         return (1 - share) * original_samples + share * noise
 
 
+class NamesItsEnd(Shares):
+    """One timestep more than steps, as a mistake would make it too."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        self.timesteps = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+
+    def after(self, timestep):
+        return float(self.timesteps[int((self.timesteps - float(timestep)).abs().argmin()) + 1])
+
+
 class TowardsTheData(Shares):
     """Lumina's: time rises from noise to data, and the velocity points to the data."""
 

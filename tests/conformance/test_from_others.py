@@ -7,7 +7,7 @@ from numpy import linspace
 
 from pytest_diffusion import ConformanceFailure, check_scheduler
 from tests.conformance import from_others as others
-from tests.conformance.from_scratch import FlowEuler
+from tests.conformance.from_scratch import DDIM, FlowEuler
 
 EXPECTED = {"DrawsForNothing": {"deterministic_draws_nothing"}}
 """A draw that nothing needs is a finding of its own."""
@@ -126,10 +126,20 @@ def test_what_is_declared_holds_for_saved_and_given_plans_too():
 
 
 def test_own_refusals_by_name_are_no_failures():
-    verdicts = judged(others.WholeTimesteps)
-    assert "refuses samples of shape (2, 48): the sample has to be 4D or 5D, not 2D" in verdicts["ranks"].message or (
-        verdicts["ranks"].outcome == "pass"  # it takes videos
-    )
+    class Images(DDIM):
+        def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+            if sample.ndim != 4:
+                raise ValueError(f"the sample has to be 4D, not {sample.ndim}D")
+            return super().step(model_output, timestep, sample, eta, generator)
+
+    class Dies(Images):
+        def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+            return super().step(model_output, timestep, sample.permute(0, 1, 2, 3), eta, generator)
+
+    verdicts = judged(Images)
+    assert gating(verdicts) == set()
+    assert verdicts["ranks"].message == "Images refuses samples of shape (2, 48): the sample has to be 4D, not 2D"
+    assert gating(judged(Dies)) == {"ranks"}
 
 
 def test_numpy_betas_are_their_documented_type():

@@ -13,7 +13,7 @@ from pytest_diffusion import (
     parametrize_with_scheduler_checks,
 )
 from pytest_diffusion.conformance.refusals import is_on_purpose, refuses_count
-from tests.conformance.from_others import Shares, WithoutNoising
+from tests.conformance.from_others import NamesItsEnd, WithoutNoising
 from tests.conformance.from_scratch import DDIM, Multistep
 
 
@@ -299,15 +299,6 @@ def test_a_comparison_of_nothing_is_no_pass():
 
 
 def test_a_plan_that_names_its_end_is_declared():
-    class NamesItsEnd(Shares):
-        """One timestep more than steps, as a mistake would make it too."""
-
-        def set_timesteps(self, num_inference_steps, device=None):
-            self.timesteps = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
-
-        def after(self, timestep):
-            return float(self.timesteps[int((self.timesteps - float(timestep)).abs().argmin()) + 1])
-
     verdicts = verdicts_of(NamesItsEnd)
     assert verdicts["runs"].outcome == "fail"
     assert "if its pipelines leave the last one out, declare names_end=True" in verdicts["runs"].message

@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from pytest_diffusion.config import options
+from pytest_diffusion.conformance import subject
+from pytest_diffusion.models.levels import PREDICTION_TYPES
+
 pytest_plugins = ["pytester"]
 
 MODULE = """
@@ -130,6 +134,10 @@ def test_ones_own_scheduler_selected_by_name(pytester):
             "*--diffusion-scheduler-expected is 'velocities'; expected one of: *Did you mean 'velocity'?*",
         ),
         (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-kind=flows"], "*the kind is 'flows'; expected one of: *"),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-prediction-type=eps"],
+            "*the prediction type is 'eps'; expected one of: *Did you mean 'epsilon'?*",
+        ),
         (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-baseline=DDIMM"], "*--diffusion-scheduler is 'DDIMM'; *"),
         (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is not a scheduler: it has no set_timesteps and no step*"),
     ],
@@ -163,6 +171,22 @@ def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
     run(pytester, "--diffusion-scheduler=declared:Guided", *given, *ids).assert_outcomes(passed=2)
     run(pytester, "--diffusion-scheduler=declared:Guided", given[0], *ids).assert_outcomes(failed=1, skipped=1)
     run(pytester, "--diffusion-scheduler=declared:WithoutNoising", "--diffusion-scheduler-kind=flow", *ids).assert_outcomes(passed=2)
+    given = ("--diffusion-scheduler=declared:WithoutNoising", "--diffusion-scheduler-kind=flow", *ids)
+    run(pytester, *given, "--diffusion-scheduler-prediction-type=image_minus_noise").assert_outcomes(passed=2)
+    run(pytester, *given, "--diffusion-scheduler-prediction-type=flow_prediction").assert_outcomes(passed=1, failed=1)
+
+
+def test_the_named_end_of_a_plan_is_an_option(pytester):
+    pytester.makepyfile(named_end="from tests.conformance.from_others import NamesItsEnd as Scheduler\n")
+    pytester.syspathinsert()
+    run(pytester, "--diffusion-scheduler=named_end:Scheduler", "diffusion::timesteps_well_formed").assert_outcomes(failed=1)
+    given = ("--diffusion-scheduler=named_end:Scheduler", "--diffusion-scheduler-names-end")
+    run(pytester, *given, "diffusion::timesteps_well_formed").assert_outcomes(passed=1)
+
+
+def test_the_choices_of_the_options_are_those_of_the_suite():
+    assert options.KINDS == subject.KINDS
+    assert options.PREDICTIONS == (*PREDICTION_TYPES, subject.TOWARDS_DATA)
 
 
 def test_known_failures_are_named_in_the_ini_file(pytester):
