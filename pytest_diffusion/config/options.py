@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,12 @@ def _prediction(text: str) -> str:
     return text
 
 
+def _shape(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", text):
+        raise ValueError("expected the batch and the dimensions of a sample, as 2,16,4,8,8")
+    return text
+
+
 def _dtype(text: str) -> str:
     if text not in DTYPES:
         raise ValueError(unknown_name("the dtype", text, DTYPES))
@@ -259,6 +266,7 @@ OPTIONS = (
         "the last of the scheduler's timesteps is the end of the plan, which its pipelines leave out",
         is_switch=True,
     ),
+    Option("scheduler_shape", _shape, "SHAPE", "the only shape of samples that the scheduler takes, as 2,16,4,8,8"),
     Option("scheduler_expected", _entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
     Option("scheduler_baseline", str, "CLASS", "the scheduler before it was rewritten or ported: both must give the same samples"),
     Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),

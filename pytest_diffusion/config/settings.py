@@ -54,6 +54,7 @@ class Settings:
     scheduler_kind: str | None = None
     scheduler_prediction_type: str | None = None
     scheduler_names_end: bool = False
+    scheduler_shape: str | None = None
     scheduler_expected: tuple[str, ...] = ()
     scheduler_baseline: str | None = None
     device: str | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from pytest_diffusion.conformance.adapters import Adapted
 from pytest_diffusion.conformance.calls import Crash, begin_journal, calling
 from pytest_diffusion.conformance.refusals import refuses_count
+from pytest_diffusion.conformance.shaped import require_shape, shaped
 from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -22,8 +23,9 @@ class Candidate:
     """A scheduler, or a class or function that creates one; fresh copies and plans of it.
 
     `arguments` are those of the constructor, where they are known. `plan` and `step` are arguments that every `set_timesteps` and every
-    `step` gets besides. With `names_end`, the last of its timesteps is the end of the plan, and no step starts there. Raises TypeError
-    for an object that does not have `set_timesteps`, and `step` or `add_noise`.
+    `step` gets besides. With `names_end`, the last of its timesteps is the end of the plan, and no step starts there. With a `shape`
+    (N, ...), it is given samples of this shape alone. Raises TypeError for an object that does not have `set_timesteps`, and `step` or
+    `add_noise`, and ValueError for a shape that is none.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Candidate:
         plan: Mapping[str, Any] | None = None,
         step: Mapping[str, Any] | None = None,
         names_end: bool = False,
+        shape: Sequence[int] | None = None,
     ) -> None:
         is_one = hasattr(scheduler_or_factory, "step") or hasattr(scheduler_or_factory, "add_noise")
         self._is_factory = isinstance(scheduler_or_factory, type) or not is_one
@@ -50,8 +53,10 @@ class Candidate:
             raise TypeError(f"{self.name} is not a scheduler: it has no {' and no '.join(missing)}.")
         if not self._is_factory:
             self._source = _copied(first)
-        self.scheduler = first
         self.scheduler_class: Any = type(first)
+        self.shape = None if shape is None else require_shape(shape)
+        """The only shape of samples that it takes, where that is declared."""
+        self.scheduler = first if self.shape is None else shaped(first if self._is_factory else _copied(first), self.shape)
         self._unused: Any = None
         self._seen: dict[int, Any] = {}
         self._refused: dict[int, Crash | None] = {}
@@ -201,7 +206,8 @@ class Candidate:
 
     def made(self) -> Any:
         """A scheduler that was made anew, where there is a class or function that makes one, else a copy."""
-        return self._source() if self._is_factory else _copied(self._source)
+        made = self._source() if self._is_factory else _copied(self._source)
+        return made if self.shape is None else shaped(made, self.shape)
 
     def fresh(self) -> Any:
         """A new, unused scheduler. Constructors may be slow, so it is a copy where one can be made."""
@@ -247,6 +253,11 @@ class Candidate:
             raise NotApplicable(f"{self.name} has no `timesteps` after set_timesteps; a sampling loop goes through them.")
         if (values := as_values(timesteps)).ndim != 1:
             raise NotApplicable(f"{self.name}.timesteps has the shape {tuple(values.shape)}; a loop needs one number for each step.")
+
+    def require_any_shape(self) -> None:
+        """Raise NotApplicable if it is given samples of a declared shape alone."""
+        if self.shape is not None:
+            raise NotApplicable(f"{self.name} is given samples of the declared shape {self.shape} alone.")
 
     def require_plain_step(self) -> None:
         """Raise NotApplicable if `step` needs an argument that a loop with a denoiser does not have."""

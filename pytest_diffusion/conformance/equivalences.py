@@ -104,7 +104,8 @@ def thresholding(subject: Subject, counts: Sequence[int]) -> None:
         {"clip_sample": True},
     )
     for changes in choices:
-        if next(iter(changes)) not in subject.config:
+        # A quantile is of all elements, which a declared shape repeats.
+        if next(iter(changes)) not in subject.config or (subject.shape is not None and "thresholding" in changes):
             continue
         try:
             own = {"thresholding": False} if "clip_sample" in changes and "thresholding" in subject.config else {}

@@ -151,7 +151,7 @@ def require_drivable(subject: Subject) -> None:
             if _takes_tokens(subject):
                 raise NotApplicable(f"{subject.name} takes token ids as samples, not images; there are no laws for them.") from None
             if refuses_output(subject, crash):
-                raise NotApplicable(f"{subject.name} takes model outputs of another form: {crash.error}") from None
+                raise NotApplicable(other_form(subject, crash.error)) from None
             if (name := _lacking_argument(subject, crash)) is not None:
                 raise NotApplicable(
                     f"{subject.name}.step needs {name}, which a sampling loop does not have: {crash.error} "
@@ -160,7 +160,8 @@ def require_drivable(subject: Subject) -> None:
             raise
 
 
-_OF_OUTPUT = re.compile(r"model.output|channels", re.IGNORECASE)
+OF_RANK = r"\b[1-5]-?D\b|dimension|rank|shape"
+_OF_OUTPUT = re.compile(rf"model.output|channels|{OF_RANK}", re.IGNORECASE)
 
 
 def refuses_output(subject: Subject, crash: Crash) -> bool:
@@ -179,6 +180,12 @@ def refuses_output(subject: Subject, crash: Crash) -> bool:
         except NotApplicable:
             pass
     return subject.refuses_outputs
+
+
+def other_form(subject: Subject, told: object) -> str:
+    """The reason of a law that does not apply, where the scheduler refuses the outputs of the suite's models."""
+    hint = "" if subject.shape is not None else " If it takes samples of one shape, declare it: check_scheduler(..., shape=(...))."
+    return f"{subject.name} takes model outputs of another form: {told}{hint}"
 
 
 def _is_about_output(subject: Subject, crash: Crash) -> bool:
@@ -226,7 +233,7 @@ def require_levels(subject: Subject) -> None:
         first_step(subject)
     except Crash as crash:
         if refuses_output(subject, crash):
-            raise NotApplicable(f"{subject.name} takes model outputs of another form: {crash.error}") from crash
+            raise NotApplicable(other_form(subject, crash.error)) from crash
         # `runs` and `timesteps_well_formed` report other errors.
 
 

@@ -45,6 +45,7 @@ class Subject(Candidate):
             "plan": self.plan_arguments,
             "step": self.step_arguments,
             "names_end": self.names_end,
+            "shape": self.shape,
             "kind": self._kind,
             "prediction_type": self.told_prediction_type,
         }

@@ -12,7 +12,7 @@ from pytest_diffusion.conformance.adapters import Adapter, adapted
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.conventions import settle_prediction_type
 from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, chosen_names, crash_of, death, findings_of, require_known
-from pytest_diffusion.conformance.loops import refuses_output
+from pytest_diffusion.conformance.loops import other_form, refuses_output
 from pytest_diffusion.conformance.outcomes import failed, judged_with, limits_of, not_applicable, unseen
 from pytest_diffusion.conformance.shrink import Finding, as_it_was_seen, in_other_configurations, smallest
 from pytest_diffusion.conformance.subject import Subject
@@ -68,6 +68,7 @@ def check_scheduler(
     kind: str | None = None,
     prediction_type: str | None = None,
     names_end: bool = False,
+    shape: Sequence[int] | None = None,
     adapt: Callable[[Any], Adapter] | None = None,
 ) -> list[Verdict]:
     """Compare a scheduler with exact solutions: one verdict for each check, in the order of the checks.
@@ -78,7 +79,8 @@ def check_scheduler(
     configurations of the class and more numbers of steps, which takes minutes. `num_inference_steps` are tried in place of each
     law's own numbers. `plan` and `step` are arguments that every `set_timesteps` and every `step` gets besides. `kind` ("vp",
     "sigma", "edm" or "flow") and `prediction_type` say what a scheduler's attributes do not tell, and its noising neither. With
-    `names_end`, the last of n + 1 timesteps is the end of the plan, which its pipelines leave out. `adapt` makes an `Adapter` from
+    `names_end`, the last of n + 1 timesteps is the end of the plan, which its pipelines leave out. With a `shape` (N, ...), all samples
+    have this one, but for N; each must have 1,024 elements or more, and be treated element by element. `adapt` makes an `Adapter` from
     a scheduler with another interface, for instance `KDiffusionSampler` from a sampler function; the adapter declares the rest.
 
     Raises ConformanceFailure with all failures in one message (unless `raise_on_failure` is false), ValueError for unknown names
@@ -87,7 +89,8 @@ def check_scheduler(
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
-    declared = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type, "names_end": names_end}
+    declared: dict[str, Any] = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type, "names_end": names_end}
+    declared |= {"shape": shape}
     if adapt is not None:
         if given := [name for name, value in declared.items() if value]:
             raise ValueError(f"adapt and {', '.join(given)} are given; what an adapter drives is declared by the adapter.")
@@ -185,7 +188,7 @@ class Suite:
         except (Broken, Crash, Several) as error:
             told = [finding for finding in findings_of(error) if not self._refuses(finding)]
             if not told:
-                return not_applicable(one, f"{self.subject.name} takes model outputs of another form: {findings_of(error)[0]}")
+                return not_applicable(one, other_form(self.subject, findings_of(error)[0]))
             found = [finding for finding in told if not self._is_told(one, finding, counts)]
             if not found:
                 return not_applicable(one, f"{one.name} could not be measured: {told[0]} (see `runs`).")

@@ -18,7 +18,7 @@ from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import as_values
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-_OF_RANK = re.compile(r"\b[1-5]-?D\b|dimension|rank|shape", re.IGNORECASE)
+_OF_RANK = re.compile(loops.OF_RANK, re.IGNORECASE)
 _OF_DTYPE = re.compile(r"dtype|float|half|precision", re.IGNORECASE)
 _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, batch first"
 
@@ -26,6 +26,7 @@ _SOURCE = "diffusers' scheduler interface: samples are tensors of any shape, bat
 @law("samples of rank 2 to 5 are taken", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def ranks(subject: Subject, counts: Sequence[int]) -> None:
     """The same numbers in the shape of vectors, audio, images or videos must give the same samples, or be refused by name."""
+    subject.require_any_shape()
     claims = Claims()
     for count in subject.deep_counts(*counts):
         image = walking.normal(2, 4, 2, 6)
@@ -171,6 +172,7 @@ def accelerator() -> torch.device | None:
 @law("the layout in memory does not matter", source=_SOURCE, counts=(4,), rests_on=("runs", "noise_is_normal"))
 def layout(subject: Subject, counts: Sequence[int]) -> None:
     """Views that are not contiguous (channels last, strided) must give the same samples as contiguous copies."""
+    subject.require_any_shape()
     for count in subject.deep_counts(*counts):
         image = walking.normal(2, 4, 6, 4)
         expected = _states(subject, count, image)[-1]
@@ -183,6 +185,7 @@ def layout(subject: Subject, counts: Sequence[int]) -> None:
 @law("inputs are left as they were", source="torch's convention: only names that end in _ change their argument", counts=(4,))
 def inputs_untouched(subject: Subject, counts: Sequence[int]) -> None:
     """`step`, `scale_model_input` and noising must not change the sample, the model output or the timesteps that they get."""
+    subject.require_any_shape()
     loops.require_drivable(subject)
     for count in subject.deep_counts(*counts):
         kept: list[tuple[str, torch.Tensor, torch.Tensor]] = []

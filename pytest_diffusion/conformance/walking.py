@@ -11,6 +11,7 @@ import torch
 from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.candidate import EXTRAS
 from pytest_diffusion.conformance.randomness import Draw, Draws
+from pytest_diffusion.conformance.shaped import replacing, small_draws
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import config_value
 from pytest_diffusion.verdicts.errors import NotApplicable
@@ -72,11 +73,13 @@ def walk(
             output = torch.cat([output, torch.full_like(output, variance)], dim=1)
         before = sample.clone()
         told = timestep if not is_told_each(subject) else torch.as_tensor(timestep).repeat(len(sample))
-        seen = Draws(replace)
+        shape = subject.shape
+        seen = Draws(replace if replace is None or shape is None else replacing(replace, sample.shape, shape))
         with seen if records else nullcontext():
             arrived, clean = step(scheduler, output, told, sample, **known)
         # Clones, because a step may work in place; only `inputs_untouched` reports that.
-        visits.append(Visit(timestep, before, arrived.clone(), seen.draws, clean=clean))
+        draws = seen.draws if shape is None else small_draws(seen.draws, sample.shape, shape)
+        visits.append(Visit(timestep, before, arrived.clone(), draws, clean=clean))
         sample = arrived
     return visits
 

@@ -52,6 +52,7 @@ class SchedulerChecks(pytest.Collector):
             arguments=config,
             kind=settings.scheduler_kind,
             prediction_type=settings.scheduler_prediction_type,
+            shape=tuple(map(int, settings.scheduler_shape.split(","))) if settings.scheduler_shape else None,
             **self._declared(made(**config)),
         )
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from pytest_diffusion import check_scheduler, parametrize_with_scheduler_checks
 from pytest_diffusion.conformance.subject import Subject
@@ -127,3 +127,68 @@ def test_an_attribute_is_no_adapter():
 
     assert not Subject(Reads).is_adapted
     assert not gating(check_scheduler(Reads, only=["runs", "point_mass_preserved"]))
+
+
+def of_one_shape(base, *, broken=False, doubled=False):
+    """A class that takes videos (N, 16, 4, 8, 8) alone."""
+
+    class Videos(base):
+        def step(self, model_output, timestep, sample, *rest, **named):
+            if sample.shape[1:] != (16, 4, 8, 8):
+                raise ValueError(f"expected a 5D sample with 16 channels, not {tuple(sample.shape)}")
+            assert model_output.shape[2:] == (4, 8, 8)
+            assert model_output.shape[1] in ((16, 32) if doubled else (16,))
+            found = super().step(model_output, timestep, sample, *rest, **named)
+            if broken:
+                found.prev_sample = found.prev_sample * 1.1
+            return found
+
+        def add_noise(self, original_samples, noise, timesteps):
+            assert original_samples.shape[1:] == noise.shape[1:] == (16, 4, 8, 8)
+            return super().add_noise(original_samples, noise, timesteps)
+
+    return Videos
+
+
+SHAPE = (2, 16, 4, 8, 8)
+
+
+def test_samples_may_have_one_declared_shape():
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(of_one_shape(DDIMScheduler), shape=SHAPE, raise_on_failure=False)}
+    plain = {verdict.check: verdict for verdict in check_scheduler(DDIMScheduler, raise_on_failure=False)}
+    without = {"ranks", "layout", "inputs_untouched"}
+    assert {name: one.outcome for name, one in verdicts.items() if name not in without} == {
+        name: one.outcome for name, one in plain.items() if name not in without
+    }
+    assert {verdicts[name].message for name in without} == {f"Videos is given samples of the declared shape {SHAPE} alone."}
+
+
+def test_also_where_the_model_predicts_a_variance_or_noise_is_drawn():
+    made = of_one_shape(DDPMScheduler, doubled=True)(variance_type="learned_range")
+    verdicts = {verdict.check: verdict.outcome for verdict in check_scheduler(made, shape=SHAPE, raise_on_failure=False)}
+    plain = check_scheduler(DDPMScheduler(variance_type="learned_range"), raise_on_failure=False)
+    other = {verdict.check for verdict in plain if verdict.outcome != verdicts[verdict.check]}
+    assert other <= {"ranks", "layout", "inputs_untouched"}
+    assert type(made).step is not type(Subject(made, shape=SHAPE).scheduler).step  # the caller's object is left alone
+
+
+def test_a_broken_one_of_one_shape_fails_and_an_undeclared_one_says_what_to_declare():
+    broken = of_one_shape(DDIMScheduler, broken=True)
+    assert "point_mass_preserved" in gating(check_scheduler(broken, shape=SHAPE, raise_on_failure=False, only=["point_mass_preserved"]))
+    (verdict,) = check_scheduler(broken, raise_on_failure=False, only=["point_mass_preserved"])
+    assert verdict.outcome == "broken"
+    assert "expected a 5D sample with 16 channels" in verdict.message
+    assert "declare it: check_scheduler(..., shape=(...))" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 8, 8), "with 256 elements in each sample; expected at least 1024"),
+        ((2,), "expected the batch and"),
+        ((2, 0, 4096), "expected"),
+    ],
+)
+def test_wrong_shapes_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        check_scheduler(DDIMScheduler, shape=shape)

@@ -138,6 +138,11 @@ def test_ones_own_scheduler_selected_by_name(pytester):
             ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-prediction-type=eps"],
             "*the prediction type is 'eps'; expected one of: *Did you mean 'epsilon'?*",
         ),
+        (
+            ["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-shape=2,x"],
+            "*-scheduler-shape*expected the batch and the dimensions*",
+        ),
+        (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-shape=2,4,8,8"], "*expected at least 1024*"),
         (["--diffusion-scheduler=DDIMScheduler", "--diffusion-scheduler-baseline=DDIMM"], "*--diffusion-scheduler is 'DDIMM'; *"),
         (["--diffusion-scheduler=json:JSONDecoder"], "*JSONDecoder is not a scheduler: it has no set_timesteps and no step*"),
     ],
@@ -179,9 +184,22 @@ def test_what_is_declared_on_the_command_line_reaches_the_suite(pytester):
 def test_the_named_end_of_a_plan_is_an_option(pytester):
     pytester.makepyfile(named_end="from tests.conformance.from_others import NamesItsEnd as Scheduler\n")
     pytester.syspathinsert()
-    run(pytester, "--diffusion-scheduler=named_end:Scheduler", "diffusion::timesteps_well_formed").assert_outcomes(failed=1)
-    given = ("--diffusion-scheduler=named_end:Scheduler", "--diffusion-scheduler-names-end")
-    run(pytester, *given, "diffusion::timesteps_well_formed").assert_outcomes(passed=1)
+    given = ("--diffusion-scheduler=named_end:Scheduler", "diffusion::runs")
+    run(pytester, *given).assert_outcomes(failed=1)
+    run(pytester, *given, "--diffusion-scheduler-names-end").assert_outcomes(passed=1)
+
+
+def test_the_shape_of_samples_is_an_option(pytester):
+    pytester.makepyfile(
+        videos="from diffusers import DDIMScheduler\nfrom tests.conformance.test_declarations import of_one_shape\n"
+        "Scheduler = of_one_shape(DDIMScheduler)\n"
+    )
+    pytester.syspathinsert()
+    ids = ("diffusion::runs", "diffusion::point_mass_preserved")
+    without = run(pytester, "--diffusion-scheduler=videos:Scheduler", *ids)
+    assert without.ret == 1
+    without.stdout.fnmatch_lines(["*declare it: check_scheduler(..., shape=(...))*"])
+    run(pytester, "--diffusion-scheduler=videos:Scheduler", "--diffusion-scheduler-shape=2,16,4,8,8", *ids).assert_outcomes(passed=2)
 
 
 def test_the_choices_of_the_options_are_those_of_the_suite():
