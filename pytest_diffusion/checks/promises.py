@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from pytest_diffusion.checks.registry import CHECKS
-from pytest_diffusion.config.options import LENSES
+from pytest_diffusion.config.parsers import LENSES
 from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.config.thresholds import Thresholds, is_preset
 from pytest_diffusion.verdicts.gate import Promise

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_diffusion.config import parsers
 from pytest_diffusion.config.sources import listed
-from pytest_diffusion.verdicts.errors import unknown_name
-
-LENSES = ("metrics", "schedule", "attention", "latent", "paired")
-PROFILES = ("standard", "thorough")
-KINDS = ("vp", "sigma", "edm", "flow")
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "image_minus_noise")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -57,130 +50,6 @@ class Option:
         return [f"diffusion_{name}" for name in (self.name, *self.aliases)]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError("expected a whole number of at least 1")
-    return value
-
-
-def _size(text: str) -> int:
-    value = _positive(text)
-    if value % 8:
-        raise ValueError("expected a multiple of 8 pixels")
-    return value
-
-
-def _scale(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1000:
-        raise ValueError("expected a number of at least 0")
-    return value
-
-
-def _effort(text: str) -> float:
-    value = float(text)
-    if not 1 <= value <= 1000:
-        raise ValueError("expected a number from 1 to 1000")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise ValueError("expected a whole number of at least 0")
-    return value
-
-
-def _lenses(text: str) -> tuple[str, ...]:
-    lenses = tuple(part.strip() for part in text.split(",") if part.strip())
-    for lens in lenses:
-        if lens not in LENSES:
-            raise ValueError(unknown_name("the lens", lens, LENSES))
-    if not lenses:
-        raise ValueError(f"expected any of {','.join(LENSES)}")
-    return lenses
-
-
-def _lora(text: str) -> str:
-    path, scale = split_lora(text)
-    if not path or not 0 < abs(scale) < 1000:
-        raise ValueError("expected FOLDER_OR_FILE or FOLDER_OR_FILE:SCALE, with a scale other than 0")
-    return text
-
-
-def split_lora(text: str) -> tuple[str, float]:
-    """Path and scale of an adapter; the scale is 1 where none is given."""
-    path, found, scale = text.rpartition(":")
-    try:
-        return (path, float(scale)) if found else (text, 1.0)
-    except ValueError:
-        return text, 1.0  # a colon in the path
-
-
-def _layers(text: str) -> tuple[str, ...]:
-    layers = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not layers:
-        raise ValueError("expected names or prefixes of layers, separated by commas")
-    return layers
-
-
-def _entry(text: str) -> str:
-    name, found, _ = text.partition("=")
-    if not found or not name.isidentifier():
-        raise ValueError("expected key=value, as in beta_schedule=linear")
-    return text
-
-
-def _profile(text: str) -> str:
-    if text not in PROFILES:
-        raise ValueError(unknown_name("the profile", text, PROFILES))
-    return text
-
-
-def _kind(text: str) -> str:
-    if text not in KINDS:
-        raise ValueError(unknown_name("the kind", text, KINDS))
-    return text
-
-
-def _prediction(text: str) -> str:
-    if text not in PREDICTIONS:
-        raise ValueError(unknown_name("the prediction type", text, PREDICTIONS))
-    return text
-
-
-def _shape(text: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", text):
-        raise ValueError("expected the batch and the dimensions of a sample, as 2,16,4,8,8")
-    return text
-
-
-def _dtype(text: str) -> str:
-    if text not in DTYPES:
-        raise ValueError(unknown_name("the dtype", text, DTYPES))
-    return text
-
-
-def _device(text: str) -> str:
-    kind = text.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps", "xpu"):
-        raise ValueError(unknown_name("the device", kind, ("cpu", "cuda", "mps", "xpu")))
-    return text
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("expected true or false")
-    return text.lower() == "true"
-
-
-def _report(text: str) -> str:
-    if not text.endswith(".html"):
-        raise ValueError("expected a path that ends in .html; the .json lies beside it")
-    return text
-
-
 OPTIONS = (
     Option(
         "model",
@@ -198,12 +67,16 @@ OPTIONS = (
         is_path=True,
     ),
     Option(
-        "lora", _lora, "PATH[:SCALE]", "an adapter (LoRA) on the baseline: compared are the baseline with it and without it", is_path=True
+        "lora",
+        parsers.lora,
+        "PATH[:SCALE]",
+        "an adapter (LoRA) on the baseline: compared are the baseline with it and without it",
+        is_path=True,
     ),
     Option(
         "lenses",
-        _lenses,
-        "LENSES",
+        parsers.lenses,
+        "parsers.LENSES",
         "any of metrics,schedule,attention,latent,paired (default: all that the model supports; paired with a baseline)",
         is_list=True,
         aliases=("modes",),
@@ -234,13 +107,15 @@ OPTIONS = (
         is_path=True,
     ),
     Option("subject", str, "REF", "pictures of the subject of a fine-tune, for the scorer dinov2:PATH_OR_ID", is_path=True),
-    Option("max_samples", _positive, "N", "most pairs of samples that are drawn for the comparison (default: by the thresholds file)"),
-    Option("num_samples", _positive, "N", "samples generated for the metrics (default: 10000)"),
-    Option("steps", _positive, "N", "inference steps (default: 50)"),
-    Option("guidance_scale", _scale, "X", "classifier-free guidance (default: the pipeline's own)"),
-    Option("height", _size, "PIXELS", "height of the samples (default: the pipeline's own)"),
-    Option("width", _size, "PIXELS", "width of the samples (default: the pipeline's own)"),
-    Option("seed", _seed, "N", "sample i is drawn from seed N + i (default: 0)"),
+    Option(
+        "max_samples", parsers.positive, "N", "most pairs of samples that are drawn for the comparison (default: by the thresholds file)"
+    ),
+    Option("num_samples", parsers.positive, "N", "samples generated for the metrics (default: 10000)"),
+    Option("steps", parsers.positive, "N", "inference steps (default: 50)"),
+    Option("guidance_scale", parsers.scale, "X", "classifier-free guidance (default: the pipeline's own)"),
+    Option("height", parsers.size, "PIXELS", "height of the samples (default: the pipeline's own)"),
+    Option("width", parsers.size, "PIXELS", "width of the samples (default: the pipeline's own)"),
+    Option("seed", parsers.seed, "N", "sample i is drawn from seed N + i (default: 0)"),
     Option(
         "scheduler",
         str,
@@ -248,33 +123,37 @@ OPTIONS = (
         f"{listed('scheduler')}, built from the configuration of the model's scheduler; without a model it is tested by the "
         "scheduler checks",
     ),
-    Option("scheduler_config", _entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True),
-    Option("scheduler_profile", _profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
-    Option("scheduler_plan", _entry, "KEY=VALUE", "an argument of every set_timesteps in the scheduler checks, as shift=5", many=True),
-    Option("scheduler_step", _entry, "KEY=VALUE", "an argument of every step in the scheduler checks, as omega=10", many=True),
-    Option("scheduler_kind", _kind, "KIND", "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow"),
+    Option(
+        "scheduler_config", parsers.entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True
+    ),
+    Option("scheduler_profile", parsers.profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
+    Option(
+        "scheduler_plan", parsers.entry, "KEY=VALUE", "an argument of every set_timesteps in the scheduler checks, as shift=5", many=True
+    ),
+    Option("scheduler_step", parsers.entry, "KEY=VALUE", "an argument of every step in the scheduler checks, as omega=10", many=True),
+    Option("scheduler_kind", parsers.kind, "KIND", "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow"),
     Option(
         "scheduler_prediction_type",
-        _prediction,
+        parsers.prediction,
         "TYPE",
         "what the scheduler's model predicts, where nothing tells it: epsilon, ...",
     ),
     Option(
         "scheduler_names_end",
-        _switch,
+        parsers.switch,
         "",
         "the last of the scheduler's timesteps is the end of the plan, which its pipelines leave out",
         is_switch=True,
     ),
-    Option("scheduler_shape", _shape, "SHAPE", "the only shape of samples that the scheduler takes, as 2,16,4,8,8"),
-    Option("scheduler_expected", _entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
+    Option("scheduler_shape", parsers.shape, "SHAPE", "the only shape of samples that the scheduler takes, as 2,16,4,8,8"),
+    Option("scheduler_expected", parsers.entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
     Option("scheduler_baseline", str, "CLASS", "the scheduler before it was rewritten or ported: both must give the same samples"),
-    Option("device", _device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
-    Option("dtype", _dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
-    Option("batch_size", _positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
+    Option("device", parsers.device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
+    Option("dtype", parsers.dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
+    Option("batch_size", parsers.positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
     Option(
         "effort",
-        _effort,
+        parsers.effort,
         "X",
         "how many times as many prompts, seeds and images the attention and latent lenses use (default: 1)",
     ),
@@ -289,7 +168,7 @@ OPTIONS = (
     ),
     Option(
         "attention_layers",
-        _layers,
+        parsers.layers,
         "LAYERS",
         "layers whose attention is judged, by name or prefix, separated by commas (default: up_blocks, else all)",
         is_list=True,
@@ -302,10 +181,10 @@ OPTIONS = (
         many=True,
         is_path=True,
     ),
-    Option("report", _report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it", is_path=True),
+    Option("report", parsers.report, "PATH", "HTML report (default: diffusion-report.html); the .json lies beside it", is_path=True),
     Option(
         "trust_remote_code",
-        _switch,
+        parsers.switch,
         "",
         "let a model's folder or repository run code of its own, which is refused otherwise",
         is_switch=True,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.options import OPTIONS, Option, split_lora
+from pytest_diffusion.config.options import OPTIONS, Option
+from pytest_diffusion.config.parsers import split_lora
 from pytest_diffusion.config.sources import Kind, check_source, model_source, source_of
 from pytest_diffusion.config.thresholds import Thresholds, lacks_family, load_thresholds
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_diffusion.config.extensions import CHECKS, extensions
 from pytest_diffusion.config.margins import Margins, overlay
-from pytest_diffusion.config.options import LENSES
+from pytest_diffusion.config.parsers import LENSES
 from pytest_diffusion.config.resources import data_folder
 from pytest_diffusion.config.tables import read_table
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name

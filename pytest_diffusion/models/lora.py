@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pytest_diffusion.config.options import split_lora
+from pytest_diffusion.config.parsers import split_lora
 from pytest_diffusion.models.capabilities import denoiser, modules
 from pytest_diffusion.verdicts.errors import ModelError, missing_package
 

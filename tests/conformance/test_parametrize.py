@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pytest_diffusion.config import options
+from pytest_diffusion.config import parsers
 from pytest_diffusion.conformance import subject
 from pytest_diffusion.models.levels import PREDICTION_TYPES
 
@@ -203,8 +203,8 @@ def test_the_shape_of_samples_is_an_option(pytester):
 
 
 def test_the_choices_of_the_options_are_those_of_the_suite():
-    assert options.KINDS == subject.KINDS
-    assert options.PREDICTIONS == (*PREDICTION_TYPES, subject.TOWARDS_DATA)
+    assert parsers.KINDS == subject.KINDS
+    assert parsers.PREDICTIONS == (*PREDICTION_TYPES, subject.TOWARDS_DATA)
 
 
 def test_known_failures_are_named_in_the_ini_file(pytester):

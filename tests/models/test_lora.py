@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
-from pytest_diffusion.config.options import split_lora
+from pytest_diffusion.config.parsers import split_lora
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.models.load import load_pipeline
 from pytest_diffusion.verdicts.errors import ModelError

@@ -1,0 +1,137 @@
+"""What the text of an option means: each parser returns its value, or raises ValueError with what was expected."""
+
+from __future__ import annotations
+
+import re
+
+from pytest_diffusion.verdicts.errors import unknown_name
+
+LENSES = ("metrics", "schedule", "attention", "latent", "paired")
+PROFILES = ("standard", "thorough")
+KINDS = ("vp", "sigma", "edm", "flow")
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "image_minus_noise")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a whole number of at least 1")
+    return value
+
+
+def size(text: str) -> int:
+    value = positive(text)
+    if value % 8:
+        raise ValueError("expected a multiple of 8 pixels")
+    return value
+
+
+def scale(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1000:
+        raise ValueError("expected a number of at least 0")
+    return value
+
+
+def effort(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 1000:
+        raise ValueError("expected a number from 1 to 1000")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError("expected a whole number of at least 0")
+    return value
+
+
+def lenses(text: str) -> tuple[str, ...]:
+    lenses = tuple(part.strip() for part in text.split(",") if part.strip())
+    for lens in lenses:
+        if lens not in LENSES:
+            raise ValueError(unknown_name("the lens", lens, LENSES))
+    if not lenses:
+        raise ValueError(f"expected any of {','.join(LENSES)}")
+    return lenses
+
+
+def lora(text: str) -> str:
+    path, scale = split_lora(text)
+    if not path or not 0 < abs(scale) < 1000:
+        raise ValueError("expected FOLDER_OR_FILE or FOLDER_OR_FILE:SCALE, with a scale other than 0")
+    return text
+
+
+def split_lora(text: str) -> tuple[str, float]:
+    """Path and scale of an adapter; the scale is 1 where none is given."""
+    path, found, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if found else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a colon in the path
+
+
+def layers(text: str) -> tuple[str, ...]:
+    layers = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not layers:
+        raise ValueError("expected names or prefixes of layers, separated by commas")
+    return layers
+
+
+def entry(text: str) -> str:
+    name, found, _ = text.partition("=")
+    if not found or not name.isidentifier():
+        raise ValueError("expected key=value, as in beta_schedule=linear")
+    return text
+
+
+def profile(text: str) -> str:
+    if text not in PROFILES:
+        raise ValueError(unknown_name("the profile", text, PROFILES))
+    return text
+
+
+def kind(text: str) -> str:
+    if text not in KINDS:
+        raise ValueError(unknown_name("the kind", text, KINDS))
+    return text
+
+
+def prediction(text: str) -> str:
+    if text not in PREDICTIONS:
+        raise ValueError(unknown_name("the prediction type", text, PREDICTIONS))
+    return text
+
+
+def shape(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", text):
+        raise ValueError("expected the batch and the dimensions of a sample, as 2,16,4,8,8")
+    return text
+
+
+def dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise ValueError(unknown_name("the dtype", text, DTYPES))
+    return text
+
+
+def device(text: str) -> str:
+    kind = text.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "xpu"):
+        raise ValueError(unknown_name("the device", kind, ("cpu", "cuda", "mps", "xpu")))
+    return text
+
+
+def switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
+def report(text: str) -> str:
+    if not text.endswith(".html"):
+        raise ValueError("expected a path that ends in .html; the .json lies beside it")
+    return text
