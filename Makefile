@@ -82,6 +82,7 @@ newest:
 # goes on where it stopped.
 paired: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.paired --seeds 20 --results build/paired.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.attribution --seeds 20 --results build/attribution.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.looks
 
 wheel: $(STAMP)

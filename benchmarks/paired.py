@@ -28,6 +28,9 @@ from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
 from pytest_diffusion.gate.comparison import Comparison
+from pytest_diffusion.gate.denoising import LossRun
+from pytest_diffusion.gate.hybrids import Blame
+from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.parts import compare_parts
 from pytest_diffusion.gate.stages import Material, compare_losses, draw_pairs, is_same_for
 from pytest_diffusion.models.load import load_pipeline
@@ -75,6 +78,23 @@ class Gate:
 
     def judge(self, preset: str, variant: Variant, seed: int) -> Result:
         """The verdict on one variant. Stops where a figure is worse, as the plugin does."""
+        losses, pairs, settings = self.run(preset, variant, seed)
+        words = {run.figure: run.decided.word for run in losses}
+        images, evaluations = max([len(run.baseline) for run in losses], default=0), sum(run.evaluations for run in losses)
+        if pairs is None:
+            return Result(preset, variant.name, seed, words, images, 0, evaluations)
+        words |= {name: one.word for name, one in pairs.decided.items()}
+        evaluations += pairs.pairs * (_cost(settings) + _cost(self.settings)) + 2 * 16 * _cost(self.settings)
+        return Result(preset, variant.name, seed, words, images, pairs.pairs, evaluations)
+
+    def blames(self, preset: str, variant: Variant, seed: int) -> dict[str, Blame]:
+        """The parts that are named for each figure that is worse."""
+        losses, pairs, _ = self.run(preset, variant, seed)
+        found = {run.figure: run.blame for run in losses if run.blame is not None}
+        return found | (pairs.blame if pairs is not None else {})
+
+    def run(self, preset: str, variant: Variant, seed: int) -> tuple[list[LossRun], PairedRun | None, Settings]:
+        """The stages on one variant, up to the one that closes the gate, and the settings of the samples."""
         margins = load_thresholds(["demo", preset]).margins
         # What a seed does not decide is drawn with other seeds.
         own = self.settings if variant.is_seeded else replace(self.settings, seed=10_000 * seed)
@@ -82,16 +102,13 @@ class Gate:
         own_code = variant.name in IN_SAMPLES_ALONE
         family = sum(margins.of(name) is not None for name in margins.by_figure)
         comparison = Comparison("demo", margins, compare_parts(candidate, self.baseline), own_code, family=family)
-        words: dict[str, str] = {}
-        images = evaluations = 0
+        losses: list[LossRun] = []
         for figure in ("denoising_loss", "text_encoder_loss", "reconstruction_loss"):
             if is_same_for(figure, comparison):
                 continue
-            run = compare_losses(figure, candidate, self.baseline, None, self.reference, own, comparison, say=lambda text: None)
-            words[figure], images = run.decided.word, max(images, len(run.baseline))
-            evaluations += run.evaluations
-            if run.decided.word == "worse":
-                return Result(preset, variant.name, seed, words, images, 0, evaluations)
+            losses.append(compare_losses(figure, candidate, self.baseline, None, self.reference, own, comparison, say=lambda text: None))
+            if losses[-1].decided.word == "worse":
+                return losses, None, own
         with tempfile.TemporaryDirectory() as folder:
             settings = replace(own, **variant.settings, cache_dir=folder)
             pairs = draw_pairs(
@@ -105,9 +122,7 @@ class Gate:
                 self.material,
                 say=lambda text: None,
             )
-        words |= {name: one.word for name, one in pairs.decided.items()}
-        evaluations += pairs.pairs * (_cost(settings) + _cost(self.settings)) + 2 * 16 * _cost(self.settings)
-        return Result(preset, variant.name, seed, words, images, pairs.pairs, evaluations)
+        return losses, pairs, settings
 
 
 def _cost(settings: Settings) -> int:

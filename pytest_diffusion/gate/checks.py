@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pytest_diffusion.checks.registry import Check, check
 from pytest_diffusion.features.image_scores import names_of
+from pytest_diffusion.gate.attribution import GUARDS
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun
 from pytest_diffusion.gate.drift import drift_of
@@ -90,6 +91,7 @@ def paired_guards(pairs: PairedRun) -> Measurement:
         "of one colour": [int(rows.constant.sum()) for rows in (pairs.candidate, pairs.baseline)],
         "repeated": [rows.repeated for rows in (pairs.candidate, pairs.baseline)],
     }
+    found = pairs.blame.get(GUARDS)
     beyond = {what: max(0, ours - theirs) for what, (ours, theirs) in counts.items()}
     told = ", ".join(f"{ours} {what} (baseline {theirs})" for what, (ours, theirs) in counts.items() if ours > theirs)
     return Measurement(
@@ -98,8 +100,8 @@ def paired_guards(pairs: PairedRun) -> Measurement:
         num_samples=pairs.pairs,
         relation="worse" if told else "same",
         own_limits=Limits(at_most=0, source=_EXACT, where="gate/checks.py"),
-        hint=f"Of {pairs.pairs} samples of the candidate, {told}." if told else "",
-        series={"counts": counts},
+        hint=f"Of {pairs.pairs} samples of the candidate, {told}. {found.text if found else ''}".strip() if told else "",
+        series={"counts": counts, **({"blame": found.to_json()} if found else {})},
     )
 
 
@@ -172,7 +174,15 @@ def of_pairs(pairs: PairedRun, name: str, comparison: Comparison) -> Measurement
         for side, rows in (("candidate", pairs.candidate), ("baseline", pairs.baseline))
         if name in rows.scores
     }
-    return measured(pairs.decided[name], comparison.figure(name), comparison, stopped=pairs.is_closed, series=scores, planned=pairs.planned)
+    return measured(
+        pairs.decided[name],
+        comparison.figure(name),
+        comparison,
+        stopped=pairs.is_closed,
+        series=scores,
+        planned=pairs.planned,
+        blame=pairs.blame.get(name),
+    )
 
 
 def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
@@ -186,6 +196,7 @@ def _of_losses(run: LossRun, comparison: Comparison) -> Measurement:
         planned=run.planned,
         what="images",
         remedy=": give more reference images, and raise references in the table [paired] of the thresholds file",
+        blame=run.blame,
     )
 
 

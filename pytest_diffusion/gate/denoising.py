@@ -12,6 +12,7 @@ import torch
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.figures import relative_loss
 from pytest_diffusion.gate.floor import TWIN_IMAGES, TWINS, Losses
+from pytest_diffusion.gate.hybrids import Blame
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.maths.statistics import Estimate
@@ -86,6 +87,8 @@ class LossRun:
     """Images that the run might have used."""
     evaluations: int
     """Denoiser evaluations of both models and of the twins, one for each image and timestep."""
+    blame: Blame | None = None
+    """The parts from which it comes, where it is worse."""
 
     @property
     def bands(self) -> list[tuple[float, float, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 from pytest_diffusion.config.margins import Margin
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.figures import Figure
+from pytest_diffusion.gate.hybrids import Blame
 from pytest_diffusion.gate.looks import Decided
 from pytest_diffusion.verdicts.limits import Limits
 from pytest_diffusion.verdicts.verdict import Measurement
@@ -22,11 +23,15 @@ def measured(
     stopped: bool = False,
     what: str = "pairs",
     remedy: str = ": raise --diffusion-max-samples",
+    blame: Blame | None = None,
 ) -> Measurement:
     """The measurement of a decided difference, with its margin as limits."""
     look, margin = decided.look, comparison.margins.of(figure.name)
     hint = decided.reason[:1].upper() + decided.reason[1:] + "." if decided.reason else ""
     unjudged = ""
+    if blame is not None:
+        hint = f"{hint} {blame.text}".strip()
+        series = {**series, "blame": blame.to_json()}
     if decided.word == "cannot tell" and not decided.is_blurred:
         if stopped:
             unjudged = f"the comparison stopped after {look.pairs} {what}, because another figure is worse."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from pytest_diffusion.gate.figures import OF_IMAGES, OF_REFERENCE, SET_FIGURES, score_look, set_look
+from pytest_diffusion.gate.hybrids import Blame
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
@@ -31,6 +32,8 @@ class PairedRun:
     """Pairs that the run might have drawn."""
     missing: dict[str, Exception] = field(default_factory=dict)
     """Figures that could not be measured, and why."""
+    blame: dict[str, Blame] = field(default_factory=dict)
+    """The parts from which the worst figure comes, and broken samples, by name."""
 
     @property
     def pairs(self) -> int:

@@ -13,10 +13,12 @@ from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.features.image_scores import ImageScorer, clip_scorer, load_scorer, tone_scorer
+from pytest_diffusion.gate.attribution import TEXT_PARTS, of_loss, of_pairs
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun, NoisedImages, reconstruction_losses, run_losses
 from pytest_diffusion.gate.figures import OF_REFERENCE, SET_FIGURES, clusters_of
 from pytest_diffusion.gate.floor import TWIN_PAIRS, Losses, floors_of_losses, sample_floors
+from pytest_diffusion.gate.hybrids import with_parts
 from pytest_diffusion.gate.pairs import PairedRun, run_pairs
 from pytest_diffusion.gate.saved import SavedBaseline
 from pytest_diffusion.gate.side import LiveSide, SavedSide
@@ -28,8 +30,7 @@ from pytest_diffusion.samples.room import require_room, require_steps
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 
-_TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
-_OF_LOSS = ("unet", "transformer", *_TEXT, "vae")
+_OF_LOSS = ("unet", "transformer", *TEXT_PARTS, "vae")
 _TYPE = "prediction_type"
 _FEWEST_IMAGES = 16
 Say = Callable[[str], object]
@@ -56,7 +57,7 @@ def is_same_for(figure: str, comparison: Comparison) -> bool:
     if figure == "reconstruction_loss":
         return comparison.parts.is_same("vae")
     if figure == "text_encoder_loss":
-        return comparison.parts.is_same(*_TEXT)
+        return comparison.parts.is_same(*TEXT_PARTS)
     declared = [part for part in comparison.parts.parts if part.name == "scheduler" and any(_TYPE in note for note in part.notes)]
     # The decoder is not asked: images are encoded, noised and denoised.
     vae = next((part for part in comparison.parts.parts if part.name == "vae"), None)
@@ -106,7 +107,12 @@ def compare_losses(
         def floor() -> float:
             return floors_of_losses(lambda: losses(baseline), baseline, len(images), theirs)
 
-    return run_losses(figure, own, theirs, rules, count=len(images), log_snr=log_snr, clusters=clusters_of(texts), floor=floor, say=say)
+    clusters = clusters_of(texts)
+    run = run_losses(figure, own, theirs, rules, count=len(images), log_snr=log_snr, clusters=clusters, floor=floor, say=say)
+    if run.decided.word != "worse" or baseline is None:
+        return run
+    found = of_loss(figure, candidate, baseline, comparison, losses, theirs, count=len(images), clusters=clusters, say=say)
+    return replace(run, blame=found)
 
 
 def losses_on(
@@ -130,15 +136,9 @@ def _with_text_of(baseline: Any, candidate: Any, losses: Callable[[Any], Losses]
     own = losses(candidate)
 
     def run(count: int) -> torch.Tensor:
-        kept = {name: getattr(candidate, name) for name in _TEXT if getattr(candidate, name, None) is not None}
-        others = {name: getattr(baseline, name, None) for name in kept}
-        try:
-            for name, part in others.items():
-                setattr(candidate, name, part)
+        own_ones = [name for name in TEXT_PARTS if getattr(candidate, name, None) is not None]
+        with with_parts(candidate, {name: getattr(baseline, name, None) for name in own_ones}):
             return own(count)
-        finally:
-            for name, part in kept.items():
-                setattr(candidate, name, part)
 
     return run
 
@@ -156,7 +156,7 @@ def _require_swappable(candidate: Any, baseline: Any | None) -> None:
     """Raise NotApplicable where the baseline's text encoders cannot take the place of the candidate's."""
     if baseline is None:
         raise NotApplicable("the baseline was saved without its weights.")
-    for name in _TEXT:
+    for name in TEXT_PARTS:
         ours, theirs = getattr(candidate, name, None), getattr(baseline, name, None)
         widths = [getattr(getattr(part, "config", None), "hidden_size", None) for part in (ours, theirs)]
         if (ours is None) != (theirs is None) or type(ours) is not type(theirs) or widths[0] != widths[1]:
@@ -259,7 +259,8 @@ def draw_pairs(
         floors=floors,
         say=say,
     )
-    return replace(run, missing=missing)
+    found = of_pairs(run, ours, baseline, comparison, reference, clusters=clusters_of(texts), say=say) if baseline is not None else {}
+    return replace(run, missing=missing, blame=found)
 
 
 def _reference(material: Material, missing: dict[str, Exception]) -> torch.Tensor | FeatureStatistics | None:
