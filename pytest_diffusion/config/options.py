@@ -148,6 +148,13 @@ OPTIONS = (
     Option("scheduler_shape", parsers.shape, "SHAPE", "the only shape of samples that the scheduler takes, as 2,16,4,8,8"),
     Option("scheduler_expected", parsers.entry, "CHECK=REASON", "a scheduler check that is known to fail, and why", many=True),
     Option("scheduler_baseline", str, "CLASS", "the scheduler before it was rewritten or ported: both must give the same samples"),
+    Option(
+        "slices",
+        str,
+        "NAME",
+        "compare by slice too: words that prompts share (words), or a column of the prompts' file; may be given more than once",
+        many=True,
+    ),
     Option("device", parsers.device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
     Option("dtype", parsers.dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
     Option("batch_size", parsers.positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),

@@ -41,6 +41,7 @@ class Settings:
     scorer: tuple[str, ...] = ()
     subject: str | None = None
     max_samples: int | None = None
+    slices: tuple[str, ...] = ()
     num_samples: int = 10_000
     steps: int = 50
     guidance_scale: float | None = None
@@ -161,7 +162,7 @@ def validate(settings: Settings) -> None:
 def _validate_comparison(settings: Settings) -> None:
     """What only the comparison with a baseline uses."""
     if settings.baseline is None:
-        for name in ("retention", "scorer", "subject", "max_samples"):
+        for name in ("retention", "scorer", "subject", "max_samples", "slices"):
             if getattr(settings, name) and settings.sources.get(name) in ("option", "marker"):
                 raise SettingsError(
                     f"--diffusion-{name.replace('_', '-')} is used with --diffusion-baseline alone; name the model to compare with."

@@ -26,6 +26,8 @@ class Comparison:
     lora: LoraChange | None = None
     family: int = 0
     """Figures that are judged."""
+    slice_alpha: float = 0.0
+    """Chance of a false alarm of the slices of one stage, where slices are judged."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """Figures that are declared here and nowhere else."""
 

@@ -14,6 +14,7 @@ from pytest_diffusion.gate.figures import relative_loss
 from pytest_diffusion.gate.floor import TWIN_IMAGES, TWINS, Losses
 from pytest_diffusion.gate.hybrids import Blame
 from pytest_diffusion.gate.looks import Decided, Look, Rules
+from pytest_diffusion.gate.slices import SliceFound, Slicing
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.models.denoising import band_timesteps, denoising_losses, timesteps_at
@@ -89,6 +90,8 @@ class LossRun:
     """Denoiser evaluations of both models and of the twins, one for each image and timestep."""
     blame: Blame | None = None
     """The parts from which it comes, where it is worse."""
+    slices: list[SliceFound] | None = None
+    """The loss by slice of the captions, where that was asked for."""
 
     @property
     def bands(self) -> list[tuple[float, float, float]]:
@@ -109,6 +112,7 @@ def run_losses(
     log_snr: Sequence[float] = (),
     clusters: Sequence[Hashable] | None = None,
     floor: Callable[[], float] | None = None,
+    slicing: Slicing | None = None,
     say: Callable[[str], object] = print,
 ) -> LossRun:
     """Look after each planned number of images, at most `count`, until the figure is decided.
@@ -118,6 +122,7 @@ def run_losses(
     assert isinstance(rules.plan, Plan)
     looks = rules.plan.looks(count)
     history: list[Look] = []
+    slices: list[SliceFound] | None = None
     for images in looks:
         ours, theirs = candidate(images), baseline(images)
         if not bool(theirs.isfinite().all()):
@@ -131,17 +136,21 @@ def run_losses(
         own = list(clusters[:images]) if clusters is not None else None
         history.append(relative_loss(ours, theirs, own))
         decided = rules.decide({figure: history})
-        if not rules.is_over(decided) and images < looks[-1]:
+        if slicing is not None:
+            scale = theirs.mean(0)
+            slices = slicing.decide({figure: (100 * (ours / scale).mean(1), 100 * (theirs / scale).mean(1))}, looks[: len(history)])
+        is_sliced = slicing is None or slices is None or slicing.is_over(slices)
+        if not (rules.is_over(decided) and is_sliced) and images < looks[-1]:
             say(f"{figure}: not decided after {images} images")
             continue
         if floor is not None and not rules.floors:
             rules = replace(rules, floors={figure: floor()})
             decided = rules.decide({figure: history})
-        if rules.is_over(decided):
+        if rules.is_over(decided) and is_sliced:
             break
     twins = len(TWINS) * min(TWIN_IMAGES, images) if floor is not None else 0
     spent = (2 * images + twins) * len(log_snr)
-    return LossRun(figure, decided[figure], ours, theirs, list(log_snr), looks[-1], spent)
+    return LossRun(figure, decided[figure], ours, theirs, list(log_snr), looks[-1], spent, slices=slices)
 
 
 def reconstruction_losses(pipeline: Any, images: torch.Tensor) -> Losses:

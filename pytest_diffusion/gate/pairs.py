@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from pytest_diffusion.features.image_scores import TONES
 from pytest_diffusion.gate.figures import OF_IMAGES, OF_REFERENCE, SET_FIGURES, score_look, set_look
 from pytest_diffusion.gate.hybrids import Blame
 from pytest_diffusion.gate.looks import Decided, Look, Rules
 from pytest_diffusion.gate.side import Rows, Side
+from pytest_diffusion.gate.slices import SliceFound, Slicing
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.verdicts.errors import SetupError
@@ -34,6 +36,8 @@ class PairedRun:
     """Figures that could not be measured, and why."""
     blame: dict[str, Blame] = field(default_factory=dict)
     """The parts from which the worst figure comes, and broken samples, by name."""
+    slices: list[SliceFound] | None = None
+    """Scores by slice of the prompts, where that was asked for."""
 
     @property
     def pairs(self) -> int:
@@ -57,6 +61,7 @@ def run_pairs(
     reference: Reference = None,
     most: int,
     floors: Callable[[int], Mapping[str, float]] | None = None,
+    slicing: Slicing | None = None,
     say: Callable[[str], object] = print,
 ) -> PairedRun:
     """Look after each planned number of pairs, until nothing is left to find out or `most` pairs are drawn.
@@ -66,7 +71,8 @@ def run_pairs(
     assert isinstance(rules.plan, Plan)
     looks = rules.plan.looks(most)
     histories: dict[str, list[Look]] = {}
-    for count in looks:
+    slices: list[SliceFound] | None = None
+    for place, count in enumerate(looks, 1):
         ours, theirs = candidate.rows(count), baseline.rows(count)
         if count == looks[0]:
             _require_sound(theirs, baseline.name)
@@ -76,10 +82,20 @@ def run_pairs(
         if floors is not None and not rules.floors:
             rules = replace(rules, floors=floors(count))
         decided = rules.decide(histories)
-        if rules.is_over(decided):
+        if slicing is not None:
+            slicing = replace(slicing, rules=rules)
+            slices = slicing.decide(scores_of(ours, theirs), looks[:place])
+        if rules.is_over(decided) and (slicing is None or slicing.is_over(slices or [])):
             break
         say(f"after {count} pairs: {_progress(decided)}")
-    return PairedRun(decided, ours, theirs, prompts[:count] if prompts is not None else None, seeds[:count], looks[-1])
+    texts = prompts[:count] if prompts is not None else None
+    return PairedRun(decided, ours, theirs, texts, seeds[:count], looks[-1], slices=slices)
+
+
+def scores_of(candidate: Rows, baseline: Rows) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The scores of what the images show, of both models; tones of a slice say little about what was forgotten."""
+    names = [name for name in candidate.scores if name in baseline.scores and name not in TONES]
+    return {name: (candidate.scores[name].double(), baseline.scores[name].double()) for name in names}
 
 
 def _require_sound(rows: Rows, name: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffusion.verdicts.drawing import PALETTE, axes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_MOST_SLICES = 24
 
 
 def loss_by_band(series: dict[str, Any]) -> Figure | None:
@@ -38,4 +41,22 @@ def change_by_look(series: dict[str, Any]) -> Figure | None:
             axes.axhline(side * series["margin"], color=PALETTE[3], linewidth=1, linestyle="--")
     axes.set_xlabel("pairs")
     axes.set_ylabel("change")
+    return figure
+
+
+def change_by_slice(series: dict[str, Any]) -> Figure | None:
+    """The change of each slice with its interval, in units of the margin, worst first."""
+    slices = [one for one in series.get("slices") or [] if one["margin"] and all(map(math.isfinite, one["interval"]))][:_MOST_SLICES]
+    if not slices:
+        return None
+    figure, axes = axes_of(5.2, 1.2 + 0.22 * len(slices))
+    for row, one in enumerate(reversed(slices)):
+        low, high = (end / one["margin"] for end in one["interval"])
+        colour = PALETTE[1] if one["word"] == "worse" else PALETTE[0]
+        axes.plot([low, high], [row, row], color=colour, linewidth=1.5)
+        axes.plot([one["change"] / one["margin"]], [row], "o", color=colour, markersize=4)
+    axes.set_yticks(range(len(slices)), [f"{one['slice']} ({one['figure']})" for one in reversed(slices)], fontsize=7)
+    for side in (-1, 1):
+        axes.axvline(side, color=PALETTE[3], linewidth=1, linestyle="--")
+    axes.set_xlabel("change in margins")
     return figure

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.prompts import prompt_columns
 from pytest_diffusion.data.references import Reference, load_reference
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.identity import Features
@@ -22,6 +23,7 @@ from pytest_diffusion.gate.hybrids import with_parts
 from pytest_diffusion.gate.pairs import PairedRun, run_pairs
 from pytest_diffusion.gate.saved import SavedBaseline
 from pytest_diffusion.gate.side import LiveSide, SavedSide
+from pytest_diffusion.gate.slices import WORDS, slicing
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.capabilities import device_of, image_size, is_text_conditioned
@@ -33,6 +35,8 @@ from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, Setup
 _OF_LOSS = ("unet", "transformer", *TEXT_PARTS, "vae")
 _TYPE = "prediction_type"
 _FEWEST_IMAGES = 16
+SLICED = ("denoising_loss", "retention_loss")
+"""Losses that are compared by slice of the captions."""
 Say = Callable[[str], object]
 
 
@@ -108,7 +112,19 @@ def compare_losses(
             return floors_of_losses(lambda: losses(baseline), baseline, len(images), theirs)
 
     clusters = clusters_of(texts)
-    run = run_losses(figure, own, theirs, rules, count=len(images), log_snr=log_snr, clusters=clusters, floor=floor, say=say)
+    wanted = [WORDS] if WORDS in settings.slices and figure in SLICED else []
+    run = run_losses(
+        figure,
+        own,
+        theirs,
+        rules,
+        count=len(images),
+        log_snr=log_snr,
+        clusters=clusters,
+        floor=floor,
+        slicing=slicing(wanted, texts, {}, rules, comparison.slice_alpha),
+        say=say,
+    )
     if run.decided.word != "worse" or baseline is None:
         return run
     found = of_loss(figure, candidate, baseline, comparison, losses, theirs, count=len(images), clusters=clusters, say=say)
@@ -234,6 +250,7 @@ def draw_pairs(
     names = [name for scorer in scorers for name in scorer.names] + ([*SET_FIGURES] if extractor is not None else [])
     rules = comparison.rules(names, comparison.margins.pairs)
     seeds = seeds_of(settings, looks[-1])
+    columns = prompt_columns(settings.prompts, settings.reference, [name for name in settings.slices if name != WORDS])
     texts = [own[index % len(own)] for index in range(looks[-1])] if own is not None else None
     if saved is not None:
         theirs: Any = SavedSide(comparison.name, saved.rows_for(scorers, extractor, texts, seeds))
@@ -257,6 +274,7 @@ def draw_pairs(
         reference=reference,
         most=looks[-1],
         floors=floors,
+        slicing=slicing(settings.slices, texts, columns, rules, comparison.slice_alpha),
         say=say,
     )
     found = of_pairs(run, ours, baseline, comparison, reference, clusters=clusters_of(texts), say=say) if baseline is not None else {}

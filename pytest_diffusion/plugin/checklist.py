@@ -145,15 +145,16 @@ def expected_checks(settings: Settings) -> list[str]:
 
 
 def _checks_of(settings: Settings) -> list[Check]:
-    """All checks, and those of the scorers that the user names."""
-    if not settings.scorer:
+    """All checks, and those of the scorers and slices that the user names."""
+    if not settings.scorer and not settings.slices:
         return all_checks()
     from pytest_diffusion.gate.checks import scorer_checks
+    from pytest_diffusion.gate.slice_checks import slice_checks
 
-    return [*all_checks(), *scorer_checks(settings.scorer)]
+    return [*all_checks(), *scorer_checks(settings.scorer), *(slice_checks() if settings.slices else [])]
 
 
-_ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",)}
+_ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",), "paired_retention_by_slice": ("retention",)}
 """Options without which a check has nothing to look at, so that it is not collected."""
 
 

@@ -52,6 +52,8 @@ def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> li
         return [f"Against {name}: not compared; no figure was held against a margin.{why}"]
     verdict = "worse" if by_word["worse"] else "cannot tell" if by_word["cannot tell"] else "no worse"
     lines = [f"Against {name}: {verdict} ({'; '.join(told)})."]
+    if "denoising_loss" in by_word["better"] and "retention_loss" in by_word["worse"]:
+        lines.append("It learned what the reference shows, and forgot some of the retention set.")
     differs = facts["baseline"].get("differs")
     if differs:
         lines.append(f"They differ in {', '.join(differs)}.")

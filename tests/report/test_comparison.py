@@ -44,6 +44,13 @@ def test_the_first_screen_says_what_was_found_and_what_it_cost():
     assert comparison_text([SAME], {}) == []
 
 
+def test_what_was_learned_and_forgotten_is_said():
+    learned, forgot = change("denoising_loss", "better", -20.0), change("retention_loss", "worse", 30.0)
+    sentence = "It learned what the reference shows, and forgot some of the retention set."
+    assert sentence in comparison_text([learned, forgot], FACTS)
+    assert sentence not in comparison_text([learned, SAME], FACTS)
+
+
 def test_the_table_begins_with_the_worst():
     assert [one.check for one in worst_changes_first([SAME, OPEN, WORSE])] == ["paired_clip_score", "paired_fid", "paired_alignment"]
     table = comparison_table([SAME, WORSE])

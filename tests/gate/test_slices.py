@@ -1,0 +1,197 @@
+"""The forgetting map: which slices there are, that a worse one is named and no other, and how often a sound model is blamed."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.variants import purple_half_blue
+from pytest_diffusion.config.margins import Margin, Margins
+from pytest_diffusion.config.settings import resolve
+from pytest_diffusion.config.thresholds import load_thresholds
+from pytest_diffusion.data.prompts import prompt_columns
+from pytest_diffusion.data.references import load_reference
+from pytest_diffusion.gate.comparison import Comparison
+from pytest_diffusion.gate.denoising import run_losses
+from pytest_diffusion.gate.looks import Rules
+from pytest_diffusion.gate.pairs import run_pairs
+from pytest_diffusion.gate.parts import compare_parts
+from pytest_diffusion.gate.plots import change_by_slice
+from pytest_diffusion.gate.side import Rows, SavedSide
+from pytest_diffusion.gate.slice_checks import paired_denoising_by_slice, paired_retention_by_slice, paired_scores_by_slice, slice_checks
+from pytest_diffusion.gate.slices import FEWEST_PAIRS, MOST_SLICES, slices_by_values, slices_by_words, slicing
+from pytest_diffusion.gate.stages import compare_losses
+from pytest_diffusion.maths.sequential import Plan
+from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
+
+COUNT = 256
+COLOURS, SHAPES = ("red", "green", "blue", "purple"), ("circle", "square", "triangle")
+PROMPTS = [f"a {COLOURS[index % 4]} {SHAPES[index % 3]} number {index % 48}" for index in range(COUNT)]
+RULES = Rules(Margins({"clip_score": Margin(margin=0.2, source="a test")}), {"clip_score": 1}, Plan(COUNT), family=1)
+
+
+def differences(shift, *, seed=0, purple=0.0):
+    """A baseline's score, and the candidate's, which is lower by `shift`, and more so where the prompt says purple."""
+    generator = torch.Generator().manual_seed(seed)
+    baseline = torch.randn(COUNT, dtype=torch.float64, generator=generator)
+    lost = shift + purple * torch.tensor(["purple" in prompt for prompt in PROMPTS], dtype=torch.float64)
+    return baseline - lost + 0.5 * torch.randn(COUNT, dtype=torch.float64, generator=generator), baseline
+
+
+def found_in(values, *, alpha=0.05, looks=(16, 32, 64, 128, 256), rules=RULES):
+    own = slicing(["words"], PROMPTS, {}, rules, alpha)
+    return own.decide({"clip_score": values}, looks)
+
+
+def named(found):
+    return [one.name for one in found if one.is_named]
+
+
+def test_slices_are_words_that_some_prompts_share():
+    found = slices_by_words(PROMPTS)
+    assert set(found) == {*COLOURS, *SHAPES}
+    assert found["purple"] == [index for index in range(COUNT) if index % 4 == 3]
+    prompts = ["A photo of the sea", "sea view, sea", *["the l'été sky"] * FEWEST_PAIRS, *["the Sky"] * FEWEST_PAIRS]
+    assert slices_by_words(prompts) == {"sky": list(range(2, 18)), "l'été": list(range(2, 10))}
+    assert slices_by_words(["the same"] * 20) == {}
+    together = slices_by_words([*["blue hat"] * 9, *["red car"] * 9])
+    assert set(together) == {"blue and hat", "car and red"}
+    assert len(slices_by_words([f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(100) for _ in range(8)])) == MOST_SLICES
+
+
+def test_or_values_of_a_column():
+    values = [*["animals"] * 8, *["food "] * 9, None, "", "rare"]
+    assert slices_by_values(values) == {"animals": list(range(8)), "food": list(range(8, 17))}
+    own = slicing(["topic"], [f"prompt {index}" for index in range(40)], {"topic": [*values[:10], None]}, RULES, 0.05)
+    # Pairs go through the file again and again.
+    assert own.places == {"topic=animals": [index for index in range(40) if index % 11 < 8]}
+
+
+def test_a_forgotten_word_is_named_and_no_other():
+    found = found_in(differences(0.0, purple=1.5))
+    assert named(found) == ["purple"]
+    assert found[0].name == "purple"
+    assert found[0].pairs == COUNT // 4
+    assert all(index % 4 == 3 for index in found[0].worst)
+    assert float(found[0].decided.look.difference.value) == pytest.approx(-1.5, abs=0.3)
+    by_name = {one.name: one for one in found}
+    assert by_name["red"].decided.word == "same"
+    # Circles are worse too, but for the purple ones alone.
+    assert by_name["circle"].decided.word == "worse"
+    assert by_name["circle"].through == "purple"
+
+
+def test_two_forgotten_words_are_both_named():
+    candidate, baseline = differences(0.0, purple=1.5)
+    candidate = candidate - 2.0 * torch.tensor(["square" in prompt for prompt in PROMPTS], dtype=torch.float64)
+    assert sorted(named(found_in((candidate, baseline)))) == ["purple", "square"]
+
+
+def test_a_sound_model_is_rarely_blamed_also_at_the_margin():
+    blamed = sum(bool(named(found_in(differences(0.2, seed=seed)))) for seed in range(100))
+    assert blamed <= 10  # 5 % of 100, and two standard errors
+    assert not any(named(found_in(differences(0.0, seed=seed))) for seed in range(50))
+
+
+def test_early_looks_are_those_of_all_pairs_and_small_slices_wait():
+    found = found_in(differences(0.0, purple=5.0), looks=(16,))
+    assert {one.name for one in found} <= {*COLOURS, *SHAPES}
+    assert all(one.pairs >= FEWEST_PAIRS for one in found)
+    assert named(found_in(differences(0.0, purple=5.0), looks=(16, 32, 64))) == ["purple"]
+
+
+def test_what_all_figures_say_is_not_said_of_reported_ones():
+    rules = replace(RULES, margins=Margins({"clip_score": Margin(kind="reported", source="a test")}))
+    assert found_in(differences(0.0, purple=5.0), rules=rules) == []
+
+
+def rows(values):
+    whole = torch.ones(COUNT, dtype=torch.bool)
+    return Rows({"clip_score": values, "brightness": values}, None, whole, ~whole, [str(index) for index in range(COUNT)])
+
+
+def pairs_of(values, **rest):
+    candidate, baseline = values
+    return run_pairs(
+        SavedSide("candidate", rows(candidate)),
+        SavedSide("baseline", rows(baseline)),
+        RULES,
+        prompts=PROMPTS,
+        seeds=list(range(COUNT)),
+        clusters=None,
+        most=COUNT,
+        say=lambda text: None,
+        **rest,
+    )
+
+
+def test_a_run_goes_on_until_its_slices_are_decided():
+    values = differences(0.0, purple=1.5)
+    assert pairs_of(values).pairs < COUNT
+    run = pairs_of(values, slicing=slicing(["words"], PROMPTS, {}, RULES, 0.01))
+    assert {one.figure for one in run.slices} == {"clip_score"}
+    assert named(run.slices) == ["purple"]
+    found = paired_scores_by_slice(run)
+    assert found.value == 1
+    assert found.relation == "worse"
+    assert found.hint.startswith("Worse: purple (clip_score -1.")
+    assert found.series["slices"][0]["slice"] == "purple"
+    assert json.loads(json.dumps(found.series["slices"]))
+    assert change_by_slice(found.series) is not None
+    assert change_by_slice({"slices": []}) is None
+
+
+def test_losses_are_sliced_by_their_captions():
+    candidate, baseline = differences(0.0, purple=1.5)
+    losses = [(10 + one).clamp(min=1).unsqueeze(1) for one in (2 * baseline - candidate, baseline)]
+    rules = Rules(Margins({"denoising_loss": Margin(margin=5.0, source="a test")}), {"denoising_loss": -1}, Plan(COUNT), family=1)
+    own = slicing(["words"], PROMPTS, {}, rules, 0.01)
+    run = run_losses(
+        "denoising_loss", *(lambda count, one=one: one[:count] for one in losses), rules, count=COUNT, slicing=own, say=lambda text: None
+    )
+    assert named(run.slices) == ["purple"]
+    assert "Worse: purple (denoising_loss 1" in paired_denoising_by_slice(run).hint
+    assert paired_retention_by_slice(run).name == "number of slices of the captions of the retention set that are worse"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_on_the_demo_a_forgotten_colour_is_named_before_an_image_is_drawn(demo_pipeline, shared_cache):
+    options = {"model": "demo", "baseline": "demo", "cache_dir": str(shared_cache), "slices": ["words"]}
+    settings = replace(resolve(options=options, ini={})[0], num_samples=256)
+    reference = load_reference("demo", height=32, width=32, limit=256)
+    candidate = copy.deepcopy(demo_pipeline)
+    purple_half_blue(candidate, 0)
+    margins = load_thresholds(["demo", "finetune"]).margins
+    comparison = Comparison("demo", margins, compare_parts(candidate, demo_pipeline), family=12, slice_alpha=0.05 / 15)
+    run = compare_losses("denoising_loss", candidate, demo_pipeline, None, reference, settings, comparison, say=lambda text: None)
+    assert named(run.slices) == ["purple"]
+    assert {"red", "circle"} <= {one.name for one in run.slices}
+
+
+def test_slices_belong_to_a_comparison(pytester):
+    result = pytester.runpytest("--diffusion-model=demo", "--diffusion-slices=words")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--diffusion-slices is used with --diffusion-baseline alone*"])
+
+
+def test_without_slices_there_is_no_verdict():
+    with pytest.raises(NotApplicable, match="the prompts were not sliced"):
+        paired_scores_by_slice(pairs_of(differences(0.0)))
+    assert [one.name for one in slice_checks()] == ["paired_denoising_by_slice", "paired_retention_by_slice", "paired_scores_by_slice"]
+    assert slicing(["words"], None, {}, RULES, 0.05) is None
+    with pytest.raises(SetupError, match="no slice by words has 8 of 3 prompts"):
+        slicing(["words"], ["a cat", "a dog", "a cow"], {}, RULES, 0.05)
+
+
+def test_columns_are_read_from_the_file_of_prompts(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,topic\na cat,animals\nbread,\n")
+    assert prompt_columns(str(path), None, ["topic"]) == {"topic": ["animals", ""]}
+    assert prompt_columns(None, str(path), ["topic"]) == {"topic": ["animals", ""]}
+    assert prompt_columns(None, None, []) == {}
+    with pytest.raises(SetupError, match=r"--diffusion-slices: the column of .*prompts.csv is 'topics'; expected one of: prompt, topic"):
+        prompt_columns(str(path), None, ["topics"])
+    with pytest.raises(SetupError, match="topic is a column, and the built-in list has none"):
+        prompt_columns(None, None, ["topic"])
