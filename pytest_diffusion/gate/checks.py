@@ -122,10 +122,12 @@ def scorer_checks(values: Sequence[str]) -> list[Check]:
     """A check for each score of the scorers that the user names, made when a run is collected."""
     known = {figure.name for figure in FIGURES}
     names = dict.fromkeys(name for value in values for name in names_of(value) if name not in known)
-    return [_scorer_check(figure_named(name)) for name in names]
+    return [scorer_check(name) for name in names]
 
 
-def _scorer_check(figure: Figure) -> Check:
+def scorer_check(name: str) -> Check:
+    """The check of one score that a user's scorer gives."""
+    figure = figure_named(name)
     compare = _comparing(figure)
     return Check(
         compare.__name__,

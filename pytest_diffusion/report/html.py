@@ -81,7 +81,15 @@ def _declared(verdict: Verdict) -> Check | Law | None:
         from pytest_diffusion.conformance.suite import all_laws
 
         known = all_laws()
-    return next((one for one in known if one.name == verdict.check), None)
+    found = next((one for one in known if one.name == verdict.check), None)
+    if found is None and verdict.lens == "paired":
+        # Those of slices and of the user's scorers are made for a run.
+        from pytest_diffusion.gate.checks import scorer_check
+        from pytest_diffusion.gate.slice_checks import slice_checks
+
+        by_slice = next((one for one in slice_checks() if one.name == verdict.check), None)
+        found = by_slice or scorer_check(verdict.check.removeprefix("paired_"))
+    return found
 
 
 def _drawn(declared: Check | Law, verdict: Verdict) -> str:

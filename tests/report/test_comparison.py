@@ -5,7 +5,9 @@ import pytest
 from pytest_diffusion.gate.plots import change_by_look, loss_by_band
 from pytest_diffusion.report.compared import comparison_table, comparison_text, worst_changes_first
 from pytest_diffusion.report.comparison import forest, parts_of
+from pytest_diffusion.report.html import _section
 from pytest_diffusion.verdicts.limits import Limits
+from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import Measurement, judge
 
 FACTS = {"baseline": {"name": "parent", "differs": ["unet"], "alpha": 0.05}, "pairs": 128, "pairs_planned": 1000}
@@ -49,6 +51,15 @@ def test_what_was_learned_and_forgotten_is_said():
     sentence = "It learned what the reference shows, and forgot some of the retention set."
     assert sentence in comparison_text([learned, forgot], FACTS)
     assert sentence not in comparison_text([learned, SAME], FACTS)
+
+
+def test_figures_of_slices_and_of_own_scorers_are_drawn():
+    slices = [{"slice": "purple", "figure": "clip_score", "change": -3.0, "interval": [-4.0, -2.0], "margin": 1.0, "word": "worse"}]
+    by_slice = Measurement(1, "slices", relation="worse", own_limits=Limits(at_most=0, source="a test"), series={"slices": slices})
+    looks = [[16, -0.1, 0.1], [32, -0.2, 0.1]]
+    for verdict in (judge("paired_scores_by_slice", by_slice, None, lens="paired"), change("my_score", "same", looks=looks)):
+        section = _section("paired", "Against the baseline", [Entry(verdict)])
+        assert "<svg" in section.plots[verdict.check]
 
 
 def test_the_table_begins_with_the_worst():
