@@ -59,6 +59,13 @@ def figure_named(name: str) -> Figure:
     return next((one for one in FIGURES if one.name == name), Figure(name, f"score of {name}"))
 
 
+def learned_and_forgot(better: Sequence[str], worse: Sequence[str]) -> str:
+    """What a fine-tune traded, from the names of figures that are better and worse; empty where it traded nothing."""
+    if "denoising_loss" in better and "retention_loss" in worse:
+        return "It learned what the reference shows, and forgot some of the retention set."
+    return ""
+
+
 def _frechet(features: torch.Tensor, reference: torch.Tensor | FeatureStatistics) -> Rows:
     return frechet_distance(features, reference), frechet_influences(features, reference)
 

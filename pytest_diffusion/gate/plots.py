@@ -58,5 +58,6 @@ def change_by_slice(series: dict[str, Any]) -> Figure | None:
     axes.set_yticks(range(len(slices)), [f"{one['slice']} ({one['figure']})" for one in reversed(slices)], fontsize=7)
     for side in (-1, 1):
         axes.axvline(side, color=PALETTE[3], linewidth=1, linestyle="--")
-    axes.set_xlabel("change in margins")
+    axes.set_xlabel("change in margins (dashed)")
+    axes.set_title("Change by slice, worst first")
     return figure

@@ -35,6 +35,8 @@ def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> li
     """Sentences for the first screen and the terminal; none where nothing was compared."""
     if "baseline" not in facts:
         return []
+    from pytest_diffusion.gate.figures import learned_and_forgot
+
     name = facts["baseline"]["name"]
     if facts.get("identical"):
         return [f"Against {name}: same. Nothing differs, so no image was drawn."]
@@ -52,8 +54,8 @@ def comparison_text(verdicts: Iterable[Verdict], facts: Mapping[str, Any]) -> li
         return [f"Against {name}: not compared; no figure was held against a margin.{why}"]
     verdict = "worse" if by_word["worse"] else "cannot tell" if by_word["cannot tell"] else "no worse"
     lines = [f"Against {name}: {verdict} ({'; '.join(told)})."]
-    if "denoising_loss" in by_word["better"] and "retention_loss" in by_word["worse"]:
-        lines.append("It learned what the reference shows, and forgot some of the retention set.")
+    if trade := learned_and_forgot(by_word["better"], by_word["worse"]):
+        lines.append(trade)
     differs = facts["baseline"].get("differs")
     if differs:
         lines.append(f"They differ in {', '.join(differs)}.")
