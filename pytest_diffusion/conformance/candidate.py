@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_diffusion.conformance.adapters import Adapted
 from pytest_diffusion.conformance.calls import Crash, begin_journal, calling
+from pytest_diffusion.conformance.declarations import is_same, parameters_of
 from pytest_diffusion.conformance.refusals import refuses_count
 from pytest_diffusion.conformance.shaped import require_shape, shaped
 from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
@@ -60,6 +61,8 @@ class Candidate:
         self._unused: Any = None
         self._seen: dict[int, Any] = {}
         self._refused: dict[int, Crash | None] = {}
+        self.gives_samples = self.gives_plans = False
+        """Whether a step has given a sample, and a plan timesteps: where one does, none may give nothing."""
         self.is_told_each: bool | None = None
         """Whether `step` takes a timestep for each image; None until a loop has tried."""
         self.names_end = names_end
@@ -76,7 +79,8 @@ class Candidate:
     def config(self) -> dict[str, Any]:
         """Its configuration without private entries; empty if it has none."""
         config = getattr(self.scheduler, "config", None)
-        return {key: value for key, value in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
+        entries = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        return {key: value for key, value in entries.items() if not str(key).startswith("_")}
 
     @property
     def own_values(self) -> dict[str, Any]:
@@ -98,10 +102,25 @@ class Candidate:
     @property
     def needed_arguments(self) -> dict[str, Any]:
         """Arguments that `set_timesteps` needs besides a plan: those declared, and `mu`, if the shift depends on the size of the image."""
-        if config_value(self.scheduler, "use_dynamic_shifting") and "mu" in inspect.signature(self.scheduler.set_timesteps).parameters:
+        parameters = self.plan_parameters
+        found: dict[str, Any] = {}
+        if config_value(self.scheduler, "use_dynamic_shifting") and "mu" in parameters:
             # The shift that diffusers uses for the longest image of the training resolution.
-            return {"mu": float(config_value(self.scheduler, "max_shift") or 1.15), **self.plan_arguments}
-        return self.plan_arguments
+            found["mu"] = float(config_value(self.scheduler, "max_shift") or 1.15)
+        if "device" in parameters and parameters["device"].default is inspect.Parameter.empty:
+            found["device"] = "cpu"
+        return {**found, **self.plan_arguments}
+
+    @property
+    def plan_parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Parameters of `set_timesteps`, those that it hands on included."""
+        return parameters_of(self.scheduler, self.scheduler_class, "set_timesteps")
+
+    def given(self, **plan: Any) -> dict[str, Any]:
+        """Arguments of `set_timesteps` for a plan of the caller's, `timesteps` or `sigmas`."""
+        first = next(iter(inspect.signature(self.scheduler.set_timesteps).parameters.values()))
+        number = {} if first.default is not first.empty or first.name in plan else {first.name: len(next(iter(plan.values())))}
+        return {**number, **self.needed_arguments, **plan}
 
     @property
     def is_configured(self) -> bool:
@@ -130,20 +149,10 @@ class Candidate:
 
     @property
     def step_parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Parameters of `step`; where it takes **kwargs, also those of the `step` of its base classes.
-
-        Raises NotApplicable for a class without `step` (score SDEs).
-        """
+        """Parameters of `step`, those that it hands on included. Raises NotApplicable for a class without `step` (score SDEs)."""
         if not callable(getattr(self.scheduler, "step", None)):
             raise NotApplicable(f"{self.name} has no step.")
-        found = dict(inspect.signature(self.scheduler.step).parameters)
-        takes_more = next((name for name, one in found.items() if one.kind is one.VAR_KEYWORD), None)
-        owners = [owner for owner in self.scheduler_class.__mro__ if "step" in vars(owner)][1:]
-        if takes_more is not None and owners:
-            del found[takes_more]
-            base = list(inspect.signature(owners[0].step).parameters.items())[1:]
-            found |= {name: one for name, one in base if name not in found and one.default is not one.empty}
-        return found
+        return parameters_of(self.scheduler, self.scheduler_class, "step")
 
     @property
     def noisy(self) -> dict[str, Any]:
@@ -244,15 +253,22 @@ class Candidate:
             f"set_timesteps({', '.join([str(num_inference_steps), *(f'{key}={arguments[key]!r}' for key in arguments)])})", scheduler
         ):
             scheduler.set_timesteps(num_inference_steps, **arguments)
-        self._require_timesteps(scheduler)
+        self._require_timesteps(scheduler, num_inference_steps)
 
-    def _require_timesteps(self, scheduler: Any) -> None:
-        """Raise NotApplicable unless the plan is a list of numbers."""
+    def _require_timesteps(self, scheduler: Any, count: int) -> None:
+        """Raise NotApplicable unless plans are lists of numbers, and Crash where this one is none, or empty, and others are."""
         timesteps = getattr(scheduler, "timesteps", None)
+        why = ""
         if timesteps is None:
-            raise NotApplicable(f"{self.name} has no `timesteps` after set_timesteps; a sampling loop goes through them.")
-        if (values := as_values(timesteps)).ndim != 1:
-            raise NotApplicable(f"{self.name}.timesteps has the shape {tuple(values.shape)}; a loop needs one number for each step.")
+            why = f"{self.name} has no `timesteps` after set_timesteps; a sampling loop goes through them."
+        elif (values := as_values(timesteps)).ndim != 1:
+            why = f"{self.name}.timesteps has the shape {tuple(values.shape)}; a loop needs one number for each step."
+        if not why and len(as_values(timesteps)):
+            self.gives_plans = True
+        elif why and not self.gives_plans:
+            raise NotApplicable(why)
+        else:
+            raise Crash(f"set_timesteps({count})", TypeError(why or f"{self.name}.timesteps is empty."))
 
     def require_any_shape(self) -> None:
         """Raise NotApplicable if it is given samples of a declared shape alone."""
@@ -280,11 +296,3 @@ def _copied(scheduler: Any) -> Any:
         return copy.deepcopy(scheduler)
     except Exception as error:
         raise TypeError(f"{type(scheduler).__name__} cannot be copied ({error}); give the class or a function that makes one.") from error
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Whether two entries of a configuration are equal; lists and tuples of the same values are."""
-    try:
-        return bool(one == other) or (isinstance(one, tuple | list) and list(one) == list(other))
-    except (TypeError, ValueError, RuntimeError):
-        return False

@@ -134,17 +134,39 @@ def _require_same_run(pair: Pair, count: int, start: int, dtype: torch.dtype) ->
     """Raise Differs at the first step of a run, on the same outputs and draws, that differs."""
     if not all(subject.counts(count) for subject in pair.both()):
         return  # `same_plans` says so
-    for subject in pair.both():
-        subject.require_plain_step()
     what = f"{count} steps" + (f" from step {start} on" if start else "") + (f" in {str(dtype)[6:]}" if dtype != torch.float32 else "")
     # As users call it, and with all noise that it can add.
     for with_noise in [False, True] if pair.candidate.noisy or pair.baseline.noisy else [False]:
-        own, other = (_or_crash(_run, subject, count, start, dtype, subject.noisy if with_noise else {}) for subject in pair.both())
-        _require_same(pair, f"{what}, {_shown(pair.baseline.noisy)}" if with_noise else what, own, other, dtype)
+        own, other = (_or_why(subject, count, start, dtype, subject.noisy if with_noise else {}) for subject in pair.both())
+        shown = f"{what}, {_shown(pair.baseline.noisy)}" if with_noise else what
+        if isinstance(own, NotApplicable) or isinstance(other, NotApplicable):
+            _require_same_refusal(shown, own, other)
+        else:
+            _require_same(pair, shown, own, other, dtype)
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+_Ran = list[walking.Visit] | Crash | NotApplicable
+
+
+def _or_why(subject: Subject, count: int, start: int, dtype: torch.dtype, arguments: Mapping[str, Any]) -> _Ran:
+    """A run, how it died, or why a loop cannot drive the scheduler."""
+    try:
+        subject.require_plain_step()
+        return _run(subject, count, start, dtype, arguments)
+    except (Crash, NotApplicable) as reason:
+        return reason
+
+
+def _require_same_refusal(what: str, own: _Ran, other: _Ran) -> None:
+    """Raise NotApplicable where a loop can drive neither, and Differs where it can drive one."""
+    if isinstance(own, NotApplicable) and isinstance(other, NotApplicable):
+        raise other
+    alone, why = ("candidate", own) if isinstance(own, NotApplicable) else ("baseline", other)
+    raise Differs(f"{what}: the {alone} alone cannot be driven: {why}", float("inf"))
 
 
 def _require_same(pair: Pair, what: str, own: list[walking.Visit] | Crash, other: list[walking.Visit] | Crash, dtype: torch.dtype) -> None:
@@ -156,7 +178,10 @@ def _require_same(pair: Pair, what: str, own: list[walking.Visit] | Crash, other
             raise Differs(f"{what}: the candidate takes {len(own)} steps and the baseline {len(other)}", float("inf"))
         if one.after.dtype != two.after.dtype:
             raise Differs(f"step {index} of {what}: the dtypes are {one.after.dtype} and {two.after.dtype}", float("inf"))
-        pair.require_near(one.after, two.after, f"step {index} (timestep {float(two.timestep):g}) of {what}", dtype)
+        where = f"step {index} (timestep {float(two.timestep):g}) of {what}"
+        pair.require_near(one.after, two.after, where, dtype)
+        if one.clean is not None and two.clean is not None and dtype == torch.float32:
+            pair.require_near(one.clean, two.clean, f"pred_original_sample of {where}", dtype)
 
 
 def _require_same_death(pair: Pair, what: str, own: Any, other: Any) -> None:

@@ -140,7 +140,7 @@ def argument_types(subject: Subject, counts: Sequence[int]) -> None:
     for count in subject.counts(*counts):
         if "device" in parameters:
             with calling(f"set_timesteps({count}, device='cpu')"):
-                subject.fresh().set_timesteps(count, device="cpu", **subject.needed_arguments)
+                subject.fresh().set_timesteps(count, **{**subject.needed_arguments, "device": "cpu"})
         with calling(f"set_timesteps({count}) with a whole number of numpy"):
             subject.plan(subject.fresh(), np.int64(count))  # type: ignore[arg-type]
         for name in ("sigmas", "timesteps"):
@@ -201,7 +201,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
             return
     scheduler = subject.fresh()
     call = f"set_timesteps({name}=[...])"
-    arguments = {name: given, **subject.needed_arguments}
+    arguments = subject.given(**{name: given})
     try:
         with calling(call):
             scheduler.set_timesteps(**arguments)
@@ -221,7 +221,7 @@ def _require_list(subject: Subject, count: int, name: str) -> None:
 def _takes_array(subject: Subject, name: str, given: list[Any]) -> bool:
     try:
         with calling(f"set_timesteps({name}=array)"):
-            subject.fresh().set_timesteps(**{name: np.array(given), **subject.needed_arguments})
+            subject.fresh().set_timesteps(**subject.given(**{name: np.array(given)}))
     except Crash:
         return False
     return True

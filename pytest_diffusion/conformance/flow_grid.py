@@ -12,7 +12,7 @@ from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.laws import Broken
 from pytest_diffusion.conformance.noising import noised
 from pytest_diffusion.conformance.subject import Subject
-from pytest_diffusion.models.schedulers import as_values, config_value, is_set
+from pytest_diffusion.models.schedulers import as_values, attribute, config_value, is_set
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
@@ -31,8 +31,10 @@ def require_training_grid(subject: Subject) -> None:
     """
     total = subject.num_train_timesteps
     fresh = subject.fresh()
-    trained = getattr(fresh, "sigmas", None)
+    trained = attribute(fresh, "sigmas")
     shift = declared_shift(subject)
+    if own_arguments := [name for name in subject.plan_arguments if name not in ("shift", "flow_shift", "device")]:
+        raise NotApplicable(f"{subject.name} has a plan that is shaped by {own_arguments[0]}, as declared.")
     others = [name for name in (*SHAPES, "use_dynamic_shifting", "invert_sigmas") if is_set(subject.scheduler, name)]
     others += [name for name in subject.config if "shift" in name and name not in ("shift", "flow_shift") and _is_shaping(subject, name)]
     if others or trained is None or len(trained) not in (total, total + 1):
@@ -95,7 +97,7 @@ def _is_shaping(subject: Subject, name: str) -> bool:
 
 def _noises_by(subject: Subject, fresh: Any) -> bool:
     """Whether noising before planning uses the sigmas that the scheduler has then, at its own timesteps."""
-    method, timesteps = subject.noising, getattr(fresh, "timesteps", None)
+    method, timesteps = subject.noising, attribute(fresh, "timesteps")
     if method is None or timesteps is None or len(timesteps) < 3:
         return False
     shape = (1, 1, 2, 2)

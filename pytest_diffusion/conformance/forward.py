@@ -15,7 +15,7 @@ from pytest_diffusion.conformance.noising import IMAGE_SHAPE, noised, some_image
 from pytest_diffusion.conformance.randomness import Draws
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel, level_of_timestep
-from pytest_diffusion.models.schedulers import as_values, evaluations_per_step
+from pytest_diffusion.models.schedulers import as_values, attribute, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 
@@ -234,7 +234,7 @@ def require_noised(
 def _require_before_planning(subject: Subject, method: str, image: torch.Tensor, noise: torch.Tensor) -> None:
     """Raise Broken if noising is wrong before `set_timesteps`, which training never calls."""
     scheduler = subject.fresh()
-    timesteps = getattr(scheduler, "timesteps", None)
+    timesteps = attribute(scheduler, "timesteps")
     told = subject.kind == "flow" or getattr(scheduler, "alphas_cumprod", None) is not None
     if timesteps is None or len(timesteps) < 2 or subject.kind == "edm" or subject.has_readings or not told:
         return
@@ -245,7 +245,7 @@ def _require_before_planning(subject: Subject, method: str, image: torch.Tensor,
         level = level_of_timestep(scheduler, timestep)
         wanted = [loops.level_of_state(scheduler, level)]
         bounds = [loops.level_of_state(scheduler, level_of_timestep(scheduler, timestep + shift)) for shift in neighbours]
-        if subject.kind == "flow" and getattr(scheduler, "sigmas", None) is None:
+        if subject.kind == "flow" and attribute(scheduler, "sigmas") is None:
             return  # it has no schedule before set_timesteps
         if subject.kind == "flow":
             sigma = as_values(scheduler.sigmas)[int((as_values(timesteps) == timestep).nonzero()[0])].double()

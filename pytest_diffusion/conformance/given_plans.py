@@ -91,14 +91,14 @@ def _planned(subject: Subject, name: str, given: list[Any], count: int) -> Any:
     scheduler = subject.fresh()
     try:
         with calling(f"set_timesteps({name}={given})"):
-            scheduler.set_timesteps(**{name: given}, **subject.needed_arguments)
+            scheduler.set_timesteps(**subject.given(**{name: given}))
     except Crash as crash:
         # Some classes take an array, and no list; `argument_types` reports that.
         for kind in (np.array, torch.tensor):
             scheduler = subject.fresh()
             try:
                 with calling(f"set_timesteps({name}={kind.__name__}({given}))"):
-                    scheduler.set_timesteps(**{name: kind(given)}, **subject.needed_arguments)
+                    scheduler.set_timesteps(**subject.given(**{name: kind(given)}))
             except Crash:
                 continue
             return scheduler

@@ -16,6 +16,7 @@ from pytest_diffusion.conformance.laws import Broken, law
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.schedulers import (
     as_values,
+    attribute,
     config_value,
     evaluations_per_step,
     has_own_sigma_range,
@@ -110,7 +111,7 @@ def timesteps_cover(subject: Subject, counts: Sequence[int]) -> None:
 def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
     """Each step must remove noise, so the sigmas must decrease strictly from one step to the next."""
     loops.require_levels(subject)
-    if getattr(subject.scheduler, "sigmas", None) is None and getattr(_planned(subject, subject.some_count), "sigmas", None) is None:
+    if attribute(subject.scheduler, "sigmas") is None and getattr(_planned(subject, subject.some_count), "sigmas", None) is None:
         raise NotApplicable(f"{subject.name} has no sigmas.")
     for count in subject.counts(*counts):
         scheduler = _planned(subject, count)
@@ -120,7 +121,8 @@ def sigmas_fall(subject: Subject, counts: Sequence[int]) -> None:
             raise NotApplicable(f"{subject.name} has the sigmas of training, not of the inference plan.")
         if not bool(torch.isfinite(sigmas).all()):
             raise Broken("finite sigmas", walking.unfit(sigmas), count=count)
-        if subject.is_inverse or (subject.has_readings and subject.rises):
+        # Of a flow whose time rises towards the data, sigmas may be that time, or the noise.
+        if subject.is_inverse or (subject.has_readings and subject.rises and float(sigmas[0]) < float(sigmas[-1])):
             sigmas = sigmas.flip(0)
         # A step of a higher order may use the same sigma for several evaluations.
         distinct = sigmas if evaluations_per_step(scheduler) == 1 else without_repeats(sigmas)

@@ -173,13 +173,20 @@ def refuses_output(subject: Subject, crash: Crash) -> bool:
         return False
     if subject.refuses_outputs is None:
         subject.refuses_outputs = False
-        try:
-            first_step(subject)
-        except Crash as first:
-            subject.refuses_outputs = _is_about_output(subject, first)
-        except NotApplicable:
-            pass
+        subject.refuses_outputs = all(
+            _refuses_first_step(subject, count) for count in subject.counts(1, 2, 4, 5, 7, 10) or [subject.some_count]
+        )
     return subject.refuses_outputs
+
+
+def _refuses_first_step(subject: Subject, count: int) -> bool:
+    try:
+        first_step(subject, count)
+    except Crash as first:
+        return _is_about_output(subject, first)
+    except NotApplicable:
+        pass
+    return False
 
 
 def other_form(subject: Subject, told: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ def _require_runs(subject: Subject, count: int) -> int:
     except Crash as crash:
         if isinstance(crash.error, FloatingPointError):
             raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
-        raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count)}", count=count) from crash
+        raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count, crash)}", count=count) from crash
     for index, step in enumerate(found):
         if not bool(torch.isfinite(step.after).all()):
             seen = f"step {index} (timestep {float(step.timestep):g}) gives {walking.unfit(step.after)}"
@@ -47,7 +48,7 @@ def _require_runs(subject: Subject, count: int) -> int:
 @law(
     "a sampling loop runs and stays finite",
     source="diffusers' scheduler interface",
-    counts=(1, 2, 3, 4, 5, 7, 10, 20, 50),
+    counts=(1, 2, 3, 4, 5, 7, 10, 20, 25, 30, 50),
     # As many as in training, where rounded timesteps meet.
     more=lambda subject: (subject.num_train_timesteps,),
     rests_on=(),
@@ -63,8 +64,12 @@ def runs(subject: Subject, counts: Sequence[int]) -> None:
             raise Broken("finite samples from finite model outputs", str(crash), count=count) from crash
 
 
-def _hint(subject: Subject, count: int) -> str:
-    """What to declare, where a loop may have gone one timestep too far."""
+def _hint(subject: Subject, count: int, crash: Crash) -> str:
+    """What to declare, where a plan may lack an argument, or where a loop may have gone one timestep too far."""
+    if crash.call.startswith("set_timesteps("):
+        lacking = [name for name in list(subject.plan_parameters)[1:] if name not in subject.needed_arguments]
+        named = next((name for name in lacking if re.search(rf"\b{name}\b", str(crash.error))), None)
+        return f"; if its pipelines pass {named}, declare plan={{{named!r}: ...}}" if named else ""
     try:
         length = walking.length_of(subject, subject.planned(count))
     except (Crash, NotApplicable):

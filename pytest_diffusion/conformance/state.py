@@ -83,7 +83,7 @@ def _left_by_others(subject: Subject) -> Iterator[tuple[str, Any]]:
         values = as_values(getattr(planned, name))[: len(planned.timesteps)].tolist()
         try:
             with calling(f"set_timesteps({name}=[...])"):
-                given.set_timesteps(**{name: values, **subject.needed_arguments})
+                given.set_timesteps(**subject.given(**{name: values}))
         except Crash:
             continue  # `argument_types` reports this, or the configuration allows no such plan
         yield f"a plan of given {name}", given

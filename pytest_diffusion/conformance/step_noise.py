@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,6 +71,8 @@ def _claims(subject: Subject) -> list[Claim]:
     if "eta" in subject.step_parameters and subject.kind == "vp":
         if "original_inference_steps" in subject.config:
             return []  # eta has another meaning in consistency models
+        if subject.step_parameters["eta"].default not in (0, inspect.Parameter.empty):
+            return []  # and where it is not 0 by default (TCD's gamma)
         return [(f"eta={eta:g}", {"eta": eta}, _share(eta)) for eta in (0.0, 0.5, 1.0)]
     if choice in ("fixed_small", "fixed_small_log"):
         return [(f"variance_type={choice!r}", {}, posterior_deviation)]

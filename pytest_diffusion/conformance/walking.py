@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -74,14 +75,30 @@ def walk(
         before = sample.clone()
         told = timestep if not is_told_each(subject) else torch.as_tensor(timestep).repeat(len(sample))
         shape = subject.shape
+        if "generator" in subject.step_parameters and subject.step_parameters["generator"].default is inspect.Parameter.empty:
+            known.setdefault("generator", torch.Generator().manual_seed(0))
         seen = Draws(replace if replace is None or shape is None else replacing(replace, sample.shape, shape))
         with seen if records else nullcontext():
-            arrived, clean = step(scheduler, output, told, sample, **known)
+            arrived, clean = _required(subject, scheduler, output, told, sample, known)
         # Clones, because a step may work in place; only `inputs_untouched` reports that.
         draws = seen.draws if shape is None else small_draws(seen.draws, sample.shape, shape)
         visits.append(Visit(timestep, before, arrived.clone(), draws, clean=clean))
         sample = arrived
     return visits
+
+
+def _required(
+    subject: Subject, scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor, known: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The result of a step. A scheduler that gave a sample once, and then none, is broken, and not one of another interface."""
+    try:
+        found = step(scheduler, output, timestep, sample, **known)
+    except NotApplicable as reason:
+        if not subject.gives_samples:
+            raise
+        raise Crash(f"step(model_output, {float(torch.as_tensor(timestep).flatten()[0]):g}, sample)", TypeError(str(reason))) from reason
+    subject.gives_samples = True
+    return found
 
 
 def smooth(sample: torch.Tensor, scaled: torch.Tensor, timestep: Any) -> torch.Tensor:
@@ -98,15 +115,20 @@ def step(
     """
     with calling(f"step(model_output, {float(torch.as_tensor(timestep).flatten()[0]):g}, sample)", scheduler):
         returned = scheduler.step(output, timestep, sample, **known)
-    arrived = returned[0] if isinstance(returned, tuple) and returned else getattr(returned, "prev_sample", None)
-    arrived = returned.get("prev_sample") if isinstance(returned, dict) and arrived is None else arrived
+    arrived = _named(returned, "prev_sample")
+    arrived = returned[0] if arrived is None and isinstance(returned, tuple) and returned else arrived
     if not isinstance(arrived, torch.Tensor):
         name = type(scheduler).__name__
         raise NotApplicable(
             f"{name}.step returns {_described(returned)}; a pipeline reads `prev_sample`, or the first entry of a tuple, as a tensor."
         )
-    clean = getattr(returned, "pred_original_sample", None)
+    clean = _named(returned, "pred_original_sample")
     return arrived, clean.clone() if isinstance(clean, torch.Tensor) else None
+
+
+def _named(returned: Any, name: str) -> Any:
+    found = getattr(returned, name, None)
+    return returned.get(name) if found is None and isinstance(returned, dict) else found
 
 
 def _described(returned: Any) -> str:
@@ -137,9 +159,10 @@ def length_of(subject: Subject, planned: Any) -> int:
     return len(planned.timesteps) - subject.names_end
 
 
-def first_step(subject: Subject) -> None:
-    """One step of a small plan, in float32. Raises Crash."""
-    walk(subject, subject.planned(subject.some_count), normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
+def first_step(subject: Subject, count: int | None = None) -> None:
+    """One step of a plan, by default a small one, in float32. Raises Crash."""
+    scheduler = subject.planned(count or subject.some_count)
+    walk(subject, scheduler, normal(2, 4, 4, 4), smooth, last=1, generator=torch.Generator().manual_seed(0))
 
 
 def scale(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:

@@ -28,7 +28,15 @@ class Scheduler(Protocol):
 def config_value(scheduler: Any, name: str, default: Any = None) -> Any:
     """A value of the scheduler's config, or `default` where it has none."""
     config = getattr(scheduler, "config", None) or {}
-    return config.get(name, default) if hasattr(config, "get") else getattr(config, name, default)
+    return config.get(name, default) if callable(getattr(config, "get", None)) else getattr(config, name, default)
+
+
+def attribute(scheduler: Any, name: str) -> Any:
+    """An attribute of a scheduler that may not be planned yet; None where it has none, or raises because it is not."""
+    try:
+        return getattr(scheduler, name, None)
+    except Exception:
+        return None
 
 
 def is_set(scheduler: Any, name: str) -> bool:
