@@ -10,9 +10,9 @@ from typing import Any
 
 from pytest_diffusion.conformance.adapters import Adapted
 from pytest_diffusion.conformance.calls import Crash, begin_journal, calling
-from pytest_diffusion.conformance.declarations import is_same, parameters_of
 from pytest_diffusion.conformance.refusals import refuses_count
 from pytest_diffusion.conformance.shaped import require_shape, shaped
+from pytest_diffusion.conformance.signatures import is_same, parameters_of
 from pytest_diffusion.models.schedulers import as_values, config_value, fewest_steps, num_train_timesteps
 from pytest_diffusion.verdicts.errors import NotApplicable
 

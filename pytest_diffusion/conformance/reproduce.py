@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 from pytest_diffusion.conformance.calls import Crash, quiet
-from pytest_diffusion.conformance.declarations import is_same
 from pytest_diffusion.conformance.laws import Broken, Law, Several, findings_of, signature
+from pytest_diffusion.conformance.signatures import is_same
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.verdicts.errors import NotApplicable
 

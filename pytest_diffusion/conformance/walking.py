@@ -20,6 +20,10 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 Predictor = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 
+class NoSample(NotApplicable):
+    """A step has given no sample."""
+
+
 class Visit(NamedTuple):
     """One call of `step`: the state before and after, the random draws, and whether the next call starts from the state after."""
 
@@ -93,7 +97,7 @@ def _required(
     """The result of a step. A scheduler that gave a sample once, and then none, is broken, and not one of another interface."""
     try:
         found = step(scheduler, output, timestep, sample, **known)
-    except NotApplicable as reason:
+    except NoSample as reason:
         if not subject.gives_samples:
             raise
         raise Crash(f"step(model_output, {float(torch.as_tensor(timestep).flatten()[0]):g}, sample)", TypeError(str(reason))) from reason
@@ -119,7 +123,7 @@ def step(
     arrived = returned[0] if arrived is None and isinstance(returned, tuple) and returned else arrived
     if not isinstance(arrived, torch.Tensor):
         name = type(scheduler).__name__
-        raise NotApplicable(
+        raise NoSample(
             f"{name}.step returns {_described(returned)}; a pipeline reads `prev_sample`, or the first entry of a tuple, as a tensor."
         )
     clean = _named(returned, "pred_original_sample")
