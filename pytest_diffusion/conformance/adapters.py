@@ -39,17 +39,23 @@ class Adapter(Protocol):
 _SOME = 4
 
 
-def _order_of(adapter: Adapter) -> int:
-    """Evaluations of the model in a step: what more steps need more, so that one at the end is not counted as one of each step."""
-    try:
-        few = len(adapter.plan(_SOME))
-    except Exception:
-        return 1  # the laws report it
-    try:
-        more = len(adapter.plan(2 * _SOME))
-    except Exception:
-        return max(1, math.ceil(few / _SOME))  # made for a few numbers of steps
-    return max(1, round((more - few) / _SOME))
+def _order_of(adapter: Adapter) -> tuple[int, bool]:
+    """Evaluations of the model in a step, and whether steps differ in them, as where some go back to more noise.
+
+    It is what more steps need more, so that one evaluation at the end is not counted as one of each step.
+    """
+    lengths = []
+    for count in (_SOME, 2 * _SOME, 4 * _SOME):
+        try:
+            lengths.append(len(adapter.plan(count)))
+        except Exception:
+            break  # made for a few numbers of steps; or the laws report it
+    if len(lengths) < 2:
+        return (max(1, math.ceil(lengths[0] / _SOME)) if lengths else 1), False
+    more, rest = lengths[1] - lengths[0], lengths[-1] - lengths[1]
+    if more % _SOME or (len(lengths) > 2 and rest != 2 * more):
+        return 1, True
+    return max(1, more // _SOME), False
 
 
 class Adapted:
@@ -58,7 +64,7 @@ class Adapted:
     def __init__(self, adapter: Adapter, name: str) -> None:
         self.adapter, self.name = adapter, name
         self.prediction_type = adapter.prediction_type
-        self.order = _order_of(adapter)
+        self.order, self.has_uneven_steps = _order_of(adapter)
         self.init_noise_sigma = 1.0
         self.timesteps = torch.zeros(0)
         self.step_index: int | None = None
@@ -179,14 +185,23 @@ def karras_sigmas(count: int, *, sigma_min: float = 0.0292, sigma_max: float = 1
 class ADMDiffusion:
     """An object with `p_sample` or `ddim_sample(model, x, t)` and a NumPy `alphas_cumprod`, as ADM's GaussianDiffusion and its copies.
 
-    `make(n)` returns the object for n steps, respaced as in SpacedDiffusion. The model gives the noise, or what `prediction_type` says.
+    `make(n)` returns the object for n steps, respaced as in SpacedDiffusion. The model gives the noise, or what `prediction_type` says;
+    with a `learned_variance`, in twice the channels, the second half for the smallest variance.
     """
 
     kind: Kind = "vp"
     takes_generator = False
 
-    def __init__(self, make: Callable[[int], Any], *, method: str = "p_sample", prediction_type: str = "epsilon", **arguments: Any) -> None:
-        self._make, self._method, self._arguments = make, method, arguments
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        *,
+        method: str = "p_sample",
+        prediction_type: str = "epsilon",
+        learned_variance: bool = False,
+        **arguments: Any,
+    ) -> None:
+        self._make, self._method, self._arguments, self._learns = make, method, arguments, learned_variance
         self.prediction_type = prediction_type
         self._diffusion: Any = None
 
@@ -204,7 +219,9 @@ class ADMDiffusion:
     def step(self, model_output: torch.Tensor, index: int, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         """One call of the method."""
         timestep = torch.full((len(sample),), len(self._diffusion.alphas_cumprod) - 1 - index, dtype=torch.long, device=sample.device)
-        found = getattr(self._diffusion, self._method)(lambda *_, **__: model_output, sample, timestep, **self._arguments)
+        # Of a range between two variances, −1 is the smaller one.
+        output = torch.cat([model_output, -torch.ones_like(model_output)], dim=1) if self._learns else model_output
+        found = getattr(self._diffusion, self._method)(lambda *_, **__: output, sample, timestep, **self._arguments)
         arrived: torch.Tensor = found["sample"] if isinstance(found, dict) else found[0] if isinstance(found, tuple) else found
         return arrived.to(sample.dtype)
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_diffusion.conformance import loops
+from pytest_diffusion.conformance import loops, walking
 from pytest_diffusion.conformance.adapters import Adapted
+from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.randomness import Draw
 from pytest_diffusion.conformance.readings import Reading
 from pytest_diffusion.conformance.subject import Subject
@@ -92,6 +93,26 @@ def arrivals(
         ratios.append(ratio)
     parts[-1] = _at_undeclared_end(subject, scheduler, parts[-1])
     return parts
+
+
+def hides_noise(subject: Subject) -> bool:
+    """Whether an adapted scheduler adds noise that torch does not draw (NumPy's, say), which cannot be seen or replaced.
+
+    Two runs on the same draws of torch differ then, or a step leaves a remainder that no draw explains. Adapters alone are asked:
+    schedulers of torch have laws for this.
+    """
+    if subject.hides_noise is None:
+        subject.hides_noise = False
+        if subject.is_adapted:
+            sample = walking.normal(2, 4, 4, 4)
+            try:
+                one, other = (loops.states(subject, subject.some_count, sample, replace=torch.zeros_like)[-1] for _ in range(2))
+                found = arrivals(subject, subject.some_count)
+                drawn = any(part.step.draws for part in found)
+                subject.hides_noise = not torch.equal(one, other) or (not drawn and any(part.rest > 10 * part.tolerance for part in found))
+            except (Crash, NotApplicable):
+                pass
+    return subject.hides_noise
 
 
 def _kept_states(scheduler: Any, state: torch.Tensor) -> int:

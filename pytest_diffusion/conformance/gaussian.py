@@ -87,6 +87,8 @@ def noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
     """Largest number of draws in one step of a short loop; 0 where the samples do not depend on them."""
     if subject.is_inverse:
         raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
+    if subject.is_adapted and subject.scheduler.has_uneven_steps:
+        raise NotApplicable(f"{subject.name} has steps of different numbers of evaluations, so that an order of them is not defined.")
     found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
     draws = max(len(one.draws) for one in found.steps)
     return draws if draws and uses_draws(subject, subject.some_count, **extras) else 0

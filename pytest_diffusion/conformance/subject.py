@@ -35,6 +35,8 @@ class Subject(Candidate):
         self._kind, self.told_prediction_type = kind, prediction_type
         """The prediction type by the caller's word, or by trial."""
         self._has_readings = kind is not None
+        self.hides_noise: bool | None = None
+        """Whether it adds noise that torch does not draw; None until that was tried."""
         self.refuses_outputs: bool | None = None
         """Whether `step` refuses the outputs of the suite's models on purpose; None until a loop has tried."""
 

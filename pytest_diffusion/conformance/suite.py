@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance.adapters import Adapter, adapted
+from pytest_diffusion.conformance.arrivals import hides_noise
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.conventions import settle_prediction_type
 from pytest_diffusion.conformance.laws import LAWS, Broken, Law, Several, chosen_names, crash_of, death, findings_of, require_known
@@ -42,6 +43,11 @@ for _module in (
     import_module(f"pytest_diffusion.conformance.{_module}")
 
 PROFILES = ("standard", "thorough")
+_OF_ONE_RUN = {
+    *("runs", "timesteps_well_formed", "timesteps_cover", "sigmas_fall", "initial_noise", "timesteps_match_sigmas", "point_mass_preserved"),
+    *("terminal_step", "noise_is_normal", "dtype_kept", "inputs_untouched", "named_betas", "named_spacing"),
+}
+"""Laws that compare no runs."""
 
 
 def all_laws() -> list[Law]:
@@ -171,6 +177,8 @@ class Suite:
             base = next(base for base in one.rests_on if base in self._groundless or self.verdict(base).outcome == "fail")
             self._groundless.add(one.name)
             return not_applicable(one, f"{one.name} depends on `{base}`, which does not hold.")
+        if one.name not in _OF_ONE_RUN and hides_noise(self.subject):
+            return not_applicable(one, f"{self.subject.name} adds noise that torch does not draw, so its runs cannot be compared.")
         try:
             # Some classes are made for a few numbers of steps only.
             counts = counts if self.subject.counts(*counts) or self._counts else [self.subject.some_count]

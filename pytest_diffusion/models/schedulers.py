@@ -82,8 +82,9 @@ def evaluations_per_step(scheduler: Any) -> int:
 
 
 def revisits_timesteps(scheduler: Any) -> bool:
-    """Whether `timesteps` goes back by design: Runge-Kutta warm-up (PNDM) or resampling (RePaint)."""
-    return hasattr(scheduler, "prk_timesteps") or hasattr(scheduler, "plms_timesteps") or hasattr(scheduler, "undo_step")
+    """Whether `timesteps` goes back by design: Runge-Kutta warm-up (PNDM), resampling (RePaint), or restarts of an adapted sampler."""
+    goes_back = hasattr(scheduler, "prk_timesteps") or hasattr(scheduler, "plms_timesteps") or hasattr(scheduler, "undo_step")
+    return goes_back or bool(getattr(scheduler, "has_uneven_steps", False))
 
 
 def as_values(values: Any) -> torch.Tensor:

@@ -180,9 +180,43 @@ class OwnRandomNumbers(samplers.ArrayDDIM):
         return (np.sqrt(there) * clean + kept * output + drawn).astype(sample.dtype)
 
 
-def test_noise_that_numpy_draws_is_not_looked_at():
-    verdict = check_scheduler(OwnRandomNumbers, adapt=NumpyScheduler, only=["runs", "noise_is_normal"])[1]
-    assert verdict.message == "OwnRandomNumbers adds noise that torch does not draw, which cannot be looked at."
+def test_noise_that_numpy_draws_is_not_looked_at_and_raises_no_alarm():
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(OwnRandomNumbers, adapt=NumpyScheduler)}
+    assert verdicts["noise_is_normal"].message == "OwnRandomNumbers adds noise that torch does not draw, which cannot be looked at."
+    assert "so its runs cannot be compared" in verdicts["second_run"].message
+    assert {verdicts[name].outcome for name in ("runs", "point_mass_preserved", "terminal_step")} == {"pass"}
+
+
+def sample_restart(model, x, sigmas, noise_sampler=None):
+    """Euler that goes back to a higher sigma once, in plans of six steps or more (arXiv:2306.14878)."""
+    for index, (sigma, after) in enumerate(pairwise(sigmas)):
+        x = x + ((x - model(x, sigma * x.new_ones(len(x)))) / sigma * (after - sigma)).to(x.dtype)
+        if index == 3 and len(sigmas) > 6:
+            high = sigmas[2]
+            x = x + (high**2 - after**2) ** 0.5 * noise_sampler(after, high)
+            x = x + ((x - model(x, high * x.new_ones(len(x)))) / high * (after - high)).to(x.dtype)
+    return x
+
+
+def test_a_sampler_that_goes_back_to_more_noise_raises_no_alarm():
+    assert Adapted(KDiffusionSampler(sample_restart), "it").has_uneven_steps
+    assert not Adapted(KDiffusionSampler(samplers.sample_heun), "it").has_uneven_steps
+    verdicts = {verdict.check: verdict for verdict in check_scheduler(sample_restart, adapt=KDiffusionSampler, raise_on_failure=False)}
+    assert not [verdict.message for verdict in verdicts.values() if verdict.gates]
+    assert verdicts["runs"].outcome == verdicts["point_mass_preserved"].outcome == "pass"
+
+
+class LearnsItsVariance(samplers.GaussianDiffusion):
+    def p_sample(self, model, sample, timestep, **rest):
+        output = model(sample, timestep)
+        noise, share = output.chunk(2, dim=1)
+        assert bool((share == -1).all())
+        return super().p_sample(lambda *_, **__: noise, sample, timestep, **rest)
+
+
+def test_adm_objects_may_learn_their_variance():
+    found = check_scheduler(LearnsItsVariance, adapt=partial(ADMDiffusion, learned_variance=True), only=["runs", "point_mass_preserved"])
+    assert {verdict.outcome for verdict in found} == {"pass"}
 
 
 def test_noise_is_drawn_where_its_generators_are():
