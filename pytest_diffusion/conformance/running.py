@@ -36,7 +36,7 @@ def _require_runs(subject: Subject, count: int) -> int:
         found = _walked(subject, count)
     except Crash as crash:
         if isinstance(crash.error, FloatingPointError):
-            raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from None
+            raise Broken("finite samples from finite model outputs", str(crash.error), count=count) from crash
         raise Broken("a sampling loop that runs to its end", f"{crash}{_hint(subject, count, crash)}", count=count) from crash
     for index, step in enumerate(found):
         if not bool(torch.isfinite(step.after).all()):
