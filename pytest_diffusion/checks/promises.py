@@ -17,6 +17,8 @@ PAIRS = "paired_guards"
 
 RETENTION = "paired_retention_loss"
 """The check of the images that must not be forgotten."""
+SLICES = "paired_scores_by_slice"
+"""The check of the prompts by slice."""
 
 
 def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
@@ -35,7 +37,7 @@ def kept_in_mind(promises: Iterable[Promise], entries: Collection[Entry], *, is_
     is_worse = any(entry.verdict.lens == "paired" and entry.verdict.outcome == "fail" for entry in entries)
     # A loss is the same, and is not measured, where no part differs that it depends on.
     same = {entry.verdict.check for entry in entries if entry.verdict.outcome == "skipped" and entry.verdict.message.startswith("same: ")}
-    dropped = {PAIRS, RETENTION} if is_worse or is_identical else {RETENTION} & same
+    dropped = {PAIRS, RETENTION, SLICES} if is_worse or is_identical else {RETENTION} & same
     left = [promise for promise in promises if promise.name not in dropped]
     return [promise for promise in left if not is_identical or not (promise.is_presets or promise.kind == "reference")]
 
@@ -58,6 +60,8 @@ def _options(settings: Settings) -> Iterator[Promise]:
         yield Promise("lens", "paired", by) if is_report else Promise("check", PAIRS, by, lens="paired")
         if settings.retention is not None and not is_report:
             yield Promise("check", RETENTION, "--diffusion-retention", lens="paired")
+        if settings.slices and not is_report:
+            yield Promise("check", SLICES, "--diffusion-slices", lens="paired")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

@@ -126,12 +126,22 @@ OPTIONS = (
     Option(
         "scheduler_config", parsers.entry, "KEY=VALUE", "an entry of the scheduler's configuration; may be given more than once", many=True
     ),
-    Option("scheduler_profile", parsers.profile, "NAME", "how far the scheduler checks go: standard or thorough (default: standard)"),
+    Option(
+        "scheduler_profile",
+        parsers.profile,
+        "NAME",
+        "how far the scheduler checks go: standard or thorough (default: standard)",
+    ),
     Option(
         "scheduler_plan", parsers.entry, "KEY=VALUE", "an argument of every set_timesteps in the scheduler checks, as shift=5", many=True
     ),
     Option("scheduler_step", parsers.entry, "KEY=VALUE", "an argument of every step in the scheduler checks, as omega=10", many=True),
-    Option("scheduler_kind", parsers.kind, "KIND", "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow"),
+    Option(
+        "scheduler_kind",
+        parsers.kind,
+        "KIND",
+        "the form of the scheduler's samples, where nothing tells it: vp, sigma, edm or flow",
+    ),
     Option(
         "scheduler_prediction_type",
         parsers.prediction,
@@ -156,7 +166,12 @@ OPTIONS = (
         many=True,
     ),
     Option("device", parsers.device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
-    Option("dtype", parsers.dtype, "DTYPE", "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)"),
+    Option(
+        "dtype",
+        parsers.dtype,
+        "DTYPE",
+        "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)",
+    ),
     Option("batch_size", parsers.positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
     Option(
         "effort",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from pytest_diffusion.verdicts.errors import unknown_name
 
@@ -88,33 +89,9 @@ def entry(text: str) -> str:
     return text
 
 
-def profile(text: str) -> str:
-    if text not in PROFILES:
-        raise ValueError(unknown_name("the profile", text, PROFILES))
-    return text
-
-
-def kind(text: str) -> str:
-    if text not in KINDS:
-        raise ValueError(unknown_name("the kind", text, KINDS))
-    return text
-
-
-def prediction(text: str) -> str:
-    if text not in PREDICTIONS:
-        raise ValueError(unknown_name("the prediction type", text, PREDICTIONS))
-    return text
-
-
 def shape(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)+", text):
         raise ValueError("expected the batch and the dimensions of a sample, as 2,16,4,8,8")
-    return text
-
-
-def dtype(text: str) -> str:
-    if text not in DTYPES:
-        raise ValueError(unknown_name("the dtype", text, DTYPES))
     return text
 
 
@@ -135,3 +112,20 @@ def report(text: str) -> str:
     if not text.endswith(".html"):
         raise ValueError("expected a path that ends in .html; the .json lies beside it")
     return text
+
+
+def one_of(what: str, choices: Sequence[str]) -> Callable[[str], str]:
+    """A parser of a text that must be one of the choices."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(unknown_name(what, text, choices))
+        return text
+
+    return parse
+
+
+profile = one_of("the profile", PROFILES)
+kind = one_of("the kind", KINDS)
+prediction = one_of("the prediction type", PREDICTIONS)
+dtype = one_of("the dtype", DTYPES)

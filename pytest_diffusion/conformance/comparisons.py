@@ -138,7 +138,7 @@ def _require_same_run(pair: Pair, count: int, start: int, dtype: torch.dtype) ->
     # As users call it, and with all noise that it can add.
     for with_noise in [False, True] if pair.candidate.noisy or pair.baseline.noisy else [False]:
         own, other = (_or_why(subject, count, start, dtype, subject.noisy if with_noise else {}) for subject in pair.both())
-        shown = f"{what}, {_shown(pair.baseline.noisy)}" if with_noise else what
+        shown = f"{what}, {_shown(pair.baseline.noisy or pair.candidate.noisy)}" if with_noise else what
         if isinstance(own, NotApplicable) or isinstance(other, NotApplicable):
             _require_same_refusal(shown, own, other)
         else:

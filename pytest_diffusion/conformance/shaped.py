@@ -79,30 +79,27 @@ def large(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return flat.repeat(1, -(-wanted // flat.shape[1]))[:, :wanted].reshape(len(value), *shape[1:])
 
 
-def small(value: torch.Tensor, like: torch.Size, shape: tuple[int, ...]) -> torch.Tensor:
+def small(value: torch.Tensor, like: torch.Size) -> torch.Tensor:
     """The elements of (N, *shape[1:]) that a sample of the shape `like` has, in its shape."""
     return value.reshape(len(value), -1)[:, : math.prod(like[1:])].reshape(len(value), *like[1:])
 
 
 def _small_again(returned: Any, like: torch.Tensor, shape: tuple[int, ...]) -> Any:
     if isinstance(returned, torch.Tensor):
-        return small(returned, like.shape, shape) if returned.shape[1:] == shape[1:] else returned
+        return small(returned, like.shape) if returned.shape[1:] == shape[1:] else returned
     if isinstance(returned, tuple | list):
-        return type(returned)(_small_again(one, like, shape) for one in returned)
-    kept = getattr(returned, "__dict__", {})
-    for name, one in kept.items() if not isinstance(returned, dict) else list(returned.items()):
-        if isinstance(one, torch.Tensor):
-            changed = _small_again(one, like, shape)
-            if isinstance(returned, dict) and not kept:
-                returned[name] = changed
-            else:
-                setattr(returned, name, changed)
+        entries = [_small_again(one, like, shape) for one in returned]
+        return type(returned)(*entries) if hasattr(returned, "_fields") else type(returned)(entries)
+    if type(returned) is dict:
+        return {name: _small_again(one, like, shape) for name, one in returned.items()}
+    for name, one in list(getattr(returned, "__dict__", {}).items()):
+        setattr(returned, name, _small_again(one, like, shape))
     return returned
 
 
 def small_draws(draws: Sequence[Draw], like: torch.Size, shape: tuple[int, ...]) -> list[Draw]:
     """Draws of the scheduler's shape as those of a sample."""
-    return [Draw(one.operator, small(one.values, like, shape), one.normal) if one.values.shape[1:] == shape[1:] else one for one in draws]
+    return [Draw(one.operator, small(one.values, like), one.normal) if one.values.shape[1:] == shape[1:] else one for one in draws]
 
 
 def replacing(
@@ -113,6 +110,6 @@ def replacing(
     def replaced(values: torch.Tensor) -> torch.Tensor:
         if values.shape[1:] != shape[1:]:
             return replace(values)
-        return large(replace(small(values, like, shape)), shape)
+        return large(replace(small(values, like)), shape)
 
     return replaced

@@ -95,8 +95,14 @@ def check_scheduler(
     """
     expected = dict(expected_failures or {})
     require_known("expected_failures", expected)
-    declared: dict[str, Any] = {"plan": plan, "step": step, "kind": kind, "prediction_type": prediction_type, "names_end": names_end}
-    declared |= {"shape": shape}
+    declared: dict[str, Any] = {
+        "plan": plan,
+        "step": step,
+        "kind": kind,
+        "prediction_type": prediction_type,
+        "names_end": names_end,
+        "shape": shape,
+    }
     if adapt is not None:
         if given := [name for name, value in declared.items() if value]:
             raise ValueError(f"adapt and {', '.join(given)} are given; what an adapter drives is declared by the adapter.")

@@ -120,18 +120,16 @@ def blame(
     names = [name for name in differing if name not in refused]
     if not names:
         return Blame([], refused=refused)
-    whole: tuple[Values, Values] | None = None
     if len(names) == 1 and not refused:
         parts = [Share(names[0], 1.0, (1.0, 1.0))]
     else:
         whole = measure(candidate), measure(baseline)
         parts = [_share_of_part(candidate, baseline, name, measure, whole, clusters) for name in names]
-    found = Blame(sorted(parts, key=lambda one: -one.share), refused=refused)
-    denoiser = next((name for name in ("unet", "transformer") if name in found.named), None)
-    if by_block is not None and denoiser is not None:
-        blocks = _shares_of_blocks(candidate, baseline, denoiser, by_block)
-        found.blocks.extend(sorted(blocks, key=lambda one: -one.share))
-    return found
+    named = [one.part for one in parts if one.is_named]
+    denoiser = next((name for name in ("unet", "transformer") if name in named), None)
+    blocks = _shares_of_blocks(candidate, baseline, denoiser, by_block) if by_block is not None and denoiser is not None else []
+    parts, blocks = (sorted(shares, key=lambda one: -one.share) for shares in (parts, blocks))
+    return Blame(parts, blocks, refused)
 
 
 def _share_of_part(

@@ -10,7 +10,7 @@ from pytest_diffusion.gate.denoising import LossRun
 from pytest_diffusion.gate.figures import figure_named
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.plots import change_by_slice
-from pytest_diffusion.gate.slices import WORDS, SliceFound
+from pytest_diffusion.gate.slices import FEWEST_PAIRS, WORDS, SliceFound
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.limits import Limits
 from pytest_diffusion.verdicts.text import number
@@ -58,8 +58,11 @@ def slice_checks() -> list[Check]:
 
 
 def _measured(found: Sequence[SliceFound] | None, of: str, count: int) -> Measurement:
-    if found is None:
-        raise NotApplicable(f"the {of} were not sliced: losses are compared by {WORDS}, where the images have captions.")
+    if not found:
+        raise NotApplicable(
+            f"nothing was compared by slice of the {of}: none has {FEWEST_PAIRS} pairs, or no score is judged there. "
+            f"Losses are compared by {WORDS} alone, where the images have captions."
+        )
     worse = [one for one in found if one.is_named]
     through = [one for one in found if one.through]
     by_word = {word: sum(one.decided.word == word for one in found) for word in ("worse", "same", "better", "cannot tell")}
@@ -68,7 +71,8 @@ def _measured(found: Sequence[SliceFound] | None, of: str, count: int) -> Measur
         float(len(worse)),
         f"number of slices of the {of} that are worse",
         num_samples=count,
-        relation="worse" if worse else "same",
+        # What is not shown to be worse is not shown to be the same.
+        relation="worse" if worse else "" if by_word["cannot tell"] else "same",
         own_limits=Limits(at_most=0, source=_SOURCE, where="gate/slice_checks.py"),
         hint=f"{_listed(worse)}Of {len(found)} slices: {counted}{f' ({len(through)} of them through those)' if through else ''}.",
         series={"slices": [one.to_json() for one in found]},

@@ -12,8 +12,6 @@ import torch
 from pytest_diffusion.config.margins import Margin, Margins
 from pytest_diffusion.gate.figures import clusters_of, score_look
 from pytest_diffusion.gate.looks import Decided, Look, Rules, Word
-from pytest_diffusion.maths.sequential import Plan
-from pytest_diffusion.verdicts.errors import SetupError
 
 WORDS = "words"
 """The name under which slices are the words that prompts share."""
@@ -182,9 +180,9 @@ class Slicing:
 def slicing(
     names: Sequence[str], texts: list[str] | None, columns: Mapping[str, Sequence[str | None]], rules: Rules, alpha: float
 ) -> Slicing | None:
-    """The slices of the texts of all planned pairs, by words and by columns of the prompts' file; None where there are no texts.
+    """The slices of the texts of all planned pairs, by words and by columns of the prompts' file; None where no slice has 8 pairs.
 
-    `columns` has a value for each prompt of the file, which pairs go through again and again. Raises SetupError where no slice has 8 pairs.
+    `columns` has a value for each prompt of the file, which pairs go through again and again.
     """
     if not names or texts is None:
         return None
@@ -195,7 +193,4 @@ def slicing(
         else:
             values = [columns[name][index % len(columns[name])] for index in range(len(texts))]
             found |= {f"{name}={value}": places for value, places in slices_by_values(values).items()}
-    if not found:
-        raise SetupError(f"--diffusion-slices: no slice by {', '.join(names)} has {FEWEST_PAIRS} of {len(texts)} prompts.")
-    assert isinstance(rules.plan, Plan)
-    return Slicing(found, texts, rules, alpha)
+    return Slicing(found, texts, rules, alpha) if found else None

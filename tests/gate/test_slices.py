@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.variants import purple_half_blue
+from pytest_diffusion.checks.promises import SLICES, kept_in_mind, promises_of
 from pytest_diffusion.config.margins import Margin, Margins
-from pytest_diffusion.config.settings import resolve
+from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import prompt_columns
 from pytest_diffusion.data.references import load_reference
@@ -177,12 +178,31 @@ def test_slices_belong_to_a_comparison(pytester):
 
 
 def test_without_slices_there_is_no_verdict():
-    with pytest.raises(NotApplicable, match="the prompts were not sliced"):
+    with pytest.raises(NotApplicable, match="nothing was compared by slice of the prompts"):
         paired_scores_by_slice(pairs_of(differences(0.0)))
+    # Nor where there are slices, and nothing that is judged.
+    with pytest.raises(NotApplicable, match="or no score is judged there"):
+        paired_scores_by_slice(replace(pairs_of(differences(0.0)), slices=[]))
     assert [one.name for one in slice_checks()] == ["paired_denoising_by_slice", "paired_retention_by_slice", "paired_scores_by_slice"]
     assert slicing(["words"], None, {}, RULES, 0.05) is None
-    with pytest.raises(SetupError, match="no slice by words has 8 of 3 prompts"):
-        slicing(["words"], ["a cat", "a dog", "a cow"], {}, RULES, 0.05)
+    assert slicing(["words"], ["a cat", "a dog", "a cow"], {}, RULES, 0.05) is None
+
+
+def test_slices_that_were_asked_for_must_be_judged():
+    settings = Settings(model="demo", baseline="demo", slices=("words",))
+    thresholds = load_thresholds(["demo", "finetune"])
+    assert [one.by for one in promises_of(settings, thresholds) if one.name == SLICES] == ["--diffusion-slices"]
+    assert not [one for one in promises_of(replace(settings, slices=()), thresholds) if one.name == SLICES]
+    assert not [one for one in kept_in_mind(promises_of(settings, thresholds), [], is_identical=True) if one.name == SLICES]
+
+
+def test_slices_that_cannot_be_told_are_not_called_the_same():
+    values = differences(0.15)
+    found = found_in(values, looks=(16, 32, 64))
+    run = replace(pairs_of(values), slices=found)
+    assert {one.decided.word for one in found} & {"cannot tell"}
+    assert paired_scores_by_slice(run).relation == ""
+    assert paired_scores_by_slice(run).value == 0
 
 
 def test_columns_are_read_from_the_file_of_prompts(tmp_path):
