@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from pytest_diffusion import check_scheduler, parametrize_with_scheduler_checks
+from pytest_diffusion.conformance.shaped import replacing, small
 from pytest_diffusion.conformance.subject import Subject
 from tests.conformance.from_others import RisesInTraining, WithoutNoising
 from tests.conformance.from_scratch import DDIM, FlowEuler
@@ -170,6 +171,21 @@ def test_also_where_the_model_predicts_a_variance_or_noise_is_drawn():
     other = {verdict.check for verdict in plain if verdict.outcome != verdicts[verdict.check]}
     assert other <= {"ranks", "layout", "inputs_untouched"}
     assert type(made).step is not type(Subject(made, shape=SHAPE).scheduler).step  # the caller's object is left alone
+
+
+def test_draws_of_the_shape_are_replaced_by_those_of_the_sample():
+    given = torch.arange(2 * 4 * 4 * 4.0).reshape(2, 4, 4, 4)
+    seen = []
+
+    def replace(values):
+        seen.append(values.shape)
+        return given
+
+    replaced = replacing(replace, given.shape, SHAPE)(torch.zeros(SHAPE))
+    assert seen == [given.shape]
+    assert replaced.shape == SHAPE
+    assert torch.equal(small(replaced, given.shape), given)
+    assert replacing(lambda values: values + 1, given.shape, SHAPE)(torch.zeros(2)).tolist() == [1, 1]
 
 
 def test_a_broken_one_of_one_shape_fails_and_an_undeclared_one_says_what_to_declare():

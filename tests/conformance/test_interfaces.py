@@ -80,6 +80,19 @@ def test_what_gives_nothing_at_some_numbers_of_steps_fails(scheduler, seen):
     assert same["same_samples"].gates
 
 
+class GivesNothing(DDIMScheduler):
+    def step(self, model_output, timestep, sample, **rest):
+        pass
+
+
+def test_the_one_that_cannot_be_driven_is_named():
+    for pair, alone in (((GivesNothing, DDIMScheduler), "candidate"), ((DDIMScheduler, GivesNothing), "baseline")):
+        same = {one.check: one for one in check_equivalence(*pair, configurations=[], raise_on_failure=False)}
+        assert f"the {alone} alone cannot be driven: GivesNothing.step returns nothing" in same["same_samples"].message
+    both = check_equivalence(GivesNothing, GivesNothing, configurations=[], raise_on_failure=False)
+    assert {one.check: one.outcome for one in both}["same_samples"] == "skipped"
+
+
 class WrongCleanImage(DDIMScheduler):
     def step(self, model_output, timestep, sample, **rest):
         found = super().step(model_output, timestep, sample, **rest)

@@ -103,6 +103,17 @@ def test_early_looks_are_those_of_all_pairs_and_small_slices_wait():
     assert named(found_in(differences(0.0, purple=5.0), looks=(16, 32, 64))) == ["purple"]
 
 
+def test_a_slice_of_just_enough_pairs_is_looked_at_and_one_of_fewer_is_not():
+    for few, wanted in ((FEWEST_PAIRS, {"rare"}), (FEWEST_PAIRS - 1, set())):
+        own = replace(slicing(["words"], PROMPTS, {}, RULES, 0.05), places={"rare": list(range(0, few * 32, 32))[:few]})
+        assert {one.name for one in own.decide({"clip_score": differences(0.0)}, (256,))} == wanted
+
+
+def test_where_sound_builds_differ_by_more_than_the_margin_no_slice_is_judged():
+    found = found_in(differences(0.0, purple=1.5), rules=replace(RULES, floors={"clip_score": 0.3}))
+    assert {one.decided.word for one in found} == {"cannot tell"}
+
+
 def test_what_all_figures_say_is_not_said_of_reported_ones():
     rules = replace(RULES, margins=Margins({"clip_score": Margin(kind="reported", source="a test")}))
     assert found_in(differences(0.0, purple=5.0), rules=rules) == []
