@@ -21,7 +21,7 @@ from pytest_diffusion.conformance.randomness import Draw
 from pytest_diffusion.conformance.readings import Reading
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel
-from pytest_diffusion.models.schedulers import config_value, evaluations_per_step
+from pytest_diffusion.models.schedulers import as_values, config_value, evaluations_per_step
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 SHAPE = (2, 4, 16, 16)
@@ -52,6 +52,11 @@ class Arrival(NamedTuple):
     def fresh(self) -> float:
         """Standard deviation of the noise that the step added, including noise that was not recorded as a draw."""
         return math.hypot(*self.added, 0.0 if self.rest <= self.tolerance else self.rest)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether image and noise have the weights of the target level."""
+        return max(abs(self.clean - float(self.target.alpha)), abs(self.total - float(self.target.sigma))) <= self.tolerance
 
     @property
     def total(self) -> float:
@@ -113,6 +118,18 @@ def hides_noise(subject: Subject) -> bool:
             except (Crash, NotApplicable):
                 pass
     return subject.hides_noise
+
+
+def restarts(subject: Subject, count: int) -> bool:
+    """Whether a plan goes back up by design: each such step adds noise, and all steps end at the level of the next one."""
+    try:
+        timesteps = as_values(subject.seen_plan(count).timesteps).double()
+        falls = timesteps.diff() * (1 if subject.rises else -1)
+        found = arrivals(subject, count) if bool((falls < 0).any()) else []
+    except (Crash, NotApplicable):
+        return False
+    back = [one for one in found[:-1] if float(one.target.sigma / one.target.alpha) > float(one.step.level.sigma / one.step.level.alpha)]
+    return bool(back) and all(one.fresh > one.tolerance for one in back) and all(one.is_right for one in found)
 
 
 def _kept_states(scheduler: Any, state: torch.Tensor) -> int:

@@ -18,6 +18,8 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_schedule")
 """Entries of the configuration that reshape the sigmas of a plan."""
 
+_PLAN_ARGUMENTS = ("device", "mu", "sigmas", "timesteps", "shift", "flow_shift")
+
 
 def without_repeats(sigmas: torch.Tensor) -> torch.Tensor:
     """Sigmas without those that equal their predecessor up to rounding."""
@@ -47,16 +49,38 @@ def require_training_grid(subject: Subject) -> None:
         raise NotApplicable(f"{subject.name} has no plan of {total} steps, which its training schedule would be.")
     own = as_values(trained)[:total].double()
     own = own if float(own[0]) > float(own[-1]) else own.flip(0)
-    planned = as_values(subject.planned(total).sigmas).double()
-    planned = without_repeats(planned if float(planned[0]) > float(planned[-1]) else planned.flip(0))[:total]
+    planned = _sigmas_of_training_length(subject)
     # Training has the shift if it is even without it.
     even = unshifted(own, shift) if _unevenness(unshifted(own, shift)) < _unevenness(own) else own
     gap = (unshifted(planned, shift) - even).abs() if len(planned) == total else torch.full((1,), torch.inf)
     place = int(gap.argmax())
     if float(gap[place]) > 1.01 / total:
+        if (shaping := _shaping_argument(subject, planned)) is not None:
+            raise NotApplicable(f"{subject.name} shapes its plan by {shaping}, by a formula of its own.")
         off = f"{float(gap[place]) * total:.3g} training steps"
         seen = f"number {place} of the plan lies {off} from sigma {float(own[place]):.5g} of training (both without the shift {shift:g})"
         raise Broken(f"the {total} sigmas of training in a plan of {total} steps", seen, count=total)
+
+
+def _sigmas_of_training_length(subject: Subject, **arguments: Any) -> torch.Tensor:
+    """The sigmas of a plan with as many steps as in training, from noisy to clean, without the end."""
+    planned = as_values(subject.planned(subject.num_train_timesteps, **arguments).sigmas).double()
+    return without_repeats(planned if float(planned[0]) > float(planned[-1]) else planned.flip(0))[: subject.num_train_timesteps]
+
+
+def _shaping_argument(subject: Subject, planned: torch.Tensor) -> str | None:
+    """The argument of `set_timesteps`, besides those of diffusers, whose value changes the plan, as the size of the image does for some."""
+    for name, parameter in list(subject.plan_parameters.items())[1:]:
+        value = parameter.default
+        if name in _PLAN_ARGUMENTS or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        try:
+            other = _sigmas_of_training_length(subject, **{name: 2 * value or 1})
+        except Crash:
+            continue
+        if len(other) != len(planned) or not torch.allclose(other, planned, atol=1 / subject.num_train_timesteps):
+            return name
+    return None
 
 
 def declared_shift(subject: Subject) -> float:

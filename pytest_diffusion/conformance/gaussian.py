@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.arrivals import restarts
 from pytest_diffusion.conformance.subject import Subject
 from pytest_diffusion.models.levels import NoiseLevel
 from pytest_diffusion.models.schedulers import evaluations_per_step
@@ -23,6 +24,10 @@ VARIANCES = torch.tensor([0.6, 0.36, 0.2], dtype=torch.float64)
 """Small enough for x̂₀ to stay within [−1, 1], where clipping and thresholding have no effect."""
 _LEAST_RATIO = 0.3
 """Smallest σ/α at which errors are measured: below it, steps between whole timesteps are too large to show an order."""
+
+
+_LONG_ENOUGH = 20
+"""Steps of a plan that goes back up, if plans do so at all: short ones may not."""
 
 
 class Moments(NamedTuple):
@@ -89,6 +94,8 @@ def noise_per_step(subject: Subject, extras: Mapping[str, Any]) -> int:
         raise NotApplicable(f"{subject.name} goes from clean to noisy: see `inversion_round_trip`.")
     if subject.is_adapted and subject.scheduler.has_uneven_steps:
         raise NotApplicable(f"{subject.name} has steps of different numbers of evaluations, so that an order of them is not defined.")
+    if restarts(subject, _LONG_ENOUGH):
+        raise NotApplicable(f"{subject.name} goes back up with new noise (restart), so its error has no order.")
     found = loops.run(subject, subject.some_count, lambda sample, level: torch.zeros_like(sample), loops.sample_of((1, 1, 2, 2)), **extras)
     draws = max(len(one.draws) for one in found.steps)
     return draws if draws and uses_draws(subject, subject.some_count, **extras) else 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops, walking
+from pytest_diffusion.conformance.arrivals import restarts
 from pytest_diffusion.conformance.calls import Crash
 from pytest_diffusion.conformance.flow_grid import SHAPES, require_training_grid, without_repeats
 from pytest_diffusion.conformance.laws import Broken, law
@@ -43,14 +44,12 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
         timesteps = as_values(scheduler.timesteps).to("cpu", torch.float64)
         if not bool(torch.isfinite(timesteps).all()):
             raise Broken("finite timesteps", walking.unfit(timesteps), count=count)
-        order, revisits = evaluations_per_step(scheduler), revisits_timesteps(scheduler)
-        if not revisits:
-            low, high = order * (count - 1) + 1, order * count
-            planned = walking.length_of(subject, scheduler)
-            if not low <= planned <= high:
-                wanted = str(high) if low == high else f"{low} to {high}"
-                raise Broken(f"{wanted} timesteps", f"{planned}", count=count)
-            _require_order(timesteps, order, count, rounded=_is_rounded(scheduler, count))
+        if not revisits_timesteps(scheduler):
+            try:
+                _require_count_and_order(subject, scheduler, timesteps, count)
+            except Broken:
+                if not restarts(subject, min(count, _FEW)):
+                    raise
         if not subject.is_adapted and (not has_own_sigma_range(scheduler) or is_flow(scheduler)):
             # If the table starts with a clean entry, timesteps are counted from 1.
             alphas = getattr(scheduler, "alphas_cumprod", None)
@@ -59,6 +58,14 @@ def timesteps_well_formed(subject: Subject, counts: Sequence[int]) -> None:
             outside = timesteps[(timesteps < 0) | (timesteps > top)]
             if len(outside):
                 raise Broken(f"timesteps from 0 to {top}", f"timestep {float(outside[0]):g}", count=count)
+
+
+_FEW = 30
+"""Most steps at which a plan that goes back up is followed: a class that restarts is one that restarts there."""
+_MISNAMED = (
+    "; pipelines take `order` for the number of evaluations of the model in a step, and start image-to-image at number order·k;"
+    " the order of a solver that evaluates once is `solver_order`"
+)
 
 
 def _badly_rounded(total: int) -> list[int]:
@@ -179,12 +186,18 @@ def _planned(subject: Subject, count: int) -> Any:
         raise Broken("set_timesteps to accept any number of steps", str(crash), count=count) from crash
 
 
-def _require_order(timesteps: torch.Tensor, order: int, count: int, *, rounded: bool) -> None:
-    """Raise Broken unless timesteps fall, or rise as those of inversions and of some flows do, without repetition."""
+def _require_count_and_order(subject: Subject, scheduler: Any, timesteps: torch.Tensor, count: int) -> None:
+    """Raise Broken unless a plan has its timesteps, which fall, or rise as those of inversions and of some flows, without repetition."""
+    order = evaluations_per_step(scheduler)
+    low, high = order * (count - 1) + 1, order * count
+    planned = walking.length_of(subject, scheduler)
+    if not low <= planned <= high:
+        wanted = str(high) if low == high else f"{low} to {high}"
+        raise Broken(f"{wanted} timesteps", f"{planned}{_MISNAMED if planned == count else ''}", count=count)
     distinct = timesteps if order == 1 else timesteps.unique_consecutive()
     distinct = distinct.flip(0) if float(timesteps[0]) < float(timesteps[-1]) else distinct
     # If the scheduler steps by sigmas, each timestep is rounded separately.
-    wrong = (distinct[1:] >= distinct[:-1] + (1.0 if order > 1 or rounded else 0.0)).nonzero()
+    wrong = (distinct[1:] >= distinct[:-1] + (1.0 if order > 1 or _is_rounded(scheduler, count) else 0.0)).nonzero()
     if len(wrong):
         place = int(wrong[0])
         seen = f"timestep {float(distinct[place]):g} is followed by {float(distinct[place + 1]):g}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.conformance import loops, walking
-from pytest_diffusion.conformance.arrivals import arrivals
+from pytest_diffusion.conformance.arrivals import arrivals, restarts
 from pytest_diffusion.conformance.calls import Crash, calling
 from pytest_diffusion.conformance.forward import named_levels, require_noised
 from pytest_diffusion.conformance.gaussian import posterior_mean
@@ -60,7 +60,7 @@ def noising_in_a_run(subject: Subject, counts: Sequence[int]) -> None:
     In both cases the timestep is that of the next step, and the result must have the noise level of that step.
     """
     method = subject.noising_method()
-    if subject.is_inverse or revisits_timesteps(subject.scheduler):
+    if subject.is_inverse or revisits_timesteps(subject.scheduler) or restarts(subject, max(counts)):
         raise NotApplicable(f"{subject.name} goes from clean to noisy, or revisits timesteps.")
     image, noise = some_image(), walking.normal(*IMAGE_SHAPE)
     can_begin = hasattr(subject.scheduler, "set_begin_index")
@@ -143,7 +143,7 @@ def posterior_mean_image() -> torch.Tensor:
 
 
 def _require_lands(subject: Subject, count: int, method: str | None) -> None:
-    if revisits_timesteps(subject.scheduler):
+    if revisits_timesteps(subject.scheduler) or restarts(subject, count):
         raise NotApplicable(f"{subject.name} has warm-up steps or revisits timesteps, so a run cannot start in the middle.")
     loops.require_levels(subject)
     loops.require_drivable(subject)
