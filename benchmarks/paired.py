@@ -30,9 +30,10 @@ from pytest_diffusion.features.store import stored_reference_features
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import LossRun
 from pytest_diffusion.gate.hybrids import Blame
+from pytest_diffusion.gate.loss_stages import compare_losses, is_same_for
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.parts import compare_parts
-from pytest_diffusion.gate.stages import Material, compare_losses, draw_pairs, is_same_for
+from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.load import load_pipeline
 
 ABSOLUTE = 10_000 * 50 * 2

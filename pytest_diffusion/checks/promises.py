@@ -19,6 +19,8 @@ RETENTION = "paired_retention_loss"
 """The check of the images that must not be forgotten."""
 SLICES = "paired_scores_by_slice"
 """The check of the prompts by slice."""
+SELFTEST = "selftest"
+"""The check of the gate itself."""
 
 
 def promises_of(settings: Settings, thresholds: Thresholds) -> list[Promise]:
@@ -62,6 +64,8 @@ def _options(settings: Settings) -> Iterator[Promise]:
             yield Promise("check", RETENTION, "--diffusion-retention", lens="paired")
         if settings.slices and not is_report:
             yield Promise("check", SLICES, "--diffusion-slices", lens="paired")
+    if settings.selftest_require:
+        yield Promise("check", SELFTEST, "--diffusion-selftest-require", lens="always")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

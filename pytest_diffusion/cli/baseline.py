@@ -10,7 +10,10 @@ from typing import Any
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.verdicts.errors import SettingsError
 
-_NOT_HERE = ("model", "baseline", "lora", "lenses", "report", "scheduler_profile", "effort", "attention_layers")
+_NOT_HERE = (
+    *("model", "baseline", "lora", "lenses", "report", "scheduler_profile", "effort", "attention_layers"),
+    *("selftest", "selftest_require"),
+)
 
 
 def add_parser(commands: Any) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-SOURCES, CHECKS = "pytest_diffusion.sources", "pytest_diffusion.checks"
+SOURCES, CHECKS, DAMAGES = (f"pytest_diffusion.{group}" for group in ("sources", "checks", "damages"))
 
 
 class Extensions(NamedTuple):
@@ -31,4 +31,4 @@ def extensions(group: str) -> Extensions:
 
 def broken_extensions() -> list[str]:
     """One line for each entry point of ours that was tried and cannot be loaded."""
-    return [line for group in (SOURCES, CHECKS) for line in extensions(group).broken.values()]
+    return [line for group in (SOURCES, CHECKS, DAMAGES) for line in extensions(group).broken.values()]

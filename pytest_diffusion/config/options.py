@@ -26,6 +26,8 @@ class Option:
     """Whether its text may be a path, which in the ini file is relative to that file."""
     is_list: bool = False
     """Whether its text is a list with commas."""
+    bare: str = ""
+    """What it says without a value, where it may be given so."""
     aliases: tuple[str, ...] = ()
     """Earlier names that are still taken, as options, in the ini file and in markers."""
 
@@ -164,6 +166,20 @@ OPTIONS = (
         "NAME",
         "compare by slice too: words that prompts share (words), or a column of the prompts' file; may be given more than once",
         many=True,
+    ),
+    Option(
+        "selftest",
+        parsers.selftest,
+        "LEVEL",
+        "what would this gate catch on this model? Known damage is held against it: quick, full, or a number of seconds (default: quick)",
+        bare="quick",
+    ),
+    Option(
+        "selftest_require",
+        parsers.names,
+        "DAMAGE[:STRENGTH],...",
+        "damage that the self-test must show to be caught, as denoiser_noise:0.05,channels_swapped",
+        is_list=True,
     ),
     Option("device", parsers.device, "DEVICE", "cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)"),
     Option(

@@ -59,6 +59,25 @@ def lenses(text: str) -> tuple[str, ...]:
     return lenses
 
 
+def selftest(text: str) -> str:
+    if text in ("quick", "full"):
+        return text
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds < 10_000_000:
+        raise ValueError("expected quick, full, or a number of seconds of at least 1; write it with =, as in --diffusion-selftest=600")
+    return f"{seconds:g}"
+
+
+def names(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise ValueError("expected names, separated by commas")
+    return found
+
+
 def lora(text: str) -> str:
     path, scale = split_lora(text)
     if not path or not 0 < abs(scale) < 1000:

@@ -42,6 +42,8 @@ class Settings:
     subject: str | None = None
     max_samples: int | None = None
     slices: tuple[str, ...] = ()
+    selftest: str | None = None
+    selftest_require: tuple[str, ...] = ()
     num_samples: int = 10_000
     steps: int = 50
     guidance_scale: float | None = None

@@ -86,11 +86,7 @@ def paired_lora(comparison: Comparison) -> Measurement:
 )
 def paired_guards(pairs: PairedRun) -> Measurement:
     """Exact counts on the same prompts and seeds."""
-    counts = {
-        "not finite": [int((~rows.finite).sum()) for rows in (pairs.candidate, pairs.baseline)],
-        "of one colour": [int(rows.constant.sum()) for rows in (pairs.candidate, pairs.baseline)],
-        "repeated": [rows.repeated for rows in (pairs.candidate, pairs.baseline)],
-    }
+    counts = pairs.broken
     found = pairs.blame.get(GUARDS)
     beyond = {what: max(0, ours - theirs) for what, (ours, theirs) in counts.items()}
     told = ", ".join(f"{ours} {what} (baseline {theirs})" for what, (ours, theirs) in counts.items() if ours > theirs)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_diffusion.config.margins import Margins
+from pytest_diffusion.features.image_scores import names_of
 from pytest_diffusion.gate.figures import Figure, figure_named
 from pytest_diffusion.gate.looks import Rules
 from pytest_diffusion.gate.parts import Parts
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.lora import LoraChange
+
+
+def size_of_family(margins: Margins, scorers: Sequence[str]) -> int:
+    """How many figures a run judges: those with a margin, and the scores of scorers that the user names."""
+    return sum(margins.of(figure) is not None for figure in margins.by_figure) + sum(len(names_of(value)) for value in scorers)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ class PairedRun:
         return len(self.baseline.digests)
 
     @property
+    def broken(self) -> dict[str, list[int]]:
+        """How many samples of the candidate and of the baseline are broken, by what is wrong with them."""
+        sides = (self.candidate, self.baseline)
+        return {
+            "not finite": [int((~rows.finite).sum()) for rows in sides],
+            "of one colour": [int(rows.constant.sum()) for rows in sides],
+            "repeated": [rows.repeated for rows in sides],
+        }
+
+    @property
     def is_closed(self) -> bool:
         """Whether a figure is worse."""
         return any(one.word == "worse" for one in self.decided.values())

@@ -22,10 +22,11 @@ from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
 from pytest_diffusion.gate.floor import TWIN_PAIRS, floors_of_losses, sample_floors
+from pytest_diffusion.gate.loss_stages import losses_on
 from pytest_diffusion.gate.parts import part_hashes
 from pytest_diffusion.gate.saved import SavedBaseline, checksums_of, image_checksums, load_baseline, save_baseline
 from pytest_diffusion.gate.side import LiveSide
-from pytest_diffusion.gate.stages import Material, losses_on, scorers_of, wants_features
+from pytest_diffusion.gate.stages import Material, scorers_of, wants_features
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.models.capabilities import device_of, family, has_vae, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import fingerprint
@@ -44,12 +45,22 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     margins = load_thresholds([*own, *settings.thresholds]).margins
     count = num_reference_images(settings.reference, settings.num_samples) if settings.reference is not None else 0
     reference = _reference(pipeline, settings, settings.reference, count)
-    sets = {"denoising_loss": reference, "retention_loss": _reference(pipeline, settings, settings.retention, margins.references)}
+    retention = _reference(pipeline, settings, settings.retention, margins.references)
+    prompts = prompts_of(settings.prompts, settings.reference) if is_text_conditioned(pipeline) else None
+    measured = measure_baseline(_side(pipeline, prompts, settings, say), margins, reference, retention, say=say)
+    save_baseline(path, measured.tensors, measured.about)
+    return load_baseline(str(path))
+
+
+def measure_baseline(
+    side: LiveSide, margins: Margins, reference: Reference | None, retention: Reference | None, *, say: Say
+) -> SavedBaseline:
+    """What a saved baseline holds of a model: scores, features, losses and noise floors. Raises what drawing raises."""
+    pipeline, settings, prompts = side.pipeline, side.settings, side.prompts
+    sets = {"denoising_loss": reference, "retention_loss": retention}
     if has_vae(pipeline):
         sets["reconstruction_loss"] = reference
     losses, kept, floors = _losses(pipeline, settings, margins, sets, say)
-    prompts = prompts_of(settings.prompts, settings.reference) if is_text_conditioned(pipeline) else None
-    side = _side(pipeline, prompts, settings, say)
     looks = Plan(margins.pairs).looks(settings.max_samples or margins.pairs)
     if not looks:
         raise SettingsError(f"--diffusion-max-samples is {settings.max_samples}; the first look comes after {Plan().looks(1000)[0]} pairs.")
@@ -96,8 +107,7 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
         "device": str(device_of(pipeline)),
         "versions": versions_text(),
     }
-    save_baseline(path, tensors, about)
-    return load_baseline(str(path))
+    return SavedBaseline(side.name, tensors, about)
 
 
 def _reference(pipeline: Any, settings: Settings, name: str | None, limit: int) -> Reference | None:

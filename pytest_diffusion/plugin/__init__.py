@@ -7,5 +7,6 @@ pytest_plugins = (
     "pytest_diffusion.plugin.fixtures.ready",
     "pytest_diffusion.plugin.fixtures.lenses",
     "pytest_diffusion.plugin.fixtures.paired",
+    "pytest_diffusion.plugin.fixtures.selftest",
     "pytest_diffusion.plugin.fixtures.report",
 )

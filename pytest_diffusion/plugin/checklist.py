@@ -12,7 +12,7 @@ from unittest import SkipTest
 import pytest
 
 from pytest_diffusion.checks import Check, all_checks
-from pytest_diffusion.checks.promises import promises_of
+from pytest_diffusion.checks.promises import SELFTEST, promises_of
 from pytest_diffusion.checks.run import enforce, run_check
 from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.plugin.overrides import place_of_checklist
@@ -77,6 +77,8 @@ class CheckItem(pytest.Function):
         """A candidate that equals its baseline is what is in production already: only what the user asked for is judged again."""
         settings, thresholds = active_settings(self.config)
         if settings.baseline is None or self.check.lens == "paired" or baseline_kind(settings.baseline) == "report":
+            return
+        if self.check.name == SELFTEST:
             return
         own = [promise for promise in promises_of(settings, thresholds) if not promise.is_presets and promise.kind != "reference"]
         if any(self.check.name == promise.name or self.check.lens == promise.name for promise in own):
@@ -145,13 +147,18 @@ def expected_checks(settings: Settings) -> list[str]:
 
 
 def _checks_of(settings: Settings) -> list[Check]:
-    """All checks, and those of the scorers and slices that the user names."""
-    if not settings.scorer and not settings.slices:
-        return all_checks()
-    from pytest_diffusion.gate.checks import scorer_checks
-    from pytest_diffusion.gate.slice_checks import slice_checks
+    """All checks, those of the scorers and slices that the user names, and the self-test where it is asked for."""
+    added: list[Check] = []
+    if settings.scorer or settings.slices:
+        from pytest_diffusion.gate.checks import scorer_checks
+        from pytest_diffusion.gate.slice_checks import slice_checks
 
-    return [*all_checks(), *scorer_checks(settings.scorer), *(slice_checks() if settings.slices else [])]
+        added += [*scorer_checks(settings.scorer), *(slice_checks() if settings.slices else [])]
+    if settings.selftest is not None or settings.selftest_require:
+        from pytest_diffusion.gate.selftest_check import selftest_checks
+
+        added += selftest_checks(settings)
+    return [*all_checks(), *added]
 
 
 _ASKED = {"paired_lora": ("lora",), "paired_retention_loss": ("retention",), "paired_retention_by_slice": ("retention",)}
@@ -165,7 +172,7 @@ def _is_wanted(check: Check, settings: Settings) -> bool:
         or any(not getattr(settings, name) for name in _ASKED.get(check.name, ()))
     ):
         return False
-    if settings.lenses is None:
+    if settings.lenses is None or check.name == SELFTEST:
         return True
     # What holds always needs the model: a run of the schedule alone must not load it, and pairs are judged by themselves.
     return check.lens in settings.lenses or (check.lens == "always" and not set(settings.lenses) <= {"schedule", "paired"})

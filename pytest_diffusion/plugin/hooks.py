@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         text = option.help.replace("%", "%%")
         if option.is_switch:
             group.addoption(*option.flags, dest=option.ini, action="store_const", const="true", default=None, help=text)
+        elif option.bare:
+            group.addoption(*option.flags, dest=option.ini, metavar=option.metavar, nargs="?", const=option.bare, default=None, help=text)
         else:
             action = "append" if option.many else "store"
             group.addoption(*option.flags, dest=option.ini, metavar=option.metavar, action=action, default=None, help=text)

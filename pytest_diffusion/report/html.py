@@ -17,6 +17,7 @@ from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
+from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_text, suggested_rows
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
@@ -56,8 +57,14 @@ def render(report: Report) -> str:
         "parts": parts_of(paired),
         "pairs": report.facts.get("worst_pairs", []),
     }
+    selftest = {
+        "columns": COLUMNS,
+        "rows": selftest_rows(report.facts),
+        "text": selftest_text(report.facts),
+        "suggested": suggested_rows(report.facts),
+    }
     template = environment.get_template("report.html.j2")
-    return template.render(report=report, sections=sections, verdicts=verdicts, gallery=gallery, comparison=comparison)
+    return template.render(report=report, sections=sections, verdicts=verdicts, gallery=gallery, comparison=comparison, selftest=selftest)
 
 
 def _section(lens: str, title: str, entries: list[Entry]) -> Section:

@@ -6,6 +6,7 @@ import re
 
 from pytest_diffusion.report.compared import comparison_table, comparison_text
 from pytest_diffusion.report.contents import Report, grouped
+from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_text
 
 
 def summary(report: Report) -> str:
@@ -18,6 +19,10 @@ def summary(report: Report) -> str:
     if told := comparison_text(verdicts, report.facts):
         lines += [*(f"{_text(line)}\n" for line in told)]
         lines.append(comparison_table(one for one in verdicts if one.lens == "paired"))
+    if rows := selftest_rows(report.facts):
+        lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+        lines += [f"| {' | '.join(map(_text, row))} |" for row in rows]
+        lines += ["", *(f"{_text(line)}\n" for line in selftest_text(report.facts))]
     lines += ["| outcome | check | message |", "|---|---|---|"]
     for verdict, checks in grouped(entry.verdict for entry in report.entries):
         lines.append(f"| {verdict.outcome} | {', '.join(checks)} | {_text(verdict.message)} |")

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.contents import counts, grouped, worst_first
+from pytest_diffusion.report.selftest import selftest_table, selftest_text
 from pytest_diffusion.verdicts.error_rates import error_rates
 from pytest_diffusion.verdicts.gate import Decision
 from pytest_diffusion.verdicts.run import Entry
@@ -50,6 +51,8 @@ def summarise(
     if rates is not None:
         terminal.write_line(rates.text)
     for line in comparison_text((entry.verdict for entry in entries if entry.is_of_checklist), facts or {}):
+        terminal.write_line(line)
+    for line in [*selftest_table(facts or {}), *selftest_text(facts or {})]:
         terminal.write_line(line)
     if decision is not None:
         for reason in decision.reasons:

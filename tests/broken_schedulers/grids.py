@@ -165,7 +165,7 @@ class TimestepsOfTheStepBefore(DPMSolverMultistepScheduler):
 
 @breaks(
     "runs",
-    "timesteps_cover",
+    "timesteps_well_formed",
     because="an offset larger than the gap between timesteps pushes the first one out of the schedule",
     timestep_spacing="leading",
     steps_offset=40,

@@ -113,11 +113,11 @@ class BySize(FlowEuler):
         self.sigmas, self.timesteps = shares, shares[:-1] * self.num_train_timesteps
 
 
-class ShiftedUnasked(FlowEuler):
+class ShiftedUnasked(BySize):
     """The same shift, and nothing that the caller could say about it."""
 
     def set_timesteps(self, num_inference_steps, device=None):
-        BySize.set_timesteps(self, num_inference_steps)
+        super().set_timesteps(num_inference_steps)
 
 
 @pytest.mark.parametrize("scheduler", [Restarts, ReverseDiffusion])

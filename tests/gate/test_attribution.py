@@ -17,8 +17,9 @@ from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.gate.checks import of_pairs, paired_guards
 from pytest_diffusion.gate.comparison import Comparison
+from pytest_diffusion.gate.loss_stages import compare_losses
 from pytest_diffusion.gate.parts import compare_parts
-from pytest_diffusion.gate.stages import Material, compare_losses, draw_pairs
+from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.fingerprint import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore")

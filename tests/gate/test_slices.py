@@ -17,13 +17,13 @@ from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import run_losses
 from pytest_diffusion.gate.looks import Rules
+from pytest_diffusion.gate.loss_stages import compare_losses
 from pytest_diffusion.gate.pairs import run_pairs
 from pytest_diffusion.gate.parts import compare_parts
 from pytest_diffusion.gate.plots import change_by_slice
 from pytest_diffusion.gate.side import Rows, SavedSide
 from pytest_diffusion.gate.slice_checks import paired_denoising_by_slice, paired_retention_by_slice, paired_scores_by_slice, slice_checks
 from pytest_diffusion.gate.slices import FEWEST_PAIRS, MOST_SLICES, slices_by_values, slices_by_words, slicing
-from pytest_diffusion.gate.stages import compare_losses
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 

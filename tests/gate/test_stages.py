@@ -16,10 +16,11 @@ from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.floor import TWINS, rounded_weights
+from pytest_diffusion.gate.loss_stages import compare_losses, is_same_for
 from pytest_diffusion.gate.parts import compare_parts
 from pytest_diffusion.gate.save import save_model
 from pytest_diffusion.gate.saved import load_baseline
-from pytest_diffusion.gate.stages import Material, compare_losses, draw_pairs, is_same_for
+from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError
 from tests.families.models import build

@@ -1,0 +1,110 @@
+"""Damage in code and settings, which weights and configurations do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.gate.damage import Target, damage, kept_attribute
+from pytest_diffusion.models.capabilities import is_text_conditioned, uses_guidance
+from pytest_diffusion.models.schedulers import num_train_timesteps
+from pytest_diffusion.verdicts.errors import NotApplicable
+
+_CLIP = "a CLIP that knows the prompts (--diffusion-clip-model)"
+_REFERENCES = "reference images with captions (--diffusion-reference), for the losses"
+
+
+@damage(
+    "the denoiser is told a timestep that is {} too high", strengths=(1, 3, 10, 30), usual=10, in_code=True, sees=_REFERENCES, is_long=True
+)
+def timestep_shift(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """Timesteps off by one, and by more, of a thousand."""
+    part, total = target.denoiser, num_train_timesteps(target.pipeline.scheduler)
+
+    def later(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "timestep" in kwargs:
+            return args, {**kwargs, "timestep": shifted(kwargs["timestep"])}
+        return (args[0], shifted(args[1]), *args[2:]), kwargs
+
+    def shifted(timestep: Any) -> Any:
+        told = torch.as_tensor(timestep)
+        # Some networks are told shares of the schedule.
+        change = strength / total if told.is_floating_point() and float(told.max()) <= 1 else strength
+        return (told + change).clamp(max=total - 1 if change == strength else 1.0).to(told.dtype)
+
+    hook = part.register_forward_pre_hook(later, with_kwargs=True)
+    try:
+        yield target.settings
+    finally:
+        hook.remove()
+
+
+@damage("one step in {}", strengths=(2, 4, 8), usual=8, in_code=True, sees=_CLIP)
+def too_few_steps(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """A fraction of the inference steps."""
+    steps = target.settings.steps // int(strength)
+    if steps < 1:
+        raise NotApplicable(f"{target.settings.steps} steps cannot be divided by {strength:g}")
+    yield replace(target.settings, steps=steps)
+
+
+@damage("guidance is lost", in_code=True, sees=_CLIP, is_long=True)
+def guidance_lost(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """A guidance scale of 1."""
+    scale = target.settings.guidance_scale
+    if not uses_guidance(target.pipeline) or (scale is not None and scale <= 1):
+        raise NotApplicable("it runs without guidance")
+    yield replace(target.settings, guidance_scale=1.0)
+
+
+@damage("red and blue are swapped", in_code=True, sees=_REFERENCES)
+def channels_swapped(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """Decoded images are BGR in place of RGB."""
+    yield from _decoded(target, lambda images: images[:, [2, 1, 0]])
+
+
+@damage("{} of the images of a batch repeat its first one", strengths=(0.1, 0.25, 0.5, 1.0), usual=0.5, is_continuous=True, in_code=True)
+def images_repeated(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """So many images of each batch, from its end."""
+
+    def repeated(images: torch.Tensor) -> torch.Tensor:
+        kept = len(images) - round(strength * (len(images) - 1))
+        return torch.cat([images[:kept], images[:1].expand(len(images) - kept, *images.shape[1:])])
+
+    yield from _decoded(target, repeated)
+
+
+@damage("each prompt is taken for the next one", in_code=True, sees=_CLIP)
+def prompts_shuffled(target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """Within each batch."""
+    pipeline = target.pipeline
+    if not is_text_conditioned(pipeline) or not hasattr(pipeline, "encode_prompt"):
+        raise NotApplicable("it encodes no prompts")
+    encode = pipeline.encode_prompt
+
+    def moved(value: Any) -> Any:
+        return [*value[1:], value[0]] if isinstance(value, list) and value and isinstance(value[0], str) else value
+
+    def shuffled(*args: Any, **kwargs: Any) -> Any:
+        own = {name: moved(value) if name.startswith("prompt") else value for name, value in kwargs.items()}
+        return encode(*map(moved, args), **own)
+
+    with kept_attribute(pipeline, "encode_prompt", shuffled):
+        yield target.settings
+
+
+def _decoded(target: Target, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Settings]:
+    """Decoded images are changed by a function of (N, C, H, W)."""
+    vae = target.vae
+    decode = vae.decode
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        result = decode(*args, **kwargs)
+        return (change(result[0]), *result[1:]) if isinstance(result, tuple) else type(result)(sample=change(result.sample))
+
+    with kept_attribute(vae, "decode", changed):
+        yield target.settings
