@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pytest_diffusion.gate.damage import Damage, Required, all_damages
-from pytest_diffusion.gate.strength import Limit, Suggested, detection_limit, power_of, suggest_margins
+from pytest_diffusion.gate.strength import Limit, detection_limit, power_of
+from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit, suggest_limits, suggest_margins
 from pytest_diffusion.gate.trial import PairedGate, Trial
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
@@ -58,6 +59,7 @@ class SelfTest:
     left_out: list[str] = field(default_factory=list)
     """What the time did not suffice for."""
     suggested: list[Suggested] = field(default_factory=list)
+    suggested_limits: list[SuggestedLimit] = field(default_factory=list)
     floors: dict[str, float] = field(default_factory=dict)
     is_copy: bool = False
     seconds: float = 0.0
@@ -93,7 +95,7 @@ class SelfTest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        own = {name: value for name, value in vars(self).items() if name not in ("trials", "limits", "suggested")}
+        own = {name: value for name, value in vars(self).items() if name not in ("trials", "limits", "suggested", "suggested_limits")}
         known = {one.name: one for one in all_damages()}
         return {
             **own,
@@ -101,6 +103,7 @@ class SelfTest:
             "trials": [asdict(one) for one in self.trials],
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
             "suggested": [asdict(one) for one in self.suggested],
+            "suggested_limits": [asdict(one) for one in self.suggested_limits],
         }
 
     def _kinds(self) -> list[tuple[str, float]]:
@@ -147,6 +150,7 @@ def run_selftest(
     if _state(pipeline) != before:
         raise SetupError("--diffusion-selftest: the model is not as it was before; nothing that follows could be trusted.")
     found.suggested = suggest_margins(found.trials, found.floors, gate.margins, is_copy=found.is_copy)
+    found.suggested_limits = suggest_limits(found.parent or [], found.trials)
     found.seconds = round(time.monotonic() - budget.started, 1)
     found.created = datetime.now(UTC).isoformat(timespec="seconds")
     return found

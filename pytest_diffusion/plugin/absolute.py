@@ -109,5 +109,5 @@ def _short(verdict: dict[str, Any]) -> dict[str, Any]:
         "check": verdict["check"],
         "outcome": verdict["outcome"],
         **with_numbers({name: measurement.get(name) for name in ("value", "interval", "num_samples", "unit")}),
-        **with_numbers({name: limits.get(name) for name in ("at_least", "at_most")}),
+        **with_numbers({name: limits.get(name) for name in ("at_least", "at_most", "min_reference", "extractor")}),
     }

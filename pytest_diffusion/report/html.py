@@ -17,7 +17,7 @@ from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
-from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_text, suggested_rows
+from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_text, suggested_rows
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
@@ -62,6 +62,7 @@ def render(report: Report) -> str:
         "rows": selftest_rows(report.facts),
         "text": selftest_text(report.facts),
         "suggested": suggested_rows(report.facts),
+        "limits": limit_rows(report.facts),
     }
     template = environment.get_template("report.html.j2")
     return template.render(report=report, sections=sections, verdicts=verdicts, gallery=gallery, comparison=comparison, selftest=selftest)

@@ -52,6 +52,21 @@ def suggested_rows(facts: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def limit_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of texts: absolute check, this run's limit, the suggested one, what it rests on, what it would see."""
+    signs = {"at_most": "≤", "at_least": "≥"}
+    return [
+        [
+            one["check"],
+            f"{signs[one['side']]} {number(one['current'])}",
+            f"{signs[one['side']]} {number(one['limit'])}",
+            f"{number(one['parent'])}; worst end {number(one['worst'])} by {one['by']}",
+            _first(one["seen"]) or "none of those tried",
+        ]
+        for one in with_numbers(facts.get("selftest", {}).get("suggested_limits", []))
+    ]
+
+
 def selftest_table(facts: Mapping[str, Any]) -> list[str]:
     """The table as lines for a terminal, with columns of equal width; empty where there was no self-test."""
     rows = selftest_rows(facts)

@@ -1,0 +1,30 @@
+"""The absolute checks on a pipeline in memory, in a session of their own."""
+
+import os
+
+import pytest
+
+from pytest_diffusion.gate.damage import Target, all_damages
+from pytest_diffusion.plugin.absolute import absolute_verdicts
+
+
+def judged(pipeline, settings, folder):
+    return {one["check"]: one for one in absolute_verdicts(pipeline, str(folder))(settings)}
+
+
+def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_settings, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2")
+    environment = dict(os.environ)
+    settings = replace(demo_settings, lenses=("schedule", "latent"), num_samples=8)
+    sound = judged(demo_copy, settings, tmp_path)
+    assert sound["log_snr_first"]["outcome"] == "pass"
+    assert sound["log_snr_first"]["at_least"] == pytest.approx(6.8)
+    damage = next(one for one in all_damages() if one.name == "decoder_noise")
+    with damage.apply(Target(demo_copy, settings), 0.4, 0) as own:
+        broken = judged(demo_copy, own, tmp_path)
+    changed = {name for name in broken if broken[name]["outcome"] == "fail" and sound[name]["outcome"] != "fail"}
+    assert any(name.startswith("vae_") or "latent" in name for name in changed), changed
+    assert dict(os.environ) == environment
+    assert not list(tmp_path.iterdir())
