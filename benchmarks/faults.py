@@ -1,7 +1,8 @@
 """Real defects of pipelines, loaders and engines, from public threads, each rebuilt as a change of a model of the family it belongs to.
 
-The demo stands for Stable Diffusion 1 and 2. Other families are models of tests/families, whose weights are random: what is asked of the
-gate there is whether a port differs from its parent, not whether its pictures are worse.
+The demo stands for Stable Diffusion 1 and 2. Other families are models of tests/families, whose weights are random, with a last layer of
+such a gain that the denoiser has a say in the samples: what is asked of the gate there is whether a port differs from its parent, not
+whether its pictures are worse.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
 
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.damage import Apply, Damage, Target, kept_attribute, kept_config, kept_weights
 
-DEMO = "demo"
+DEMO, FLOW = "demo", "flow"
+"""The demo as it is; and its denoiser trained on as a rectified flow, with a shift of 3 when it samples."""
 
 
 @dataclass(frozen=True)
@@ -292,11 +295,12 @@ def tiles_with_seams(target: Target) -> Iterator[None]:
     decode = target.vae.decode
 
     def tiled(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        kwargs = {**kwargs, "return_dict": False}
-        rows = []
+        is_object = kwargs.pop("return_dict", True)
+        kwargs, rows = {**kwargs, "return_dict": False}, list[torch.Tensor]()
         for half in latents.chunk(2, 2):
             rows.append(torch.cat([decode(part, *args, **kwargs)[0] for part in half.chunk(2, 3)], 3))
-        return (torch.cat(rows, 2),)
+        images = torch.cat(rows, 2)
+        return DecoderOutput(sample=images) if is_object else (images,)
 
     with kept_attribute(target.vae, "decode", tiled):
         yield
@@ -494,7 +498,10 @@ def pooled_elsewhere(target: Target) -> Iterator[None]:
 
 @fault("Nerogar/OneTrainer#775", "pooled embeddings of prompt and negative prompt change places", family="sdxl")
 def pooled_reversed(target: Target) -> Iterator[None]:
-    with encoding(target.pipeline, lambda found: (*found[:2], found[3], found[2])):
+    def reversed_(found: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*found[:2], found[3], found[2]) if found[3] is not None else found
+
+    with encoding(target.pipeline, reversed_):
         yield
 
 
@@ -517,9 +524,9 @@ def pooled_out_of_order(target: Target) -> Iterator[None]:
         yield
 
 
-@fault("huggingface/diffusers#13243", "the shift of a flow's plan is applied twice", family="sd3", in_code=False)
+@fault("huggingface/diffusers#13243", "the shift of a flow's plan is applied twice", family=FLOW, in_code=False)
 def flow_shift_twice(target: Target) -> Iterator[None]:
-    with with_scheduler(target, shift=target.pipeline.scheduler.config.shift**2):
+    with with_scheduler(target, flow_shift=target.pipeline.scheduler.config.flow_shift**2):
         yield
 
 
@@ -549,9 +556,9 @@ def mask_of_the_first(target: Target) -> Iterator[None]:
         yield
 
 
-@fault("vllm-project/vllm-omni#7576 leejet/stable-diffusion.cpp#1697", "the shift of a flow's plan is lost", family="sd3", in_code=False)
+@fault("vllm-project/vllm-omni#7576 leejet/stable-diffusion.cpp#1697", "the shift of a flow's plan is lost", family=FLOW, in_code=False)
 def flow_shift_lost(target: Target) -> Iterator[None]:
-    with with_scheduler(target, shift=1.0):
+    with with_scheduler(target, flow_shift=1.0):
         yield
 
 

@@ -21,7 +21,7 @@ from pytest_diffusion.gate.parts import compare_hashes
 from pytest_diffusion.gate.save import measure_baseline
 from pytest_diffusion.gate.side import LiveSide
 from pytest_diffusion.gate.stages import Material, draw_pairs
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 
 LOSSES = ("denoising_loss", "retention_loss", "text_encoder_loss", "reconstruction_loss")
 """In the order in which they are compared."""
@@ -120,6 +120,8 @@ class PairedGate:
                 found = self._judged(empty, damage, settings)
             except NotApplicable as reason:
                 found = replace(empty, note=str(reason))
+            except (SettingsError, SetupError):
+                raise  # the self-test's own fault says nothing about the damage
             except Exception as error:  # a model that cannot run closes the gate
                 text = next(iter(str(error).splitlines()), "")
                 found = replace(empty, caught_by=["error"], note=f"{type(error).__name__}: {text}")
@@ -140,10 +142,9 @@ class PairedGate:
         if comparison.is_identical:
             return replace(empty, note="changes nothing")
         for name in LOSSES:
-            reference = self.references.get(name)
-            if reference is None or is_same_for(name, comparison):
+            reference, of_text = self.references.get(name), name == "text_encoder_loss"
+            if reference is None or is_same_for(name, comparison) or not (of_text or name in self.saved.about["losses"]):
                 continue
-            of_text = name == "text_encoder_loss"
             try:
                 run = compare_losses(
                     name,
