@@ -182,3 +182,10 @@ def test_other_packages_add_damage(monkeypatch):
             all_damages()
     finally:
         DAMAGES.remove("mirrored")
+
+
+def test_the_page_of_kinds_is_that_of_their_declarations():
+    from docs.strength_page import PAGE, between, kinds
+
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == between(written, "kinds", kinds()), "run: python -m docs.strength_page"
