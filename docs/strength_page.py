@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.gate.damage import all_damages
+from pytest_diffusion.gate.kinds import all_damages
 from pytest_diffusion.maths.statistics import wilson_interval
 from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_table, selftest_text
 

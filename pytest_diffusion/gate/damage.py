@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
 
-from pytest_diffusion.config import extensions
 from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.attribution import TEXT_PARTS
 from pytest_diffusion.models.capabilities import denoiser, has_vae
-from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, unknown_name
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 Sound = Literal["", "copy", "fine-tune"]
 """Empty: damage. Sound for a copy of the parent, and so for a fine-tune too; or for a fine-tune alone."""
@@ -120,58 +118,6 @@ def damage(
         return DAMAGES.add(name, made, declared=function)
 
     return register
-
-
-def all_damages() -> list[Damage]:
-    """All kinds, those of other packages (entry points `pytest_diffusion.damages`) included. Raises SettingsError for a broken one."""
-    for name in ("damages", "damages_in_code", "sound_changes"):
-        import_module(f"pytest_diffusion.gate.{name}")  # declares them
-
-    added = extensions.extensions(extensions.DAMAGES)
-    if added.broken:
-        raise SettingsError(f"--diffusion-selftest: the {next(iter(added.broken.values()))}.")
-    for name, found in added.loaded.items():
-        if not isinstance(found, Damage):
-            raise SettingsError(f"--diffusion-selftest: the entry point {name} is a {type(found).__name__}; expected a Damage.")
-        if found.name not in DAMAGES:
-            DAMAGES.add(found.name, found)
-    return list(DAMAGES)
-
-
-@dataclass(frozen=True)
-class Required:
-    """A damage that the gate must catch, at a strength."""
-
-    damage: Damage
-    strength: float
-
-    @property
-    def text(self) -> str:
-        """As it is typed."""
-        return f"{self.damage.name}:{self.strength:g}" if self.damage.strengths else self.damage.name
-
-
-def required_damages(texts: Iterable[str]) -> list[Required]:
-    """The damages that `NAME[:STRENGTH]` name. Raises SettingsError, in one sentence, for an unknown name or a wrong strength."""
-    known = {one.name: one for one in all_damages() if not one.sound}
-    found = []
-    for text in texts:
-        name, given, strength = text.partition(":")
-        if name not in known:
-            raise SettingsError(f"--diffusion-selftest-require: {unknown_name('the damage', name, known)}")
-        one = known[name]
-        if given and not one.strengths:
-            raise SettingsError(f"--diffusion-selftest-require: {name} has no strength; give {name} alone.")
-        try:
-            value = float(strength) if given else one.usual
-        except ValueError:
-            value = -1.0
-        fits = value > 0 if one.is_continuous else not one.strengths or value in one.strengths
-        if not fits:
-            expected = "a number above 0, as 0.05" if one.is_continuous else f"one of {', '.join(f'{each:g}' for each in one.strengths)}"
-            raise SettingsError(f"--diffusion-selftest-require: the strength of {name} is {strength!r}; expected {expected}.")
-        found.append(Required(one, value))
-    return found
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pytest_diffusion.gate.damage import Damage, Required, all_damages
+from pytest_diffusion.gate.damage import Damage
+from pytest_diffusion.gate.kinds import Required, all_damages
 from pytest_diffusion.gate.strength import Limit, detection_limit, power_of
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit, suggest_limits, suggest_margins
 from pytest_diffusion.gate.trial import PairedGate, Trial
@@ -254,7 +255,7 @@ def _row(test: SelfTest, damage: Damage | None, name: str, strength: float) -> d
         "by": first.caught_by or first.undecided,
         "at": first.at,
         "caught": power.caught,
-        "runs": power.runs,
+        "seeds": power.runs,
         "interval": list(power.interval),
         "limit": limit.caught if limit is not None else None,
         "absolute": sorted({check for one in asked for check in one.absolute_by}) if asked else None,

@@ -7,7 +7,7 @@ from typing import Any
 from pytest_diffusion.checks.promises import SELFTEST
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.gate.damage import required_damages
+from pytest_diffusion.gate.kinds import required_damages
 from pytest_diffusion.gate.selftest import SelfTest
 from pytest_diffusion.verdicts.limits import Limits
 from pytest_diffusion.verdicts.plain_json import plain

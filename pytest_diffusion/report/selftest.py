@@ -26,10 +26,10 @@ def selftest_text(facts: Mapping[str, Any]) -> list[str]:
     rows = test["rows"]
     damaged, sound = ([row for row in rows if row["sound"] == is_sound] for is_sound in (False, True))
     caught = [row for row in damaged if row["caught"] or row["absolute"]]
-    alarms, runs = sum(row["caught"] for row in sound), sum(row["runs"] for row in sound)
+    alarms, tried = sum(row["caught"] for row in sound), sum(row["seeds"] for row in sound)
     of = f"{len(caught)} of {len(damaged)} kinds of damage are caught"
     lines = [
-        f"Self-test ({test['level']}) of {test['model']}, {test['seconds']:.0f} s: {of}; {alarms} of {runs} sound runs are called worse."
+        f"Self-test ({test['level']}) of {test['model']}, {test['seconds']:.0f} s: {of}; {alarms} of {tried} sound trials are called worse."
     ]
     lines += [f"Missed: {row['title']}. What would see it: {row['needs']}." for row in damaged if row["needs"]]
     lines += [f"Does not fit this model: {', '.join(test['not_applicable'])}."] if test["not_applicable"] else []
@@ -81,7 +81,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     word = {"worse": "worse: ", "cannot tell": "not decided: "}.get(row["word"], "")
     found = f"{word}{_first(row['by'])}" if word else row["note"] or "same"
     low, high = (float(end) for end in row["interval"])
-    caught = f"{row['caught']} of {row['runs']}" + (f" ({100 * low:.0f} to {100 * high:.0f} %)" if row["runs"] > 1 else "")
+    caught = f"{row['caught']} of {row['seeds']}" + (f" ({100 * low:.0f} to {100 * high:.0f} %)" if row["seeds"] > 1 else "")
     title = f"sound: {row['title']}" if row["sound"] else row["title"]
     absolute = "not asked" if row["absolute"] is None else _first(row["absolute"]) or "none fails"
     return [title, found, row["at"], caught, number(row["limit"]) if row["limit"] is not None else "–", absolute]

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.gate.damage import DAMAGES, Damage, Target, all_damages, damage, required_damages
+from pytest_diffusion.gate.damage import DAMAGES, Damage, Target, damage
+from pytest_diffusion.gate.kinds import all_damages, required_damages
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError
 

@@ -13,7 +13,8 @@ from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.gate import selftest as module
-from pytest_diffusion.gate.damage import DAMAGES, Damage, Required, Target, all_damages, required_damages
+from pytest_diffusion.gate.damage import DAMAGES, Damage, Target
+from pytest_diffusion.gate.kinds import Required, all_damages, required_damages
 from pytest_diffusion.gate.selftest import FULL, QUICK, Budget, SelfTest, run_selftest
 from pytest_diffusion.gate.selftest_check import known_damage, selftest_checks
 from pytest_diffusion.gate.side import LiveSide
@@ -112,7 +113,7 @@ def test_a_full_one_repeats_seeds_looks_for_limits_and_asks_the_absolute_checks(
     assert found.of("copy", 0.0)[0].absolute_by == []
     assert found.left_out == []
     row = next(one for one in found.to_json()["rows"] if one["damage"] == "noise")
-    assert (row["caught"], row["runs"], row["word"], row["absolute"]) == (5, 5, "worse", ["fid"])
+    assert (row["caught"], row["seeds"], row["word"], row["absolute"]) == (5, 5, "worse", ["fid"])
     assert row["interval"] == pytest.approx([0.5655, 1.0], abs=1e-3)
     assert row["title"] == "noise of 20 %"
 

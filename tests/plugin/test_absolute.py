@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from pytest_diffusion.gate.damage import Target, all_damages
+from pytest_diffusion.gate.damage import Target
+from pytest_diffusion.gate.kinds import all_damages
 from pytest_diffusion.plugin.absolute import absolute_verdicts
 
 

@@ -37,7 +37,7 @@ def test_rows_say_what_caught_each_damage():
 
 def test_sentences_name_what_would_see_what_was_missed():
     assert selftest_text(facts()) == [
-        "Self-test (full) of demo, 12 s: 1 of 3 kinds of damage are caught; 0 of 1 sound runs are called worse.",
+        "Self-test (full) of demo, 12 s: 1 of 3 kinds of damage are caught; 0 of 1 sound trials are called worse.",
         "Missed: one step in 8. What would see it: a CLIP that knows the prompts (--diffusion-clip-model).",
         "Missed: guidance is lost. What would see it: a CLIP that knows the prompts (--diffusion-clip-model).",
         "Does not fit this model: lora_twice.",
