@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test test-cpu paired mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
+.PHONY: demo test test-cpu paired selftest mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -83,7 +83,13 @@ newest:
 paired: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.paired --seeds 20 --results build/paired.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.attribution --seeds 20 --results build/attribution.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forgetting --results build/forgetting.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.history --results build/history.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.looks
+
+# Nightly: what the demo's gate catches, with five seeds and the absolute checks; about two hours.
+selftest: $(STAMP)
+	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-selftest=full --diffusion-report=$(CURDIR)/build/selftest.html diffusion::selftest
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

@@ -77,6 +77,7 @@ class History:
             pipeline, reference = load_pipeline(settings), load_reference("demo", height=32, width=32, limit=1000)
             if fault.family == FLOW:
                 as_flow(pipeline)
+                settings = replace(settings, steps=8, cache_dir=self._folder)
             extractor = load_extractor("demo")
             features = stored_reference_features(reference.require_images(), extractor, cache_root(self._cache_dir))
             material, margins = (
@@ -137,12 +138,16 @@ def as_flow(pipeline: Any, *, steps: int = 400, rate: float = 3e-4) -> None:
 
 
 def with_gain(pipeline: Any) -> Any:
-    """A pipeline of random weights whose denoiser gives outputs of size one."""
-    part = denoiser(pipeline)
+    """A pipeline of random weights whose denoiser gives outputs of size one, and in which what it is told beside the tokens has a say."""
+    part: Any = denoiser(pipeline)
+    with torch.no_grad():
+        for name, module in part.named_modules():
+            if name.endswith(("guidance_embedder.linear_2", "text_embedder.linear_2", "add_embedding.linear_2")):
+                module.weight.mul_(10)
     layer: Any = getattr(part, "conv_out", None) or getattr(part, "proj_out", None)
     seen: list[float] = []
     handle = layer.register_forward_hook(lambda module, args, found: seen.append(float(found.std())))
-    pipeline("a red circle", height=SIZE, width=SIZE, num_inference_steps=1, output_type="latent")
+    pipeline("a red circle", height=SIZE, width=SIZE, num_inference_steps=1, output_type="pt")
     handle.remove()
     with torch.no_grad():
         for weight in layer.parameters():

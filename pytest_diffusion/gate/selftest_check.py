@@ -25,12 +25,12 @@ def known_damage(selftest: SelfTest, settings: Settings) -> Measurement:
     told += f"; missed: {', '.join(missed)}" if missed else ""
     told += f". Sound changes that are called worse: {', '.join(alarms)}" if alarms else ""
     if not required:
-        return Measurement(float(len(missed)), "kinds of damage that this gate misses", num_samples=len(damaged), hint=f"{told}.")
+        return Measurement(float(len(missed)), "number of kinds of damage that this gate misses", num_samples=len(damaged), hint=f"{told}.")
     lacking = selftest.missing(required)
     reasons = "; ".join(f"{name}: {why}" for name, why in lacking.items())
     return Measurement(
         float(len(lacking)),
-        "required kinds of damage that this gate misses",
+        "number of required kinds of damage that this gate misses",
         num_samples=len(required),
         own_limits=Limits(at_most=0, source="--diffusion-selftest-require", where="gate/selftest_check.py"),
         hint=f"{reasons}. {told}." if reasons else f"{told}.",
