@@ -45,8 +45,8 @@ PAIRS, SIZE = 256, 64
 class History:
     """The gate of a copy (`quantised`) on the demo, and on a model of each other family."""
 
-    def __init__(self, cache_dir: str | None, folder: str, *, absolute: bool = False) -> None:
-        self._cache_dir, self._folder, self._absolute = cache_dir, folder, absolute
+    def __init__(self, cache_dir: str | None, folder: str, *, absolute: bool = False, pairs: int = 1000) -> None:
+        self._cache_dir, self._folder, self._absolute, self._pairs = cache_dir, folder, absolute, pairs
         self._plain: tuple[str, PairedGate] | None = None
 
     def judge(self, fault: Fault) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class History:
             features = stored_reference_features(reference.require_images(), extractor, cache_root(self._cache_dir))
             material, margins = (
                 Material(load_clip("demo"), extractor, features),
-                replace(load_thresholds(["demo", "quantised"]).margins, pairs=1000),
+                replace(load_thresholds(["demo", "quantised"]).margins, pairs=self._pairs),
             )
         else:
             from tests.families.models import build
