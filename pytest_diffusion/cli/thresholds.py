@@ -33,7 +33,7 @@ def _suggest(options: argparse.Namespace) -> int:
     tables = [*_margins(test), *_limits(test)]
     if not tables:
         raise SettingsError(
-            f"{path} holds a self-test with too few sound changes to derive anything from; run pytest with --diffusion-selftest=full."
+            f"{path} holds a self-test ({test['level']}) with too few sound changes to derive anything from; a full one has more."
         )
     head = [
         f"# Suggested from the self-test ({test['level']}) of {test['model']} on {test['created'][:10]}.",

@@ -122,8 +122,8 @@ def damage(
 
 @contextmanager
 def kept_weights(*parts: torch.nn.Module) -> Iterator[None]:
-    """Put the weights of these modules back, bit by bit, at the end. Raises NotApplicable where they are not in memory as a whole."""
-    weights = [weight for part in parts for weight in part.parameters()]
+    """Put weights, buffers and dtypes of these modules back, bit by bit. Raises NotApplicable where they are not in memory as a whole."""
+    weights: list[torch.Tensor] = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
     if any(weight.is_meta for weight in weights):
         raise NotApplicable("its weights are not in memory as a whole")
     kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
@@ -133,6 +133,8 @@ def kept_weights(*parts: torch.nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for weight, original in kept:
+                if weight.dtype != original.dtype:
+                    weight.data = weight.data.to(original.dtype)
                 weight.copy_(original)
 
 
@@ -143,9 +145,10 @@ def quantised_weights(target: Target, bits: int) -> Iterator[None]:
     parts = [target.denoiser, *(one for one in texts if isinstance(one, torch.nn.Module))]
     with kept_weights(*parts):
         for weight in (one for part in parts for one in part.parameters() if one.ndim > 1):
-            scale = weight.flatten(1).abs().amax(1).clamp(min=1e-9) / (2 ** (bits - 1) - 1)
+            plain = weight.float()
+            scale = plain.flatten(1).abs().amax(1).clamp(min=1e-9) / (2 ** (bits - 1) - 1)
             scale = scale.view(-1, *[1] * (weight.ndim - 1))
-            weight.copy_((weight / scale).round() * scale)
+            weight.copy_((plain / scale).round() * scale)
         yield
 
 

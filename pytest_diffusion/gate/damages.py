@@ -44,7 +44,7 @@ def decoder_noise(target: Target, strength: float, seed: int) -> Iterator[Settin
 def head_zeroed(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The values of the first head are zero; of every attention, where none is to the text alone."""
     part = target.denoiser
-    found = {name: one for name, one in part.named_modules() if hasattr(one, "to_v") and hasattr(one, "heads")}
+    found = {name: one for name, one in part.named_modules() if getattr(one, "to_v", None) is not None and hasattr(one, "heads")}
     layers = [one for name, one in found.items() if name.endswith("attn2")] or list(found.values())
     layers = [one for one in layers if getattr(one, "heads", 1) > 1]
     if not layers:
@@ -54,6 +54,8 @@ def head_zeroed(target: Target, strength: float, seed: int) -> Iterator[Settings
             to_v: Any = one.to_v
             rows = to_v.weight.shape[0] // int(one.heads)
             to_v.weight[:rows] = 0
+            if to_v.bias is not None:
+                to_v.bias[:rows] = 0
         yield target.settings
 
 
@@ -135,13 +137,13 @@ def tokens_permuted(target: Target, strength: float, seed: int) -> Iterator[Sett
         yield target.settings
 
 
-@damage("the adapter is not loaded", sees=_REFERENCES)
+@damage("the adapter is not loaded", in_code=True, sees=_REFERENCES)
 def lora_not_loaded(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The adapter (LoRA) with a scale of 0."""
     yield from _rescaled_adapter(target, 0.0)
 
 
-@damage("the adapter is loaded twice", sees=_REFERENCES)
+@damage("the adapter is loaded twice", in_code=True, sees=_REFERENCES)
 def lora_twice(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The adapter (LoRA) with twice its scale."""
     yield from _rescaled_adapter(target, 2.0)
@@ -167,8 +169,9 @@ def _noisy(target: Target, part: torch.nn.Module, amount: float, seed: int) -> I
     generator = torch.Generator().manual_seed(seed)
     with kept_weights(part):
         for weight in part.parameters():
-            noise = torch.randn(weight.shape, generator=generator).to(weight)
-            weight.add_(amount * weight.square().mean().sqrt() * noise)
+            plain = weight.float()  # half precision rounds small numbers to 0, and squares to infinity
+            noise = torch.randn(weight.shape, generator=generator).to(plain)
+            weight.copy_(plain + amount * plain.square().mean().sqrt() * noise)
         yield target.settings
 
 

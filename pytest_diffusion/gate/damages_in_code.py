@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.damage import Target, damage, kept_attribute
 from pytest_diffusion.models.capabilities import is_text_conditioned, uses_guidance
-from pytest_diffusion.models.schedulers import num_train_timesteps
+from pytest_diffusion.models.schedulers import is_flow, num_train_timesteps
+from pytest_diffusion.samples.generate import shared_batch_size
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _CLIP = "a CLIP that knows the prompts (--diffusion-clip-model)"
@@ -24,23 +26,24 @@ _REFERENCES = "reference images with captions (--diffusion-reference), for the l
 def timestep_shift(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Timesteps off by one, and by more, of a thousand."""
     part, total = target.denoiser, num_train_timesteps(target.pipeline.scheduler)
+    forward, flows = part.forward, is_flow(target.pipeline.scheduler)
 
-    def later(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def later(*args: Any, **kwargs: Any) -> Any:
         if "timestep" in kwargs:
-            return args, {**kwargs, "timestep": shifted(kwargs["timestep"])}
-        return (args[0], shifted(args[1]), *args[2:]), kwargs
+            return forward(*args, **{**kwargs, "timestep": shifted(kwargs["timestep"])})
+        return forward(args[0], shifted(args[1]), *args[2:], **kwargs)
 
     def shifted(timestep: Any) -> Any:
         told = torch.as_tensor(timestep)
-        # Some networks are told shares of the schedule.
-        change = strength / total if told.is_floating_point() and float(told.max()) <= 1 else strength
-        return (told + change).clamp(max=total - 1 if change == strength else 1.0).to(told.dtype)
+        # Some networks of flows are told shares of the schedule.
+        in_shares = flows and told.is_floating_point() and float(told.max()) <= 1
+        highest = 1.0 if in_shares else float(total if told.is_floating_point() else total - 1)
+        moved = told.float() + (strength / total if in_shares else strength)
+        return moved.clamp(max=highest).to(told.dtype)
 
-    hook = part.register_forward_pre_hook(later, with_kwargs=True)
-    try:
+    # Not a hook: whoever asks the denoiser what it is told must see what the pipeline tells it.
+    with kept_attribute(part, "forward", later):
         yield target.settings
-    finally:
-        hook.remove()
 
 
 @damage("one step in {}", strengths=(2, 4, 8), usual=8, in_code=True, sees=_CLIP)
@@ -69,10 +72,11 @@ def channels_swapped(target: Target, strength: float, seed: int) -> Iterator[Set
 
 @damage("{} of the images of a batch repeat its first one", strengths=(0.1, 0.25, 0.5, 1.0), usual=0.5, is_continuous=True, in_code=True)
 def images_repeated(target: Target, strength: float, seed: int) -> Iterator[Settings]:
-    """So many images of each batch, from its end."""
+    """So many images of each batch, from its end, and at least one."""
+    _require_batches(target)
 
     def repeated(images: torch.Tensor) -> torch.Tensor:
-        kept = len(images) - round(strength * (len(images) - 1))
+        kept = len(images) - math.ceil(strength * (len(images) - 1))
         return torch.cat([images[:kept], images[:1].expand(len(images) - kept, *images.shape[1:])])
 
     yield from _decoded(target, repeated)
@@ -84,6 +88,9 @@ def prompts_shuffled(target: Target, strength: float, seed: int) -> Iterator[Set
     pipeline = target.pipeline
     if not is_text_conditioned(pipeline) or not hasattr(pipeline, "encode_prompt"):
         raise NotApplicable("it encodes no prompts")
+    if target.prompts is not None and len(set(target.prompts)) < 2:
+        raise NotApplicable("all its prompts are the same")
+    _require_batches(target)
     encode = pipeline.encode_prompt
 
     def moved(value: Any) -> Any:
@@ -95,6 +102,12 @@ def prompts_shuffled(target: Target, strength: float, seed: int) -> Iterator[Set
 
     with kept_attribute(pipeline, "encode_prompt", shuffled):
         yield target.settings
+
+
+def _require_batches(target: Target) -> None:
+    """Raise NotApplicable where a batch holds one image."""
+    if shared_batch_size(target.settings, target.pipeline).size < 2:
+        raise NotApplicable("its batches hold one image; raise --diffusion-batch-size")
 
 
 def _decoded(target: Target, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Settings]:

@@ -52,9 +52,13 @@ def required_damages(texts: Iterable[str]) -> list[Required]:
             value = float(strength) if given else one.usual
         except ValueError:
             value = -1.0
-        fits = value > 0 if one.is_continuous else not one.strengths or value in one.strengths
+        fits = 0 < value <= 1 if one.is_continuous else not one.strengths or value in one.strengths
         if not fits:
-            expected = "a number above 0, as 0.05" if one.is_continuous else f"one of {', '.join(f'{each:g}' for each in one.strengths)}"
+            expected = (
+                "a share above 0 and up to 1, as 0.05"
+                if one.is_continuous
+                else f"one of {', '.join(f'{each:g}' for each in one.strengths)}"
+            )
             raise SettingsError(f"--diffusion-selftest-require: the strength of {name} is {strength!r}; expected {expected}.")
         found.append(Required(one, value))
     return found

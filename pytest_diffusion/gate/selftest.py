@@ -12,7 +12,7 @@ from pytest_diffusion.gate.damage import Damage
 from pytest_diffusion.gate.kinds import Required, all_damages
 from pytest_diffusion.gate.strength import Limit, detection_limit, power_of
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit, suggest_limits, suggest_margins
-from pytest_diffusion.gate.trial import PairedGate, Trial
+from pytest_diffusion.gate.trial import ABSOLUTELY_CAUGHT, IDLE, PairedGate, Trial, applied
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 
@@ -72,8 +72,8 @@ class SelfTest:
 
     @property
     def sound(self) -> list[Trial]:
-        """Trials of sound changes."""
-        return [one for one in self.trials if one.sound]
+        """Trials of sound changes that changed something."""
+        return [one for one in self.trials if one.sound and one.note != IDLE]
 
     @property
     def false_alarms(self) -> list[Trial]:
@@ -85,8 +85,9 @@ class SelfTest:
         found = {}
         for one in required:
             trials = self.of(one.damage.name, one.strength)
-            missed = [trial for trial in trials if not trial.is_caught and not trial.absolute_by]
-            if one.damage.name in self.not_applicable:
+            # The absolute checks are asked with the first seed alone.
+            missed = [] if any(trial.absolute_by for trial in trials) else [trial for trial in trials if not trial.is_caught]
+            if not trials and one.damage.name in self.not_applicable:
                 found[one.text] = f"it does not fit this model: {self.not_applicable[one.damage.name]}"
             elif not trials:
                 found[one.text] = "the time did not suffice for it"
@@ -183,7 +184,10 @@ def _try(
         try:
             trial = gate.judge(damage, strength, seed)
         except NotApplicable as reason:
-            found.not_applicable[damage.name] = str(reason)
+            if any(one.damage == damage.name for one in found.trials):
+                found.left_out += [text] if (text := f"{damage.told(strength)}: {reason}") not in found.left_out else []
+            else:
+                found.not_applicable[damage.name] = str(reason)
             continue
         budget.spent("trial", trial.seconds)
         found.trials.append(trial)
@@ -198,6 +202,7 @@ def _ask(found: SelfTest, gate: PairedGate, absolute: Absolute, budget: Budget, 
         found.left_out.append("the absolute checks")
         return
     found.parent = absolute(gate.side.settings)
+    failing = {one["check"] for one in found.parent if one["outcome"] in ABSOLUTELY_CAUGHT}
     budget.spent("absolute", time.monotonic() - begin)
     known = {one.name: one for one in all_damages()}
     for place, trial in enumerate(found.trials):
@@ -206,8 +211,11 @@ def _ask(found: SelfTest, gate: PairedGate, absolute: Absolute, budget: Budget, 
             found.left_out.append(f"the absolute checks on {damage.told(trial.strength)}")
             continue
         begin = time.monotonic()
-        with damage.apply(gate.target(), trial.strength, trial.seed) as settings:
-            found.trials[place] = replace(trial, absolute=absolute(settings))
+        with applied(damage, gate.target(), trial.strength, trial.seed) as settings:
+            verdicts = absolute(settings)
+        # What fails without the damage has not seen it.
+        told = [{**one, "outcome": "fails without it"} if one["check"] in failing else one for one in verdicts]
+        found.trials[place] = replace(trial, absolute=told)
         budget.spent("absolute", time.monotonic() - begin)
         say(f"self-test: absolute checks on {damage.told(trial.strength)}: {', '.join(found.trials[place].absolute_by) or 'none fails'}")
 
@@ -228,21 +236,29 @@ def _search(found: SelfTest, gate: PairedGate, budget: Budget, say: Callable[[st
                 known[strength] = gate.judge(damage, strength, 0).is_caught
             return known[strength]
 
-        if damage.is_continuous:
-            limit = detection_limit(is_caught, damage.usual, strongest=damage.strengths[-1])
-        else:
-            caught = [strength for strength in damage.strengths if is_caught(strength)]
-            missed = [strength for strength in damage.strengths if not is_caught(strength)]
-            limit = Limit(caught[0] if caught else None, missed[-1] if missed else None)
+        try:
+            limit = _limit(damage, is_caught)
+        except NotApplicable as reason:
+            found.left_out.append(f"the weakest {damage.name}: {reason}")
+            continue
         found.limits[damage.name] = limit
         budget.spent("search", time.monotonic() - begin)
         say(f"self-test: weakest {damage.name} that is caught: {limit.caught}")
 
 
+def _limit(damage: Damage, is_caught: Callable[[float], bool]) -> Limit:
+    """The weakest strength of a kind that is caught."""
+    if damage.is_continuous:
+        return detection_limit(is_caught, damage.usual, strongest=damage.strengths[-1])
+    caught = [strength for strength in damage.strengths if is_caught(strength)]
+    missed = [strength for strength in damage.strengths if not is_caught(strength)]
+    return Limit(caught[0] if caught else None, missed[-1] if missed else None)
+
+
 def _row(test: SelfTest, damage: Damage | None, name: str, strength: float) -> dict[str, Any]:
     """A row of the table: a damage at a strength, over its seeds."""
     trials = test.of(name, strength)
-    first, power = trials[0], power_of(trials)
+    first, power = next((one for one in trials if one.is_caught), trials[0]), power_of(trials)
     asked = [one for one in trials if one.absolute is not None]
     is_missed = not first.sound and not any(one.is_caught or one.absolute_by for one in trials)
     limit = test.limits.get(name)

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.damage import Target, damage, kept_attribute, quantised_weights
 from pytest_diffusion.gate.floor import other_kernels, rounded_weights
+from pytest_diffusion.models.capabilities import modules
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 
 @damage("weights rounded to bfloat16", sound="copy")
 def bfloat16_weights(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """All weights, kept in their dtype."""
+    weights = [weight for part in modules(target.pipeline).values() for weight in part.parameters()]
+    if any(weight.is_meta for weight in weights):
+        raise NotApplicable("its weights are not in memory as a whole")
+    if all(weight.dtype == torch.bfloat16 for weight in weights):
+        raise NotApplicable("its weights are of bfloat16 already")
     with rounded_weights(target.pipeline):
         yield target.settings
 

@@ -10,7 +10,7 @@ from typing import Any
 from scipy import stats
 
 from pytest_diffusion.config.margins import Margins
-from pytest_diffusion.gate.trial import Figure, Trial
+from pytest_diffusion.gate.trial import IDLE, Figure, Trial
 
 FACTOR = 1.5
 """A suggested margin is so many times the largest change of a sound variant, or of the noise floor."""
@@ -39,8 +39,8 @@ class Suggested:
     """The sound variant with the largest change."""
     seen: list[str]
     """Damages whose change lies beyond the suggested margin, by more than their error."""
-    pairs: int
-    """Images or pairs with which a sound variant would be shown to be within this margin, with a chance of 90 %."""
+    pairs: int | None
+    """Images or pairs with which all sound variants would be shown to be within this margin, each with a chance of 90 %; None: never."""
     direction: int = 1
     """As that of its figure under this run's margins: 0 where any change counts."""
     factor: float = FACTOR
@@ -54,7 +54,9 @@ def suggest_margins(trials: Sequence[Trial], floors: dict[str, float], margins: 
     A self-test has no sound fine-tune, which costs more loss than any copy; so for a gate of fine-tunes the losses keep their margins,
     unless sound variants need more. Nothing is suggested from fewer than `FEWEST_SOUND` kinds of sound changes.
     """
-    sound = [(trial, figure) for trial in trials if trial.sound and trial.damage != UNPAIRED for figure in trial.figures]
+    sound = [
+        (trial, figure) for trial in trials if trial.sound and trial.damage != UNPAIRED and trial.note != IDLE for figure in trial.figures
+    ]
     found: list[Suggested] = []
     if len({trial.damage for trial, _ in sound}) < FEWEST_SOUND:
         return found
@@ -77,7 +79,8 @@ def suggest_margins(trials: Sequence[Trial], floors: dict[str, float], margins: 
             for figure in trial.figures
             if figure.name == name and figure.loss - _SURE * figure.error > size
         ]
-        needed = max(pairs_needed(figure, size, margins) for _, figure in own)
+        counts = [pairs_needed(figure, size, margins) for _, figure in own]
+        needed = None if None in counts else max(count for count in counts if count is not None)
         found.append(
             Suggested(name, size, current, floor, largest, by.damage, list(dict.fromkeys(seen)), needed, worst.direction, kept=kept)
         )
@@ -112,7 +115,7 @@ def suggest_limits(parent: Sequence[Mapping[str, Any]], trials: Sequence[Trial])
     Checks that count what must not be there, of which all sound models have the same figure, keep their limits. Nothing is suggested
     from fewer than `FEWEST_SOUND` kinds of sound changes.
     """
-    asked = [one for one in trials if one.absolute is not None]
+    asked = [one for one in trials if one.absolute is not None and one.note != IDLE]
     sound = {"the model itself": parent, **{one.damage: one.absolute or () for one in asked if one.sound}}
     found: list[SuggestedLimit] = []
     if len(sound) <= FEWEST_SOUND:
@@ -164,16 +167,16 @@ def _named(trial: Trial) -> str:
     return f"{trial.damage} {trial.strength:g}" if trial.strength else trial.damage
 
 
-def pairs_needed(figure: Figure, margin: float, margins: Margins) -> int:
-    """Pairs with which this change would be shown to lie within a margin, with a chance of 90 %; 0 where it lies beyond it.
+def pairs_needed(figure: Figure, margin: float, margins: Margins) -> int | None:
+    """Pairs with which this change would be shown to lie within a margin, with a chance of 90 %; None where it lies beyond it.
 
     For one look at level alpha. Looks in between need about a tenth more at most.
     """
     room = margin - max(0.0, figure.loss)
     if room <= 0 or not math.isfinite(figure.error):
-        return 0
+        return None
     quantiles = float(stats.norm.ppf(1 - margins.alpha) + stats.norm.ppf(_POWER))
-    return math.ceil(figure.pairs * (quantiles * figure.error / room) ** 2)
+    return max(1, math.ceil(figure.pairs * (quantiles * figure.error / room) ** 2))
 
 
 def _rounded_up(value: float) -> float:

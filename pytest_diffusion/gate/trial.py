@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 from pytest_diffusion.config.margins import Margins
+from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.gate.attribution import TEXT_PARTS
 from pytest_diffusion.gate.comparison import Comparison
@@ -25,6 +27,10 @@ from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, Setup
 
 LOSSES = ("denoising_loss", "retention_loss", "text_encoder_loss", "reconstruction_loss")
 """In the order in which they are compared."""
+ABSOLUTELY_CAUGHT = ("fail", "broken")
+"""Outcomes of absolute checks that say that something is wrong with the model."""
+IDLE = "changes nothing"
+"""The note of a trial in which nothing differed."""
 Say = Callable[[str], object]
 
 
@@ -76,8 +82,8 @@ class Trial:
 
     @property
     def absolute_by(self) -> list[str]:
-        """Absolute checks that fail."""
-        return [one["check"] for one in self.absolute or () if one["outcome"] == "fail"]
+        """Absolute checks that close the gate by this damage."""
+        return [one["check"] for one in self.absolute or () if one["outcome"] in ABSOLUTELY_CAUGHT]
 
 
 @dataclass
@@ -100,10 +106,12 @@ class PairedGate:
         own = {name: self.references.get(name) for name in LOSSES}
         self.saved = measure_baseline(self.side, self.margins, own["denoising_loss"], own["retention_loss"], say=self.say)
         pipeline = self.side.pipeline
-        texts = {name: copy.deepcopy(getattr(pipeline, name)) for name in TEXT_PARTS if getattr(pipeline, name, None) is not None}
+        reference = own["text_encoder_loss"]
+        wanted = TEXT_PARTS if reference is not None and reference.prompts is not None and self.side.prompts is not None else ()
+        texts = {name: copy.deepcopy(getattr(pipeline, name)) for name in wanted if getattr(pipeline, name, None) is not None}
         self._texts = SimpleNamespace(**texts, scheduler=copy.deepcopy(pipeline.scheduler), vae=getattr(pipeline, "vae", None))
 
-    def target(self, seed: int = 0) -> Target:
+    def target(self) -> Target:
         """What is damaged."""
         return Target(self.side.pipeline, self.side.settings, self.side.prompts)
 
@@ -115,14 +123,15 @@ class PairedGate:
         begin = time.perf_counter()
         is_copy = self.is_copy
         empty = Trial(damage.name, strength, seed, damage.is_sound_under(is_copy=is_copy))
-        with damage.apply(self.target(seed), strength, seed) as settings:
+        with applied(damage, self.target(), strength, seed) as settings:
             try:
                 found = self._judged(empty, damage, settings)
             except NotApplicable as reason:
                 found = replace(empty, note=str(reason))
-            except (SettingsError, SetupError):
-                raise  # the self-test's own fault says nothing about the damage
-            except Exception as error:  # a model that cannot run closes the gate
+            except Exception as error:
+                if _is_own_fault(error):
+                    raise  # it says nothing about the damage
+                # A model that cannot run closes the gate.
                 text = next(iter(str(error).splitlines()), "")
                 found = replace(empty, caught_by=["error"], note=f"{type(error).__name__}: {text}")
             if absolute is not None:
@@ -136,14 +145,15 @@ class PairedGate:
         return margin is not None and margin.kind == "equivalence"
 
     def _judged(self, empty: Trial, damage: Damage, settings: Any) -> Trial:
-        pipeline, figures = self.side.pipeline, list[Figure]()
+        pipeline, figures, unmeasured = self.side.pipeline, list[Figure](), list[str]()
         parts = compare_hashes(pipeline, self.saved.about["parts"])
         comparison = Comparison(self.side.name, self.margins, parts, damage.in_code, family=self.family)
         if comparison.is_identical:
-            return replace(empty, note="changes nothing")
+            return replace(empty, note=IDLE)
         for name in LOSSES:
             reference, of_text = self.references.get(name), name == "text_encoder_loss"
-            if reference is None or is_same_for(name, comparison) or not (of_text or name in self.saved.about["losses"]):
+            is_known = vars(self._texts).keys() & {*TEXT_PARTS} if of_text else name in self.saved.about["losses"]
+            if reference is None or is_same_for(name, comparison) or not is_known:
                 continue
             try:
                 run = compare_losses(
@@ -157,7 +167,8 @@ class PairedGate:
                     attributes=False,
                     say=_quiet,
                 )
-            except NotApplicable:
+            except NotApplicable as reason:
+                unmeasured.append(f"{name}: {reason}")
                 continue
             figures.append(_figure(name, run.decided, comparison))
             if run.decided.word == "worse":
@@ -177,7 +188,25 @@ class PairedGate:
             )
         figures += [_figure(name, one, comparison) for name, one in pairs.decided.items()]
         broken = [f"{ours} {what}" for what, (ours, theirs) in pairs.broken.items() if ours > theirs]
-        return _told(replace(empty, caught_by=broken), figures, f"{pairs.pairs} pairs")
+        return _told(replace(empty, caught_by=broken, note="; ".join(unmeasured)), figures, f"{pairs.pairs} pairs")
+
+
+@contextmanager
+def applied(damage: Damage, target: Target, strength: float, seed: int) -> Iterator[Settings]:
+    """A pipeline with a damage, while the context lasts. Raises NotApplicable where it cannot be done, for whatever reason."""
+    with ExitStack() as stack:
+        try:
+            settings = stack.enter_context(damage.apply(target, strength, seed))
+        except Exception as error:
+            if isinstance(error, NotApplicable) or _is_own_fault(error):
+                raise
+            raise NotApplicable(f"it cannot be done: {type(error).__name__}: {error}") from error
+        yield settings
+
+
+def _is_own_fault(error: Exception) -> bool:
+    """Whether an error is that of the machine, the settings or the self-test, and not of a damaged model."""
+    return isinstance(error, SettingsError | SetupError | OSError | MemoryError) or "out of memory" in str(error).lower()
 
 
 def _figure(name: str, decided: Decided, comparison: Comparison) -> Figure:

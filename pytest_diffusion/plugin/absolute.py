@@ -39,11 +39,12 @@ def absolute_verdicts(pipeline: Any, cache_dir: str) -> Callable[[Settings], lis
             report = Path(folder) / "report.html"
             arguments = [*_options(settings), f"--diffusion-report={report}", f"--diffusion-cache-dir={folder}/cache"]
             arguments += ["-c", os.devnull, f"--rootdir={folder}", folder, "-s", *(f"-pno:{name}" for name in _LEFT_OUT)]
-            with _apart():
+            with _apart() as said:
                 pytest.main(arguments, plugins=[_Given(pipeline)])
             found = read_json(report.with_suffix(".json"))
-        if found is None or "verdicts" not in found:
-            raise SetupError("--diffusion-selftest: the session of the absolute checks left no report.")
+        if found is None or not found.get("verdicts"):
+            last = next((line for line in reversed(said.getvalue().splitlines()) if line.strip()), "it said nothing")
+            raise SetupError(f"--diffusion-selftest: no absolute check was run; the last line of their session: {last}")
         return [_short(one["verdict"] if "verdict" in one else one) for one in found["verdicts"]]
 
     return ask
@@ -72,14 +73,15 @@ class _Fixtures:
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """Nothing that a session writes, reads or leaves in the environment concerns this one."""
+def _apart() -> Iterator[io.StringIO]:
+    """Nothing that a session reads or leaves in the environment concerns this one; what it writes is kept aside."""
     before = dict(os.environ)
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "GITHUB_STEP_SUMMARY"):
         os.environ.pop(name, None)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield said
     finally:
         os.environ.clear()
         os.environ.update(before)

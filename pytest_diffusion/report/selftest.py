@@ -46,7 +46,7 @@ def suggested_rows(facts: Mapping[str, Any]) -> list[list[str]]:
             number(one["margin"]) + (" (kept)" if one["kept"] else ""),
             f"{number(one['largest'])} by {one['by']}, floor {number(one['floor'])}",
             _first(one["seen"]) or "none of those tried",
-            str(one["pairs"] or "more than any"),
+            "no number suffices" if one["pairs"] is None else str(one["pairs"]),
         ]
         for one in with_numbers(facts.get("selftest", {}).get("suggested", []))
     ]

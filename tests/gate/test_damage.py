@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +133,68 @@ def test_adapters_lose_and_double_their_scale(subject):
         assert [dict(one.scaling) for one in layers] == before
 
 
+def test_adapters_are_measured_though_weights_and_configurations_are_equal():
+    assert DAMAGES["lora_not_loaded"].in_code
+    assert DAMAGES["lora_twice"].in_code
+
+
+@pytest.mark.parametrize(("batch", "repeated"), [(2, 1), (3, 1), (5, 2)])
+def test_images_are_repeated_in_small_batches_too(subject, batch, repeated):
+    target, _ = subject
+    latents = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with DAMAGES["images_repeated"].apply(target, 0.5, 0):
+        images = target.pipeline.vae.decode(latents, return_dict=False)[0]
+    assert sum(torch.equal(image, images[0]) for image in images[1:]) == repeated
+
+
+@pytest.mark.parametrize("name", ["images_repeated", "prompts_shuffled"])
+def test_what_happens_within_a_batch_needs_one(subject, name):
+    own = replace(subject[0], settings=replace(subject[0].settings, batch_size=1))
+    own.pipeline.__dict__.pop("_batch_size", None)
+    with (
+        pytest.raises(NotApplicable, match="its batches hold one image"),
+        DAMAGES[name].apply(Target(copy.deepcopy(own.pipeline), own.settings, PROMPTS), 0.5, 0),
+    ):
+        pass
+
+
+def test_prompts_that_are_all_the_same_cannot_be_shuffled(subject):
+    own = replace(subject[0], prompts=["a red circle"] * 4)
+    with pytest.raises(NotApplicable, match="all its prompts are the same"), DAMAGES["prompts_shuffled"].apply(own, 0.0, 0):
+        pass
+
+
+def test_half_precision_is_damaged_by_as_much_as_asked_for():
+    torch.manual_seed(0)
+    part = torch.nn.Linear(64, 64)
+    with torch.no_grad():
+        part.weight[0] = 0
+        part.weight[1] = 300 * torch.randn(64)
+        part.bias.copy_(1e-4 * torch.randn(64))
+    part.half()
+    pipeline = SimpleNamespace(unet=part, components={"unet": part})
+    target, before = Target(pipeline, Settings()), [weight.clone() for weight in part.parameters()]
+    with DAMAGES["denoiser_noise"].apply(target, 0.1, 0):
+        for weight, plain in zip(part.parameters(), before, strict=True):
+            change = (weight - plain).float().square().mean().sqrt() / plain.float().square().mean().sqrt()
+            assert float(change) == pytest.approx(0.1, rel=0.3)
+    with DAMAGES["int8_weights"].apply(target, 0.0, 0):
+        assert bool(part.weight.isfinite().all())
+        assert torch.allclose(part.weight.float(), before[0].float(), atol=float(before[0].abs().max()) / 127)
+    with DAMAGES["denoiser_noise"].apply(target, 0.1, 0):
+        part.float()  # as a pipeline may that decodes in another dtype
+    assert all(torch.equal(one, other) and one.dtype == torch.float16 for one, other in zip(part.parameters(), before, strict=True))
+
+
+def test_weights_that_are_of_bfloat16_already_are_not_rounded(demo_copy):
+    demo_copy.to(torch.bfloat16)
+    with (
+        pytest.raises(NotApplicable, match="of bfloat16 already"),
+        DAMAGES["bfloat16_weights"].apply(Target(demo_copy, Settings()), 0.0, 0),
+    ):
+        pass
+
+
 def test_a_kind_is_declared_once_and_with_one_of_its_strengths():
     with pytest.raises(ValueError, match="usual is 3; expected one of the strengths"):
         damage("of {}", strengths=(1, 2), usual=3)
@@ -145,8 +209,10 @@ def test_a_kind_is_declared_once_and_with_one_of_its_strengths():
     ("text", "message"),
     [
         ("denoiser_nois", "expected one of"),
-        ("denoiser_noise:none", "the strength of denoiser_noise is 'none'; expected a number above 0"),
-        ("denoiser_noise:-1", "expected a number above 0"),
+        ("denoiser_noise:none", "the strength of denoiser_noise is 'none'; expected a share above 0 and up to 1"),
+        ("denoiser_noise:-1", "expected a share above 0"),
+        ("denoiser_noise:5", "expected a share above 0 and up to 1"),
+        ("denoiser_noise:inf", "expected a share above 0 and up to 1"),
         ("few_bits:7", "the strength of few_bits is '7'; expected one of 5, 4, 3"),
         ("channels_swapped:2", "channels_swapped has no strength"),
         ("bfloat16_weights", "the damage is 'bfloat16_weights'"),

@@ -118,6 +118,53 @@ def test_a_full_one_repeats_seeds_looks_for_limits_and_asks_the_absolute_checks(
     assert row["title"] == "noise of 20 %"
 
 
+def test_an_absolute_check_that_fails_without_the_damage_has_not_seen_it(kinds):
+    def absolute(settings):
+        return [{"check": "fid", "outcome": "fail", "value": 90.0}, {"check": "kid", "outcome": "broken" if absolute.calls else "pass"}]
+
+    absolute.calls = 0
+
+    def counting(settings):
+        found = absolute(settings)
+        absolute.calls += 1
+        return found
+
+    found, _ = run(FULL, absolute=counting)
+    assert [one.absolute_by for one in found.trials if one.seed == 0] == [["kid"]] * 4
+    # What it sees with the first seed is not asked with the others.
+    assert found.missing([Required(NOISE, 0.2)]) == {}
+
+
+def test_a_strength_that_does_not_fit_is_no_kind_that_does_not_fit(kinds, monkeypatch):
+    judge = Stub.judge
+
+    def only_three(self, damage, strength, seed):
+        if damage.name == "bits" and strength == 4:
+            raise NotApplicable("it has no 4 bits")
+        return judge(self, damage, strength, seed)
+
+    monkeypatch.setattr(Stub, "judge", only_three)
+    found, _ = run(FULL, required=[Required(BITS, 3)])
+    assert found.missing([Required(BITS, 3)]) == {}
+    assert "bits" in found.not_applicable or "4 bits: it has no 4 bits" in found.left_out
+
+
+def test_what_was_not_reached_may_still_not_fit_when_limits_are_looked_for(kinds, monkeypatch):
+    odd = Damage("odd", "of {}", nothing, (0.1, 0.2), 0.1, is_continuous=True)
+    monkeypatch.setattr(module, "all_damages", lambda: [odd])
+    judge = Stub.judge
+
+    def refuses(self, damage, strength, seed):
+        if strength != 0.1:
+            raise NotApplicable("no such part")
+        return judge(self, damage, strength, seed)
+
+    monkeypatch.setattr(Stub, "judge", refuses)
+    found, _ = run(FULL)
+    assert found.left_out == ["the weakest odd: no such part"]
+    assert [one.strength for one in found.trials] == [0.1] * 5
+
+
 def test_time_that_does_not_suffice_is_said(kinds):
     found, asked = run("1", seconds=0.0)
     assert asked == []
@@ -195,9 +242,38 @@ def test_what_changes_nothing_and_what_cannot_run_are_told_apart(demo_copy, tmp_
     found = gate.judge(Damage("breaks", "cannot run", breaks, in_code=True), 0.0, 0)
     assert found.caught_by == ["error"]
     assert "no kernel" in found.note
+
+    @contextmanager
+    def fills_memory(target, strength, seed):
+        forward = target.pipeline.unet.forward
+        target.pipeline.unet.forward = lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+        try:
+            yield target.settings
+        finally:
+            target.pipeline.unet.forward = forward
+
+    # The machine's fault is no catch.
+    with pytest.raises(Exception, match="ut of memory"):
+        gate.judge(Damage("full", "fills memory", fills_memory, in_code=True), 0.0, 0)
+
+    @contextmanager
+    def cannot(target, strength, seed):
+        raise AttributeError("no to_v")
+        yield target.settings
+
+    with pytest.raises(NotApplicable, match="it cannot be done: AttributeError: no to_v"):
+        gate.judge(Damage("cannot", "of a part that is not there", cannot), 0.0, 0)
     assert gate.is_copy
     assert gate.judge(DAMAGES["int8_weights"], 0.0, 0).sound
     assert not DAMAGES["other_solver"].is_sound_under(is_copy=True)
+
+
+def test_a_timestep_that_is_too_high_is_seen_by_the_loss(demo_copy, tmp_path):
+    gate = of_demo(demo_copy, tmp_path)
+    found = gate.judge(DAMAGES["timestep_shift"], 30, 0)
+    assert found.note == ""
+    assert "denoising_loss" in {one.name for one in found.figures}
+    assert next(one.change for one in found.figures if one.name == "denoising_loss") != 0
 
 
 def test_absolute_checks_are_asked_while_the_damage_lasts(demo_copy, tmp_path):

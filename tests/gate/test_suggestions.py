@@ -71,7 +71,8 @@ def test_so_many_pairs_show_a_sound_variant_to_be_the_same_in_nine_of_ten_runs()
     draws = change + spread * torch.randn(4000, needed, generator=generator)
     low = draws.mean(1) - 1.645 * draws.std(1) / math.sqrt(needed)
     assert float((low > -margin).float().mean()) == pytest.approx(0.9, abs=0.02)
-    assert pairs_needed(figure(-0.2, 0.1), margin, Margins()) == 0
+    assert pairs_needed(figure(-0.2, 0.1), margin, Margins()) is None
+    assert pairs_needed(figure(0.0, 0.0), margin, Margins()) == 1
 
 
 def verdict(value, half, **rest):

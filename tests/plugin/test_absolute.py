@@ -1,21 +1,26 @@
 """The absolute checks on a pipeline in memory, in a session of their own."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from pytest_diffusion.gate.damage import Target
 from pytest_diffusion.gate.kinds import all_damages
 from pytest_diffusion.plugin.absolute import absolute_verdicts
+from pytest_diffusion.verdicts.errors import SetupError
 
 
 def judged(pipeline, settings, folder):
     return {one["check"]: one for one in absolute_verdicts(pipeline, str(folder))(settings)}
 
 
-def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_settings, tmp_path, monkeypatch):
-    from dataclasses import replace
+def test_a_session_that_ran_nothing_says_nothing(demo_copy, demo_settings, tmp_path):
+    with pytest.raises(SetupError, match=r"no absolute check was run; the last line of their session: .*nope\.toml"):
+        judged(demo_copy, replace(demo_settings, thresholds=("nope.toml",)), tmp_path)
 
+
+def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2")
     environment = dict(os.environ)
     settings = replace(demo_settings, lenses=("schedule", "latent"), num_samples=8)

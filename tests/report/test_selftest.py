@@ -49,14 +49,14 @@ def test_margins_and_limits_say_what_they_rest_on():
     own = facts(
         suggested=[
             Suggested("clip_score", 0.09, 0.1, 0.01, 0.06, "int8_weights", ["a", "b", "c", "d"], 700),
-            Suggested("kid", 2.0, None, 0.0, 1.3, "int8_weights", [], 0),
+            Suggested("kid", 2.0, None, 0.0, 1.3, "int8_weights", [], None),
             Suggested("denoising_loss", 10.0, 10.0, 0.0, 0.3, "int8_weights", [], 64, kept=True),
         ],
         suggested_limits=[SuggestedLimit("fid", "at_most", 25.0, 33.0, 20.0, 24.0, "int8_weights", [], 1000, None, "")],
     )
     assert suggested_rows(own) == [
         ["clip_score", "0.1", "0.09", "0.06 by int8_weights, floor 0.01", "a, b, c and 1 more", "700"],
-        ["kid", "reported", "2", "1.3 by int8_weights, floor 0", "none of those tried", "more than any"],
+        ["kid", "reported", "2", "1.3 by int8_weights, floor 0", "none of those tried", "no number suffices"],
         ["denoising_loss", "10", "10 (kept)", "0.3 by int8_weights, floor 0", "none of those tried", "64"],
     ]
     assert limit_rows(own) == [["fid", "≤ 33", "≤ 25", "20; worst end 24 by int8_weights", "none of those tried"]]
