@@ -147,7 +147,7 @@ def with_gain(pipeline: Any) -> Any:
     layer: Any = getattr(part, "conv_out", None) or getattr(part, "proj_out", None)
     seen: list[float] = []
     handle = layer.register_forward_hook(lambda module, args, found: seen.append(float(found.std())))
-    pipeline("a red circle", height=SIZE, width=SIZE, num_inference_steps=1, output_type="pt")
+    pipeline("a red circle", height=SIZE, width=SIZE, num_inference_steps=2, output_type="pt")
     handle.remove()
     with torch.no_grad():
         for weight in layer.parameters():

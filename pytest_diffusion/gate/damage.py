@@ -51,6 +51,9 @@ class Target:
         return self.pipeline.vae
 
 
+SCORES_OF_CLIP = "a CLIP that knows the prompts (--diffusion-clip-model)"
+LOSSES_OF_REFERENCES = "reference images with captions (--diffusion-reference), for the losses"
+"""What sees most kinds of damage."""
 Apply = Callable[[Target, float, int], AbstractContextManager[Settings]]
 """Damages the target with a strength and a seed while the context lasts, which gives the settings of the damaged run.
 

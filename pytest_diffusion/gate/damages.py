@@ -12,35 +12,42 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.gate.damage import Target, damage, kept_attribute, kept_config, kept_weights, quantised_weights
+from pytest_diffusion.gate.damage import (
+    LOSSES_OF_REFERENCES,
+    SCORES_OF_CLIP,
+    Target,
+    damage,
+    kept_attribute,
+    kept_config,
+    kept_weights,
+    quantised_weights,
+)
 from pytest_diffusion.models.capabilities import modules
 from pytest_diffusion.models.levels import prediction_type_of
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _NOISE = (0.02, 0.05, 0.1, 0.2)
-_CLIP = "a CLIP that knows the prompts (--diffusion-clip-model)"
-_REFERENCES = "reference images with captions (--diffusion-reference), for the losses"
 
 
-@damage("noise of {} in the denoiser's weights", strengths=_NOISE, usual=0.05, is_continuous=True, sees=_REFERENCES)
+@damage("noise of {} in the denoiser's weights", strengths=_NOISE, usual=0.05, is_continuous=True, sees=LOSSES_OF_REFERENCES)
 def denoiser_noise(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Normal noise on every weight, in units of the root mean square of its tensor."""
     yield from _noisy(target, target.denoiser, strength, seed)
 
 
-@damage("noise of {} in the text encoder's weights", strengths=(0.05, 0.1, 0.2, 0.4), usual=0.2, is_continuous=True, sees=_CLIP)
+@damage("noise of {} in the text encoder's weights", strengths=(0.05, 0.1, 0.2, 0.4), usual=0.2, is_continuous=True, sees=SCORES_OF_CLIP)
 def text_encoder_noise(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The same in the first text encoder."""
     yield from _noisy(target, target.text_encoder, strength, seed)
 
 
-@damage("noise of {} in the decoder's weights", strengths=_NOISE, usual=0.05, is_continuous=True, sees=_REFERENCES)
+@damage("noise of {} in the decoder's weights", strengths=_NOISE, usual=0.05, is_continuous=True, sees=LOSSES_OF_REFERENCES)
 def decoder_noise(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The same in the VAE's decoder."""
     yield from _noisy(target, target.vae.decoder, strength, seed)
 
 
-@damage("one head of each attention to the text gives nothing", sees=_CLIP)
+@damage("one head of each attention to the text gives nothing", sees=SCORES_OF_CLIP)
 def head_zeroed(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The values of the first head are zero; of every attention, where none is to the text alone."""
     part = target.denoiser
@@ -59,7 +66,7 @@ def head_zeroed(target: Target, strength: float, seed: int) -> Iterator[Settings
         yield target.settings
 
 
-@damage("the denoiser's middle block gives nothing", sees=_REFERENCES, is_long=True)
+@damage("the denoiser's middle block gives nothing", sees=LOSSES_OF_REFERENCES, is_long=True)
 def block_zeroed(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """All weights of the middle block are zero, so that it hands on what it was given."""
     part = target.denoiser
@@ -73,7 +80,7 @@ def block_zeroed(target: Target, strength: float, seed: int) -> Iterator[Setting
         yield target.settings
 
 
-@damage("weights rounded to {} bits", strengths=(5, 4, 3), usual=4, sees=_REFERENCES)
+@damage("weights rounded to {} bits", strengths=(5, 4, 3), usual=4, sees=LOSSES_OF_REFERENCES)
 def few_bits(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Matrices of denoiser and text encoder with so many bits, one scale for each row."""
     with quantised_weights(target, int(strength)):
@@ -91,7 +98,9 @@ def prediction_type(target: Target, strength: float, seed: int) -> Iterator[Sett
         yield target.settings
 
 
-@damage("the VAE's scaling factor is {} too large", strengths=(0.02, 0.05, 0.2, 1.0), usual=0.2, is_continuous=True, sees=_REFERENCES)
+@damage(
+    "the VAE's scaling factor is {} too large", strengths=(0.02, 0.05, 0.2, 1.0), usual=0.2, is_continuous=True, sees=LOSSES_OF_REFERENCES
+)
 def scaling_factor(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Latents are divided by it before they are decoded."""
     factor = target.vae.config.get("scaling_factor")
@@ -101,7 +110,7 @@ def scaling_factor(target: Target, strength: float, seed: int) -> Iterator[Setti
         yield target.settings
 
 
-@damage("the VAE's shift factor is lost", sees=_REFERENCES)
+@damage("the VAE's shift factor is lost", sees=LOSSES_OF_REFERENCES)
 def shift_factor(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """A shift of 0."""
     if not target.vae.config.get("shift_factor"):
@@ -127,7 +136,7 @@ def concept_moved(target: Target, strength: float, seed: int) -> Iterator[Settin
         yield target.settings
 
 
-@damage("the tokens of words are exchanged", sees=_CLIP)
+@damage("the tokens of words are exchanged", sees=SCORES_OF_CLIP)
 def tokens_permuted(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Each of the words of the prompts has the embedding of the next one, as with a tokenizer of another vocabulary."""
     embedding, words = _words(target)
@@ -137,19 +146,19 @@ def tokens_permuted(target: Target, strength: float, seed: int) -> Iterator[Sett
         yield target.settings
 
 
-@damage("the adapter is not loaded", in_code=True, sees=_REFERENCES)
+@damage("the adapter is not loaded", in_code=True, sees=LOSSES_OF_REFERENCES)
 def lora_not_loaded(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The adapter (LoRA) with a scale of 0."""
     yield from _rescaled_adapter(target, 0.0)
 
 
-@damage("the adapter is loaded twice", in_code=True, sees=_REFERENCES)
+@damage("the adapter is loaded twice", in_code=True, sees=LOSSES_OF_REFERENCES)
 def lora_twice(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The adapter (LoRA) with twice its scale."""
     yield from _rescaled_adapter(target, 2.0)
 
 
-@damage("the averaged weights are not used", sees=_REFERENCES)
+@damage("the averaged weights are not used", sees=LOSSES_OF_REFERENCES)
 def ema_not_applied(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """The weights of training in place of their moving average, where the model's folder holds both (a `non_ema` file)."""
     from safetensors.torch import load_file

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.gate.damage import Target, damage, kept_attribute
+from pytest_diffusion.gate.damage import LOSSES_OF_REFERENCES, SCORES_OF_CLIP, Target, damage, kept_attribute
 from pytest_diffusion.models.capabilities import is_text_conditioned, uses_guidance
 from pytest_diffusion.models.schedulers import is_flow, num_train_timesteps
 from pytest_diffusion.samples.generate import shared_batch_size
 from pytest_diffusion.verdicts.errors import NotApplicable
 
-_CLIP = "a CLIP that knows the prompts (--diffusion-clip-model)"
-_REFERENCES = "reference images with captions (--diffusion-reference), for the losses"
-
 
 @damage(
-    "the denoiser is told a timestep that is {} too high", strengths=(1, 3, 10, 30), usual=10, in_code=True, sees=_REFERENCES, is_long=True
+    "the denoiser is told a timestep that is {} too high",
+    strengths=(1, 3, 10, 30),
+    usual=10,
+    in_code=True,
+    sees=LOSSES_OF_REFERENCES,
+    is_long=True,
 )
 def timestep_shift(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Timesteps off by one, and by more, of a thousand."""
@@ -46,7 +48,7 @@ def timestep_shift(target: Target, strength: float, seed: int) -> Iterator[Setti
         yield target.settings
 
 
-@damage("one step in {}", strengths=(2, 4, 8), usual=8, in_code=True, sees=_CLIP)
+@damage("one step in {}", strengths=(2, 4, 8), usual=8, in_code=True, sees=SCORES_OF_CLIP)
 def too_few_steps(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """A fraction of the inference steps."""
     steps = target.settings.steps // int(strength)
@@ -55,7 +57,7 @@ def too_few_steps(target: Target, strength: float, seed: int) -> Iterator[Settin
     yield replace(target.settings, steps=steps)
 
 
-@damage("guidance is lost", in_code=True, sees=_CLIP, is_long=True)
+@damage("guidance is lost", in_code=True, sees=SCORES_OF_CLIP, is_long=True)
 def guidance_lost(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """A guidance scale of 1."""
     scale = target.settings.guidance_scale
@@ -64,7 +66,7 @@ def guidance_lost(target: Target, strength: float, seed: int) -> Iterator[Settin
     yield replace(target.settings, guidance_scale=1.0)
 
 
-@damage("red and blue are swapped", in_code=True, sees=_REFERENCES)
+@damage("red and blue are swapped", in_code=True, sees=LOSSES_OF_REFERENCES)
 def channels_swapped(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Decoded images are BGR in place of RGB."""
     yield from _decoded(target, lambda images: images[:, [2, 1, 0]])
@@ -82,7 +84,7 @@ def images_repeated(target: Target, strength: float, seed: int) -> Iterator[Sett
     yield from _decoded(target, repeated)
 
 
-@damage("each prompt is taken for the next one", in_code=True, sees=_CLIP)
+@damage("each prompt is taken for the next one", in_code=True, sees=SCORES_OF_CLIP)
 def prompts_shuffled(target: Target, strength: float, seed: int) -> Iterator[Settings]:
     """Within each batch."""
     pipeline = target.pipeline

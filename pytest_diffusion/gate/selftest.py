@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pytest_diffusion.gate.damage import Damage
+from pytest_diffusion.gate.damage import LOSSES_OF_REFERENCES, SCORES_OF_CLIP, Damage
 from pytest_diffusion.gate.kinds import Required, all_damages
 from pytest_diffusion.gate.strength import Limit, detection_limit, power_of
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit, suggest_limits, suggest_margins
@@ -205,7 +205,8 @@ def _ask(found: SelfTest, gate: PairedGate, absolute: Absolute, budget: Budget, 
     failing = {one["check"] for one in found.parent if one["outcome"] in ABSOLUTELY_CAUGHT}
     budget.spent("absolute", time.monotonic() - begin)
     known = {one.name: one for one in all_damages()}
-    for place, trial in enumerate(found.trials):
+    # Sound ones first: without them no limit can be derived.
+    for place, trial in sorted(enumerate(found.trials), key=lambda pair: not pair[1].sound):
         damage = known[trial.damage]
         if not budget.allows("absolute"):
             found.left_out.append(f"the absolute checks on {damage.told(trial.strength)}")
@@ -246,6 +247,15 @@ def _search(found: SelfTest, gate: PairedGate, budget: Budget, say: Callable[[st
         say(f"self-test: weakest {damage.name} that is caught: {limit.caught}")
 
 
+def _needed(damage: Damage, trials: Sequence[Trial]) -> str:
+    """What would see a damage that was missed: the material that it names, unless that was there."""
+    measured = {figure.name for trial in trials for figure in trial.figures}
+    lacking = {LOSSES_OF_REFERENCES: "denoising_loss", SCORES_OF_CLIP: "clip_score"}.get(damage.sees, "") not in measured
+    return (
+        damage.sees if damage.sees and lacking else "smaller margins or more pairs, if it matters: no figure moved by more than its margin"
+    )
+
+
 def _limit(damage: Damage, is_caught: Callable[[float], bool]) -> Limit:
     """The weakest strength of a kind that is caught."""
     if damage.is_continuous:
@@ -276,6 +286,6 @@ def _row(test: SelfTest, damage: Damage | None, name: str, strength: float) -> d
         "limit": limit.caught if limit is not None else None,
         "absolute": sorted({check for one in asked for check in one.absolute_by}) if asked else None,
         "seconds": first.seconds,
-        "needs": damage.sees if is_missed and damage is not None else "",
+        "needs": _needed(damage, trials) if is_missed and damage is not None else "",
         "note": first.note,
     }

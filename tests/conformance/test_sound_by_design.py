@@ -98,6 +98,21 @@ class TooNoisy(ReverseDiffusion):
     noise_factor = 1.1
 
 
+class LevelsExchanged(ReverseDiffusion):
+    """Euler's deterministic step, which arrives wherever it is sent; two levels of the plan are exchanged."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps)
+        if num_inference_steps > 5:
+            self.sigmas[[2, 3]] = self.sigmas[[3, 2]]
+        self.timesteps = self.sigmas[:-1].clone()
+
+    def step(self, model_output, timestep, sample, generator=None):
+        place = int((self.timesteps - float(timestep)).abs().argmin())
+        arrived = sample.double() + (self.sigmas[place + 1] - self.sigmas[place]) * model_output.double()
+        return SimpleNamespace(prev_sample=arrived.to(sample))
+
+
 class BySize(FlowEuler):
     """The shift of its plan follows from the size of the image."""
 
@@ -133,6 +148,7 @@ def test_sound_designs_raise_no_alarm(scheduler):
         (RestartsTooFar, "point_mass_preserved", "·noise"),
         (OutOfOrder, "timesteps_well_formed", "is followed by"),
         (TooNoisy, "point_mass_preserved", "·noise"),
+        (LevelsExchanged, "timesteps_well_formed", "is followed by"),
     ],
 )
 def test_faults_that_look_like_them_are_found(scheduler, law, seen):

@@ -25,6 +25,12 @@ def test_a_gate_that_misses_all_or_catches_all_has_no_limit():
     assert detection_limit(lambda strength: True, 0.32, strongest=1.0) == Limit(0.01, None)
 
 
+def test_the_strongest_is_tried_though_doubling_would_pass_it():
+    found = detection_limit(lambda strength: strength >= 0.19, 0.05, strongest=0.19)
+    assert found.caught == 0.19
+    assert 0.17 < found.missed < 0.19
+
+
 def test_power_has_wilsons_interval():
     trials = [Trial("noise", 0.1, seed, caught_by=["fid"] if seed else []) for seed in range(5)]
     found = power_of(trials)

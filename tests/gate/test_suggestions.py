@@ -1,6 +1,7 @@
 """Margins and limits from trials whose changes are known, and the pairs that they need, by simulation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,8 @@ def test_nothing_follows_from_few_sound_changes_or_from_unpaired_ones():
     assert suggested(sound((0.1, 0.1, 0.1))[:2]) == []
     unpaired = Trial("other_seeds", 0.0, 0, True, figures=[figure(-3.0, 0.1)])
     assert suggested([*sound((0.0, 0.0, -0.1))[:2], unpaired]) == []
+    idle = [replace(one, note="changes nothing") for one in sound((0.0, 0.0, -0.1))[:1]]
+    assert suggested([*idle, *sound((0.0, 0.0, -0.1))[1:]]) == []
     (found,) = suggested([*sound((0.0, 0.0, -0.1)), unpaired])
     assert found.by == "other_batches"
     assert suggested(sound((0.0, 0.0, 0.0))) == []
@@ -58,6 +61,8 @@ def test_the_losses_of_a_gate_of_fine_tunes_keep_a_margin_that_copies_cannot_jus
     own = {"name": "denoising_loss", "direction": -1, "margin": 10.0}
     (kept,) = suggested(sound((0.1, 0.3, 0.2), **own), is_copy=False)
     assert (kept.margin, kept.kept) == (10.0, True)
+    (close,) = suggested(sound((0.1, 6.0, 0.2), **own), is_copy=False)
+    assert (close.margin, close.kept) == (10.0, True)
     (narrow,) = suggested(sound((0.1, 0.3, 0.2), **own), is_copy=True)
     assert (narrow.margin, narrow.kept) == (pytest.approx(0.45), False)
     (wide,) = suggested(sound((0.1, 20.0, 0.2), **own), is_copy=False)
