@@ -90,11 +90,11 @@ class History:
             pipeline = with_gain(build(fault.family))
             settings = Settings(model=fault.family, steps=4, guidance_scale=4.0, cache_dir=self._folder, features="pixels", device="cpu")
             settings = replace(settings, height=SIZE, width=SIZE)
-            plain = load_reference("demo", height=32, width=32, limit=128)
+            plain = load_reference("demo", height=32, width=32, limit=512)
             images = plain.require_images().repeat_interleave(SIZE // 32, 2).repeat_interleave(SIZE // 32, 3)
             reference = Reference(plain.name, images, prompts=plain.prompts)
             material = Material()
-            margins = replace(load_thresholds(["quantised"]).margins, pairs=PAIRS, references=128)
+            margins = replace(load_thresholds(["quantised"]).margins, pairs=PAIRS, references=512)
         if fault.before is not None:
             pipeline = copied(pipeline)
             fault.before(pipeline)
@@ -138,12 +138,17 @@ def as_flow(pipeline: Any, *, steps: int = 400, rate: float = 3e-4) -> None:
 
 
 def with_gain(pipeline: Any) -> Any:
-    """A pipeline of random weights whose denoiser gives outputs of size one, and in which what it is told beside the tokens has a say."""
+    """A pipeline of random weights in which all that a trained one heeds has a say.
+
+    Its denoiser gives outputs of size one, its attention is not even, and what it is told beside the tokens counts.
+    """
     part: Any = denoiser(pipeline)
     with torch.no_grad():
         for name, module in part.named_modules():
             if name.endswith(("guidance_embedder.linear_2", "text_embedder.linear_2", "add_embedding.linear_2")):
                 module.weight.mul_(10)
+            if name.endswith(("norm_q", "norm_k")) or (name.endswith(("to_q", "to_k")) and not hasattr(part, "x_embedder")):
+                module.weight.mul_(3)
     layer: Any = getattr(part, "conv_out", None) or getattr(part, "proj_out", None)
     seen: list[float] = []
     handle = layer.register_forward_hook(lambda module, args, found: seen.append(float(found.std())))
