@@ -29,6 +29,7 @@ from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
 from pytest_diffusion.gate.comparison import size_of_family
+from pytest_diffusion.gate.kinds import DAMAGES
 from pytest_diffusion.gate.side import LiveSide
 from pytest_diffusion.gate.stages import Material, scorers_of
 from pytest_diffusion.gate.trial import PairedGate
@@ -113,6 +114,13 @@ class History:
         return PairedGate(side, margins, size_of_family(margins, ()), references, material, _quiet)
 
 
+def controls() -> list[Fault]:
+    """A sound copy of each family, rounded to bfloat16, which the same gate must not call worse."""
+    sound = DAMAGES["bfloat16_weights"]
+    families = dict.fromkeys(one.family for one in FAULTS)
+    return [Fault(replace(sound, name=f"{sound.name} {family}"), (), "weights rounded to bfloat16: sound", family) for family in families]
+
+
 def as_flow(pipeline: Any, *, steps: int = 400, rate: float = 3e-4) -> None:
     """Train the demo's denoiser on as a rectified flow, and sample it with a shift of 3."""
     codec, network = LatentCodec.of(pipeline), pipeline.unet
@@ -181,7 +189,7 @@ def main() -> None:
     path: Path | None = arguments.results
     known = [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
     done = {one["name"] for one in known}
-    chosen = [one for one in FAULTS if not arguments.only or any(part in one.damage.name for part in arguments.only)]
+    chosen = [one for one in (*FAULTS, *controls()) if not arguments.only or any(part in one.damage.name for part in arguments.only)]
     with tempfile.TemporaryDirectory() as folder:
         history = History(arguments.cache_dir, folder, absolute=arguments.absolute)
         for fault in sorted(chosen, key=lambda one: one.before is not None):
@@ -194,6 +202,11 @@ def main() -> None:
                 with path.open("a") as file:
                     file.write(json.dumps(found) + "\n")
             print(row(found), flush=True)
+    sound = [one for one in known if not one["threads"]]
+    print(f"sound copies that are called worse: {sum(bool(one['caught_by']) for one in sound)} of {len(sound)}")
+    known = [one for one in known if one["threads"]]
+    undecided = sum(bool(one["undecided"]) for one in known)
+    print(f"not decided, so that the gate stays closed: {undecided} of {len(known)}")
     for what, key in (("compared with the parent", "caught_by"), ("by absolute checks", "absolute")):
         asked = [one for one in known if one[key] is not None]
         caught = sum(bool(one[key]) for one in asked)

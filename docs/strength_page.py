@@ -39,13 +39,19 @@ def history(path: Path) -> str:
     """The table of real defects, and how many are caught."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = []
-    for one in found:
+    for one in (one for one in found if one["threads"]):
         told = ", ".join(one["caught_by"][:3]) or (f"not decided: {', '.join(one['undecided'][:3])}" if one["undecided"] else "same")
         absolute = "" if one["absolute"] is None else ", ".join(one["absolute"][:3]) or "missed"
         rows.append([one["fact"], one["family"], ", ".join(one["threads"]), told, one["at"], absolute])
-    caught = sum(bool(one["caught_by"]) for one in found)
+    sound = [one for one in found if not one["threads"]]
+    found = [one for one in found if one["threads"]]
+    caught, undecided = sum(bool(one["caught_by"]) for one in found), sum(bool(one["undecided"]) for one in found)
     low, high = wilson_interval(caught, len(found))
-    lines = [f"Compared with the parent, {caught} of {len(found)} are caught ({100 * low:.0f} to {100 * high:.0f} %)."]
+    lines = [
+        f"Compared with the parent, {caught} of {len(found)} are caught ({100 * low:.0f} to {100 * high:.0f} %);",
+        f"{undecided} more are not decided at the largest number of pairs or images, so that the gate stays closed. Sound copies that are called worse: "
+        f"{sum(bool(one['caught_by']) for one in sound)} of {len(sound)}.",
+    ]
     if asked := [one for one in found if one["absolute"] is not None]:
         lines.append(f"Of {len(asked)} on the demo, the absolute checks catch {sum(bool(one['absolute']) for one in asked)}.")
     columns = ("defect", "model", "reported in", "comparison with the parent", "decided after", "absolute checks")
