@@ -49,8 +49,8 @@ def history(path: Path) -> str:
     low, high = wilson_interval(caught, len(found))
     lines = [
         f"Compared with the parent, {caught} of {len(found)} are caught ({100 * low:.0f} to {100 * high:.0f} %);",
-        f"{undecided} more are not decided at the largest number of pairs or images, so that the gate stays closed. Sound copies that are called worse: "
-        f"{sum(bool(one['caught_by']) for one in sound)} of {len(sound)}.",
+        f"{undecided} more are not decided at the largest number of pairs or images, so that the gate stays closed.",
+        f"Sound copies that are called worse: {sum(bool(one['caught_by']) for one in sound)} of {len(sound)}.",
     ]
     if asked := [one for one in found if one["absolute"] is not None]:
         lines.append(f"Of {len(asked)} on the demo, the absolute checks catch {sum(bool(one['absolute']) for one in asked)}.")
