@@ -224,35 +224,6 @@ def with_scheduler(target: Target, **changes: Any) -> Any:
     return kept_attribute(target.pipeline, "scheduler", type(own).from_config({**own.config, **changes}))
 
 
-def with_zero_terminal_snr(pipeline: Any) -> None:
-    """The parent's schedule ends without signal."""
-    own = pipeline.scheduler
-    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    pipeline.scheduler = type(own).from_config({**own.config, **changes})
-
-
-@fault(
-    "invoke-ai/InvokeAI#7601 kohya-ss/sd-scripts#1263",
-    "the rescaling to zero terminal SNR is ignored",
-    in_code=False,
-    before=with_zero_terminal_snr,
-)
-def rescaling_ignored(target: Target) -> Iterator[None]:
-    with with_scheduler(target, rescale_betas_zero_snr=False):
-        yield
-
-
-@fault(
-    "vladmandic/sdnext#2424",
-    "defaults of a sampler take the place of the model's configuration",
-    in_code=False,
-    before=with_zero_terminal_snr,
-)
-def configuration_overridden(target: Target) -> Iterator[None]:
-    with with_scheduler(target, rescale_betas_zero_snr=False, timestep_spacing="linspace", steps_offset=0):
-        yield
-
-
 @fault("huggingface/diffusers#9171 invoke-ai/InvokeAI#7495", "another prediction type is read from the checkpoint", in_code=False)
 def prediction_type_read(target: Target) -> Iterator[None]:
     with kept_config(target.pipeline.scheduler, prediction_type="v_prediction"):
