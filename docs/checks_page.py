@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pytest_diffusion.checks import LENS_TITLES, all_checks
+from pytest_diffusion.checks import all_checks
 from pytest_diffusion.config.thresholds import Thresholds, load_thresholds, preset_names
 
 FOLDER = Path(__file__).parent
@@ -19,7 +19,7 @@ LEADS = {
 def page() -> str:
     """The whole page. What stands between the tables is written by hand, in docs/checks/*.md, one file for each lens."""
     parts = [_text("introduction")]
-    for lens in LENS_TITLES:
+    for lens in LEADS:
         parts += [f"## {lens}: {LEADS[lens]}", _table(lens), _text(lens)]
     parts += [_text("closing")]
     return "\n\n".join(parts) + "\n"

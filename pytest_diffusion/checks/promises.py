@@ -65,7 +65,7 @@ def _options(settings: Settings) -> Iterator[Promise]:
         if settings.slices and not is_report:
             yield Promise("check", SLICES, "--diffusion-slices", lens="paired")
     if settings.selftest_require:
-        yield Promise("check", SELFTEST, "--diffusion-selftest-require", lens="always")
+        yield Promise("check", SELFTEST, "--diffusion-selftest-require", lens="selftest")
     if origin["reference"] and not is_preset(origin["reference"]):
         yield Promise("reference", "reference", shown["reference"])
 

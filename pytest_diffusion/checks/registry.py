@@ -12,7 +12,7 @@ from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.verdicts.drawing import Plot
 from pytest_diffusion.verdicts.verdict import Limits, Measurement
 
-Lens = Literal["paired", "metrics", "schedule", "attention", "latent", "always"]
+Lens = Literal["paired", "metrics", "schedule", "attention", "latent", "always", "selftest"]
 LENS_TITLES: dict[Lens, str] = {
     "paired": "Against the baseline",
     "metrics": "Metrics",
@@ -20,6 +20,7 @@ LENS_TITLES: dict[Lens, str] = {
     "attention": "Attention",
     "latent": "Latent space",
     "always": "Determinism and guidance",
+    "selftest": "The gate itself",
 }
 F = TypeVar("F", bound=Callable[..., Measurement])
 

@@ -252,7 +252,9 @@ def _needed(damage: Damage, trials: Sequence[Trial]) -> str:
     measured = {figure.name for trial in trials for figure in trial.figures}
     lacking = {LOSSES_OF_REFERENCES: "denoising_loss", SCORES_OF_CLIP: "clip_score"}.get(damage.sees, "") not in measured
     return (
-        damage.sees if damage.sees and lacking else "smaller margins or more pairs, if it matters: no figure moved by more than its margin"
+        damage.sees
+        if damage.sees and lacking
+        else "smaller margins or more pairs, if it matters: no figure is shown to move by more than its margin"
     )
 
 

@@ -44,7 +44,7 @@ def selftest_checks(settings: Settings) -> list[Check]:
     return [
         Check(
             SELFTEST,
-            "always",
+            "selftest",
             "known damage of this model is caught",
             known_damage,
             "kinds of damage that are missed",

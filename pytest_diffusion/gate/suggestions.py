@@ -131,7 +131,7 @@ def suggest_limits(parent: Sequence[Mapping[str, Any]], trials: Sequence[Trial])
             distance = abs(worst - verdict["value"])
             if not 0 < distance < math.inf:
                 continue
-            limit = sign * _rounded_up(sign * (worst + sign * distance / 4))
+            limit = sign * _rounded_up(sign * (worst + sign * distance / 4), digits=3)
             seen = [name for name, by_check in damaged if _is_beyond(by_check.get(verdict["check"]), limit, sign)]
             found.append(
                 SuggestedLimit(
@@ -179,10 +179,9 @@ def pairs_needed(figure: Figure, margin: float, margins: Margins) -> int | None:
     return max(1, math.ceil(figure.pairs * (quantiles * figure.error / room) ** 2))
 
 
-def _rounded_up(value: float) -> float:
-    """A number rounded up to two digits, three where the first is a 9: shares are near 1."""
+def _rounded_up(value: float, *, digits: int = 2) -> float:
+    """A number rounded up to so many digits."""
     if value == 0 or not math.isfinite(value):
         return 0.0
-    digits = 3 if f"{abs(value):e}"[0] == "9" else 2
     scale: float = 10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits)
     return float(f"{math.ceil(value / scale - 1e-9) * scale:.{digits}g}")
