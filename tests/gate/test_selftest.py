@@ -102,13 +102,13 @@ def test_a_full_one_repeats_seeds_looks_for_limits_and_asks_the_absolute_checks(
 
     def absolute(settings):
         seen.append(settings)
-        return [{"check": "fid", "outcome": "fail" if len(seen) == 2 else "pass", "value": 1.0}]
+        return [{"check": "fid", "outcome": "fail" if len(seen) == 4 else "pass", "value": 1.0}]
 
     found, _ = run(FULL, absolute=absolute)
     assert [one.seed for one in found.of("noise", 0.2)] == [0, 1, 2, 3, 4]
     assert found.limits["noise"].missed < 0.15 <= found.limits["noise"].caught < 0.165
     assert found.limits["bits"] == Limit(4, 5)
-    assert len(seen) == 1 + 4  # the model itself, and each of four kinds
+    assert len(seen) == 1 + 4  # the model itself, the two sound kinds, and the two others
     assert found.of("noise", 0.2)[0].absolute_by == ["fid"]
     assert found.of("copy", 0.0)[0].absolute_by == []
     assert found.left_out == []
