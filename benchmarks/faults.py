@@ -331,7 +331,7 @@ def with_adapter(pipeline: Any) -> None:
     with torch.no_grad():
         for name, weight in pipeline.unet.named_parameters():
             if "lora_B" in name:
-                weight.normal_(std=0.02)
+                weight.normal_(std=0.1)
 
 
 def rescaled(target: Target, factor: float) -> Any:

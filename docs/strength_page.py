@@ -41,7 +41,7 @@ def history(path: Path) -> str:
     rows = []
     for one in (one for one in found if one["threads"]):
         told = ", ".join(one["caught_by"][:3]) or (f"not decided: {', '.join(one['undecided'][:3])}" if one["undecided"] else "same")
-        absolute = "" if one["absolute"] is None else ", ".join(one["absolute"][:3]) or "missed"
+        absolute = "not asked" if one["absolute"] is None else ", ".join(one["absolute"][:3]) or "missed"
         rows.append([one["fact"], one["family"], ", ".join(one["threads"]), told, one["at"], absolute])
     sound = [one for one in found if not one["threads"]]
     found = [one for one in found if one["threads"]]
