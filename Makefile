@@ -87,7 +87,7 @@ paired: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.history --results build/history.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.looks
 
-# Nightly: what the demo's gate catches, with five seeds and the absolute checks; about two hours.
+# Nightly: what the demo's gate catches, with five seeds and the absolute checks; hours.
 selftest: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-selftest=full --diffusion-report=$(CURDIR)/build/selftest.html \
 	  --diffusion-selftest-require=denoiser_noise,few_bits,channels_swapped diffusion::selftest

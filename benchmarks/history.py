@@ -32,7 +32,7 @@ from pytest_diffusion.gate.comparison import size_of_family
 from pytest_diffusion.gate.kinds import DAMAGES
 from pytest_diffusion.gate.side import LiveSide
 from pytest_diffusion.gate.stages import Material, scorers_of
-from pytest_diffusion.gate.trial import PairedGate
+from pytest_diffusion.gate.trial import PairedGate, applied
 from pytest_diffusion.maths.statistics import wilson_interval
 from pytest_diffusion.models.capabilities import denoiser
 from pytest_diffusion.models.fingerprint import fingerprint
@@ -58,7 +58,10 @@ class History:
             from pytest_diffusion.plugin.absolute import absolute_verdicts
 
             absolute = absolute_verdicts(gate.side.pipeline, self._folder)
-        trial = gate.judge(fault.damage, 0.0, 0, absolute=absolute)
+        trial = gate.judge(fault.damage, 0.0, 0)
+        if absolute is not None:
+            with applied(fault.damage, gate.target(), 0.0, 0) as settings:
+                trial = replace(trial, absolute=absolute(settings))
         found = {"name": fault.damage.name, "family": fault.family, "fact": fault.fact, "threads": list(fault.threads)}
         found |= {"caught_by": trial.caught_by, "undecided": trial.undecided, "at": trial.at, "note": trial.note}
         return {**found, "absolute": trial.absolute_by if trial.absolute is not None else None, "seconds": trial.seconds}

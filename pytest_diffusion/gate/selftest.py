@@ -12,7 +12,7 @@ from pytest_diffusion.gate.damage import LOSSES_OF_REFERENCES, SCORES_OF_CLIP, D
 from pytest_diffusion.gate.kinds import Required, all_damages
 from pytest_diffusion.gate.strength import Limit, detection_limit, power_of
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit, suggest_limits, suggest_margins
-from pytest_diffusion.gate.trial import ABSOLUTELY_CAUGHT, IDLE, PairedGate, Trial, applied
+from pytest_diffusion.gate.trial import ABSOLUTELY_CAUGHT, PairedGate, Trial, applied
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 
@@ -72,8 +72,8 @@ class SelfTest:
 
     @property
     def sound(self) -> list[Trial]:
-        """Trials of sound changes that changed something."""
-        return [one for one in self.trials if one.sound and one.note != IDLE]
+        """Trials of sound changes that were judged: not those in which nothing changed, or nothing could be compared."""
+        return [one for one in self.trials if one.sound and one.word != "not judged"]
 
     @property
     def false_alarms(self) -> list[Trial]:
@@ -279,7 +279,7 @@ def _row(test: SelfTest, damage: Damage | None, name: str, strength: float) -> d
         "strength": strength,
         "title": damage.told(strength) if damage is not None else name,
         "sound": first.sound,
-        "word": "worse" if first.is_caught else "cannot tell" if first.undecided else "same",
+        "word": first.word,
         "by": first.caught_by or first.undecided,
         "at": first.at,
         "caught": power.caught,

@@ -76,6 +76,13 @@ class Trial:
     """Verdicts of the absolute checks, where they were asked."""
 
     @property
+    def word(self) -> str:
+        """What the comparison says: worse, cannot tell, same; and not judged where it had nothing to compare."""
+        if self.caught_by:
+            return "worse"
+        return "cannot tell" if self.undecided else "same" if self.figures else "not judged"
+
+    @property
     def is_caught(self) -> bool:
         """Whether the comparison with the parent calls it worse."""
         return bool(self.caught_by)
@@ -115,14 +122,10 @@ class PairedGate:
         """What is damaged."""
         return Target(self.side.pipeline, self.side.settings, self.side.prompts)
 
-    def judge(self, damage: Damage, strength: float, seed: int, *, absolute: Callable[[Any], list[dict[str, Any]]] | None = None) -> Trial:
-        """The gate's word on one damage; with `absolute`, that of the absolute checks too, under the settings that it is given.
-
-        Raises NotApplicable where the damage does not fit the pipeline.
-        """
+    def judge(self, damage: Damage, strength: float, seed: int) -> Trial:
+        """The gate's word on one damage. Raises NotApplicable where it does not fit the pipeline."""
         begin = time.perf_counter()
-        is_copy = self.is_copy
-        empty = Trial(damage.name, strength, seed, damage.is_sound_under(is_copy=is_copy))
+        empty = Trial(damage.name, strength, seed, damage.is_sound_under(is_copy=self.is_copy))
         with applied(damage, self.target(), strength, seed) as settings:
             try:
                 found = self._judged(empty, damage, settings)
@@ -134,8 +137,6 @@ class PairedGate:
                 # A model that cannot run closes the gate.
                 text = next(iter(str(error).splitlines()), "")
                 found = replace(empty, caught_by=["error"], note=f"{type(error).__name__}: {text}")
-            if absolute is not None:
-                found = replace(found, absolute=absolute(settings))
         return replace(found, seconds=round(time.perf_counter() - begin, 2))
 
     @property

@@ -26,7 +26,8 @@ def selftest_text(facts: Mapping[str, Any]) -> list[str]:
     rows = test["rows"]
     damaged, sound = ([row for row in rows if row["sound"] == is_sound] for is_sound in (False, True))
     caught = [row for row in damaged if row["caught"] or row["absolute"]]
-    alarms, tried = sum(row["caught"] for row in sound), sum(row["seeds"] for row in sound)
+    # What was not judged did not pass.
+    alarms, tried = (sum(row[key] for row in sound if row["word"] != "not judged") for key in ("caught", "seeds"))
     of = f"{len(caught)} of {len(damaged)} kinds of damage are caught"
     lines = [
         f"Self-test ({test['level']}) of {test['model']}, {test['seconds']:.0f} s: {of}; {alarms} of {tried} sound trials are called worse."
@@ -79,7 +80,7 @@ def selftest_table(facts: Mapping[str, Any]) -> list[str]:
 
 def _row(row: Mapping[str, Any]) -> list[str]:
     word = {"worse": "worse: ", "cannot tell": "not decided: "}.get(row["word"], "")
-    found = f"{word}{_first(row['by'])}" if word else row["note"] or "same"
+    found = f"{word}{_first(row['by'])}" if word else row["note"] or row["word"]
     low, high = (float(end) for end in row["interval"])
     caught = f"{row['caught']} of {row['seeds']}" + (f" ({100 * low:.0f} to {100 * high:.0f} %)" if row["seeds"] > 1 else "")
     title = f"sound: {row['title']}" if row["sound"] else row["title"]

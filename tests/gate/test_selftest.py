@@ -22,6 +22,7 @@ from pytest_diffusion.gate.stages import Material, scorers_of
 from pytest_diffusion.gate.strength import Limit
 from pytest_diffusion.gate.trial import PairedGate, Trial
 from pytest_diffusion.models.fingerprint import fingerprint
+from pytest_diffusion.report.selftest import selftest_text
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -276,13 +277,6 @@ def test_a_timestep_that_is_too_high_is_seen_by_the_loss(demo_copy, tmp_path):
     assert next(one.change for one in found.figures if one.name == "denoising_loss") != 0
 
 
-def test_absolute_checks_are_asked_while_the_damage_lasts(demo_copy, tmp_path):
-    gate = of_demo(demo_copy, tmp_path)
-    seen = []
-    gate.judge(DAMAGES["denoiser_noise"], 0.2, 0, absolute=lambda settings: seen.append(fingerprint(demo_copy)) or [])
-    assert seen != [fingerprint(demo_copy)]
-
-
 def test_the_check_reports_what_is_missed_and_requires_what_it_is_told():
     trials = [Trial("denoiser_noise", 0.05, 0), Trial("few_bits", 4, 0, caught_by=["fid"]), Trial("bfloat16_weights", 0.0, 0, True)]
     test = SelfTest(QUICK, "demo", trials)
@@ -298,6 +292,13 @@ def test_the_check_reports_what_is_missed_and_requires_what_it_is_told():
     assert [one.damage for one in alarmed.false_alarms] == ["bfloat16_weights"]
     with pytest.raises(SettingsError, match="the damage is 'nonsense'"):
         selftest_checks(Settings(selftest_require=("nonsense",)))
+
+
+def test_what_was_not_compared_did_not_pass():
+    test = SelfTest(QUICK, "demo", [Trial("bfloat16_weights", 0.0, 0, True, note="changes nothing"), Trial("int8_weights", 0.0, 0, True)])
+    assert test.sound == []
+    assert [row["word"] for row in test.to_json()["rows"]] == ["not judged", "not judged"]
+    assert "0 of 0 sound trials" in selftest_text({"selftest": test.to_json()})[0]
 
 
 def test_a_damage_that_an_absolute_check_alone_catches_is_caught():

@@ -3,18 +3,20 @@
 from pytest_diffusion.gate.selftest import SelfTest
 from pytest_diffusion.gate.strength import Limit
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit
-from pytest_diffusion.gate.trial import Trial
+from pytest_diffusion.gate.trial import Figure, Trial
 from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_table, selftest_text, suggested_rows
 from pytest_diffusion.verdicts.plain_json import plain
+
+SEEN = Figure("brightness", "same", 0.0, 0.1, 512, 1.0, 0)
 
 
 def facts(**rest):
     trials = [
-        Trial("bfloat16_weights", 0.0, 0, True),
+        Trial("bfloat16_weights", 0.0, 0, True, figures=[SEEN]),
         Trial("denoiser_noise", 0.05, 0, caught_by=["denoising_loss"], at="64 images", absolute=[{"check": "fid", "outcome": "pass"}]),
         Trial("denoiser_noise", 0.05, 1),
         Trial("too_few_steps", 8, 0, undecided=["clip_score"], at="1000 pairs"),
-        Trial("guidance_lost", 0.0, 0),
+        Trial("guidance_lost", 0.0, 0, figures=[SEEN]),
     ]
     test = SelfTest(
         "full", "demo", trials, seconds=12.3, not_applicable={"lora_twice": "it has no adapter"}, left_out=["seeds 2 to 4"], **rest
