@@ -11,9 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.plugin.stash import REPORT_FILES, ini_value, is_given
-from pytest_diffusion.report.write import ReportFiles
 
 _ONLY_SHOWN = ("collectonly", "help", "version", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow", "setupplan")
 """Options of pytest under which no test is run: they leave a report as it is."""
@@ -36,6 +34,9 @@ def begin(early_config: pytest.Config) -> None:
     values["model"] = values["model"] or (values["lora"] and values["baseline"])
     if not values["model"] and not values["scheduler"] and not getattr(options, "diffusion_report", None):
         return
+    from pytest_diffusion.config.settings import Settings
+    from pytest_diffusion.report.write import ReportFiles
+
     files = ReportFiles(early_config.invocation_params.dir / str(values["report"] or Settings.report))
     files.say_unfinished("Running, or not finished", f"A run began in process {os.getpid()} and has not ended. There is no verdict yet.")
     early_config.stash[REPORT_FILES] = files

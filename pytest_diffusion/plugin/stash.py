@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_diffusion.config.options import OPTIONS, Option
-from pytest_diffusion.config.settings import Settings, resolve
-from pytest_diffusion.config.thresholds import Thresholds
-from pytest_diffusion.report.write import ReportFiles
-from pytest_diffusion.verdicts.verdict import Verdict
 
-SETTINGS = pytest.StashKey[tuple[Settings, Thresholds]]()
+if TYPE_CHECKING:
+    from pytest_diffusion.config.settings import Settings
+    from pytest_diffusion.config.thresholds import Thresholds
+    from pytest_diffusion.report.write import ReportFiles
+    from pytest_diffusion.verdicts.verdict import Verdict
+
+SETTINGS: pytest.StashKey[tuple[Settings, Thresholds]] = pytest.StashKey()
 RUN = pytest.StashKey[dict[str, Any]]()
-VERDICTS = pytest.StashKey[list[Verdict]]()
+VERDICTS: pytest.StashKey[list[Verdict]] = pytest.StashKey()
 NUMBERS = pytest.StashKey[list[dict[str, Any]]]()
 SAID = pytest.StashKey[dict[str, str]]()
 """Reasons why checks could not be measured, and the first check that gave each."""
@@ -27,13 +29,15 @@ VIEW = pytest.StashKey[tuple[str, ...]]()
 """The overrides that the last test with fixtures of ours saw."""
 THREADS = pytest.StashKey[int]()
 """Threads of torch before they were divided among workers."""
-REPORT_FILES = pytest.StashKey[ReportFiles]()
+REPORT_FILES: pytest.StashKey[ReportFiles] = pytest.StashKey()
 FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def active_settings(config: pytest.Config) -> tuple[Settings, Thresholds]:
     """Settings and thresholds of the session. Raises SettingsError for wrong values."""
     if SETTINGS not in config.stash:
+        from pytest_diffusion.config.settings import resolve
+
         options = {option.name: config.getoption(option.ini) for option in OPTIONS}
         ini = {option.name: ini_value(config, option.name) for option in OPTIONS}
         config.stash[SETTINGS] = resolve(options=options, ini=ini)
