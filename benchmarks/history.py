@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 
 from benchmarks.faults import DEMO, FAULTS, FLOW, Fault, copied
+from benchmarks.training import SIZE, as_flow, enlarged, trained, with_gain
 from pytest_diffusion.config.cache import cache_root
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.data.references import Reference, load_reference
-from pytest_diffusion.demo.scenes import render, sample_scenes, to_uint8
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
 from pytest_diffusion.features.store import stored_reference_features
@@ -34,13 +33,11 @@ from pytest_diffusion.gate.side import LiveSide
 from pytest_diffusion.gate.stages import Material, scorers_of
 from pytest_diffusion.gate.trial import PairedGate, applied
 from pytest_diffusion.maths.statistics import wilson_interval
-from pytest_diffusion.models.capabilities import denoiser
 from pytest_diffusion.models.fingerprint import fingerprint
-from pytest_diffusion.models.latents import LatentCodec
 from pytest_diffusion.models.load import load_pipeline
 
-PAIRS, SIZE = 256, 64
-"""Pairs, and pixels a side: for other families, whose models are larger and whose weights are random."""
+PAIRS, REFERENCES = 256, 1000
+"""Pairs and references for other families, whose models are larger than the demo."""
 
 
 class History:
@@ -91,14 +88,15 @@ class History:
         else:
             from tests.families.models import build
 
-            pipeline = with_gain(build(fault.family))
+            pipeline = build(fault.family)
+            # PixArt takes no 64 pixels without more, and the loss needs the size of its latents.
+            pipeline = with_gain(pipeline) if fault.family == "pixart" else trained(pipeline)
             settings = Settings(model=fault.family, steps=4, guidance_scale=4.0, cache_dir=self._folder, features="pixels", device="cpu")
             settings = replace(settings, height=SIZE, width=SIZE)
-            plain = load_reference("demo", height=32, width=32, limit=512)
-            images = plain.require_images().repeat_interleave(SIZE // 32, 2).repeat_interleave(SIZE // 32, 3)
-            reference = Reference(plain.name, images, prompts=plain.prompts)
+            plain = load_reference("demo", height=32, width=32, limit=REFERENCES)
+            reference = Reference(plain.name, enlarged(plain.require_images()), prompts=plain.prompts)
             material = Material()
-            margins = replace(load_thresholds(["quantised"]).margins, pairs=PAIRS, references=512)
+            margins = replace(load_thresholds(["quantised"]).margins, pairs=PAIRS, references=REFERENCES)
         if fault.before is not None:
             pipeline = copied(pipeline)
             fault.before(pipeline)
@@ -122,53 +120,6 @@ def controls() -> list[Fault]:
     sound = DAMAGES["bfloat16_weights"]
     families = dict.fromkeys(one.family for one in FAULTS)
     return [Fault(replace(sound, name=f"{sound.name} {family}"), (), "weights rounded to bfloat16: sound", family) for family in families]
-
-
-def as_flow(pipeline: Any, *, steps: int = 400, rate: float = 3e-4) -> None:
-    """Train the demo's denoiser on as a rectified flow, and sample it with a shift of 3."""
-    codec, network = LatentCodec.of(pipeline), pipeline.unet
-    optimizer, generator = torch.optim.AdamW(network.parameters(), lr=rate), torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        for step in range(steps):
-            scenes = sample_scenes(16, seed=5_000_000 + step)
-            with torch.no_grad():
-                latents = codec.encode(to_uint8(render(scenes, seed=6_000_000 + step)[0]))
-                kept = [one.caption if torch.rand((), generator=generator) > 0.1 else "" for one in scenes]
-                tokens = pipeline.tokenizer(kept, padding="max_length", truncation=True, return_tensors="pt")
-                states = pipeline.text_encoder(tokens.input_ids)[0]
-            share = torch.rand(len(latents), 1, 1, 1, generator=generator)
-            noise = torch.randn(latents.shape, generator=generator)
-            noised = (1 - share) * latents + share * noise
-            predicted = network(noised, 1000 * share.flatten(), encoder_hidden_states=states).sample
-            loss = (predicted - (noise - latents)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    network.eval().requires_grad_(False)
-    pipeline.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-
-
-def with_gain(pipeline: Any) -> Any:
-    """A pipeline of random weights in which all that a trained one heeds has a say.
-
-    Its denoiser gives outputs of size one, its attention is not even, and what it is told beside the tokens counts.
-    """
-    part: Any = denoiser(pipeline)
-    with torch.no_grad():
-        for name, module in part.named_modules():
-            if name.endswith(("guidance_embedder.linear_2", "text_embedder.linear_2", "add_embedding.linear_2")):
-                module.weight.mul_(10)
-            if name.endswith(("norm_q", "norm_k")) or (name.endswith(("to_q", "to_k")) and not hasattr(part, "x_embedder")):
-                module.weight.mul_(3)
-    layer: Any = getattr(part, "conv_out", None) or getattr(part, "proj_out", None)
-    seen: list[float] = []
-    handle = layer.register_forward_hook(lambda module, args, found: seen.append(float(found.std())))
-    pipeline("a red circle", height=SIZE, width=SIZE, num_inference_steps=2, output_type="pt")
-    handle.remove()
-    with torch.no_grad():
-        for weight in layer.parameters():
-            weight.div_(seen[0])
-    return pipeline
 
 
 def _quiet(text: str) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.cache import REFERENCES, SAMPLES, cache_root
+from pytest_diffusion.config.cache import CLAIMS, REFERENCES, SAMPLES, cache_root
+from pytest_diffusion.config.claims import is_claimed
 
 _DAY = 86_400
 
@@ -100,6 +101,8 @@ def _prune(entries: Sequence[Entry], *, keep_days: float | None, everything: boo
             removed += entry.size
             continue
         try:
+            if is_claimed(entry.folder / CLAIMS):
+                raise Timeout(str(entry.folder))
             with FileLock(entry.folder / "store.lock", timeout=0):
                 _say(f"removing {entry.folder} ({entry.size / 1e6:.1f} MB)")
                 shutil.rmtree(entry.folder)

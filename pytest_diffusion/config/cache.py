@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +18,12 @@ from typing import Any
 
 SAMPLES, REFERENCES = "samples", "references"
 """Folders below the cache: samples by their address, features of references by the images' content."""
+CLAIMS = "claims"
+"""Folder of an entry of the cache in which processes claim what they make."""
 
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())
+_DAY = 86_400.0
 
 
 class StoreWarning(UserWarning):
@@ -64,10 +69,31 @@ def written_whole(path: Path) -> Iterator[Path]:
 def _discard_parts_of_the_dead(path: Path) -> None:
     """Remove incomplete files of the same name whose process, on this machine, is gone."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}.*.part"):
-        process = part.name.split(".")[-3]
-        if process.isdigit() and not _is_alive(int(process)):
+        if not _is_being_written(part):
             with suppress(OSError):
                 part.unlink()
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Remove incomplete files of processes of this machine that are gone, and files and folders that only look like them.
+
+    What a process of another machine left is removed a day later.
+    """
+    for part in folder.glob("*.part"):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part)
+        elif not _is_being_written(part):
+            part.unlink(missing_ok=True)
+
+
+def _is_being_written(part: Path) -> bool:
+    """Whether the process that began an incomplete file may be alive; one of another machine is, for a day."""
+    *_, host, process, _token, _suffix = ["", "", *part.name.split(".")]
+    if host == _HOST or not process.isdigit():
+        return process.isdigit() and _is_alive(int(process))
+    with suppress(OSError):
+        return time.time() - part.stat().st_mtime < _DAY
+    return False
 
 
 def _is_alive(process: int) -> bool:

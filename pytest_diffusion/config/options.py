@@ -227,5 +227,6 @@ OPTIONS = (
         "let a model's folder or repository run code of its own, which is refused otherwise",
         is_switch=True,
     ),
+    Option("progress", parsers.progress, "HOW", "how stages are shown: auto, bar, log (a line a minute) or off (default: auto)"),
     Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)", is_path=True),
 )

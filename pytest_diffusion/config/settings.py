@@ -65,6 +65,7 @@ class Settings:
     dtype: str | None = None
     batch_size: int | None = None
     effort: float = 1.0
+    progress: str = "auto"
     features: str = "inception"
     clip_model: str = "openai/clip-vit-large-patch14"
     attention_layers: tuple[str, ...] | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,10 +16,15 @@ from pytest_diffusion.config.cache import REFERENCES, checksum, checksum_of, mar
 from pytest_diffusion.features.clip import Clip, Scorer
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.identity import Features
+from pytest_diffusion.features.image_scores import ImageScorer
+from pytest_diffusion.features.pieces import Pieces, Rows
 from pytest_diffusion.features.sealed import read_sealed, seal_of, write_sealed
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 
 Extract = Callable[[torch.Tensor], Features]
+Say = Callable[[str], object]
+_LOG = logging.getLogger(__name__)
+_CLIP = "clip-score:"
 
 
 class StoredImages(Protocol):
@@ -56,22 +62,47 @@ def stored_embeds(images: torch.Tensor, clip: Scorer, root: Path) -> torch.Tenso
 
 
 def _as_extractor(clip: Clip) -> Extractor:
-    return Extractor(f"clip-score:{clip.identity}", lambda batch: (clip.image_embeds(batch), None), resize=clip.resize)
+    return Extractor(f"{_CLIP}{clip.identity}", lambda batch: (clip.image_embeds(batch), None), resize=clip.resize)
 
 
-def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract) -> Features:
+def stored_scores(
+    samples: StoredImages, scorer: ImageScorer, prompts: Sequence[str] | None, count: int, *, say: Say = _LOG.warning
+) -> Rows:
+    """The scores of the first `count` samples by name, (count,) float64 each, kept beside them where the scorer says which one it is.
+
+    Those of a scorer without a hash of its weights are computed each time.
+    """
+
+    def make(rows: range) -> Rows:
+        return scorer(samples.images[rows.start : rows.stop], prompts[rows.start : rows.stop] if prompts is not None else None)
+
+    if samples.folder is None or not scorer.weights:
+        return make(range(count))
+
+    def about(rows: range) -> dict[str, Any]:
+        texts = [checksum(text, size=8) for text in prompts[rows.start : rows.stop]] if prompts is not None else None
+        return {"scorer": scorer.identity, "images": _checksums(samples.images[rows.start : rows.stop]), "prompts": texts}
+
+    path = samples.folder / f"scores-{checksum(scorer.identity, size=6)}.safetensors"
+    found = Pieces(path, count, make, about, f"scores ({', '.join(scorer.names)})").rows(say=say)
+    return {name: values[:count] for name, values in found.items()}
+
+
+def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract, say: Say = _LOG.warning) -> Features:
     if folder is None or not isinstance(extractor, Extractor) or extractor.is_own_code:
         return extractor(images)
     path = folder / f"features-{checksum(extractor.name, size=6)}.safetensors"
-    tensors = _read(path, extractor, images)
-    have = len(tensors["values"]) if tensors else 0
-    if have < len(images):
-        fresh = extractor(images[have:])
-        new = {"values": fresh.values} | ({"probabilities": fresh.probabilities} if fresh.probabilities is not None else {})
-        tensors = {name: torch.cat([tensors[name], rows]) if have else rows for name, rows in new.items()}
-        write_sealed(path, tensors, {"extractor": extractor.name, "images": _checksums(images)})
-    else:
-        mark_used(path)
+
+    def make(rows: range) -> Rows:
+        fresh = extractor(images[rows.start : rows.stop])
+        return {"values": fresh.values} | ({"probabilities": fresh.probabilities} if fresh.probabilities is not None else {})
+
+    def about(rows: range) -> dict[str, Any]:
+        # The images are compared, not the folder's name: they may have been changed in place.
+        return {"extractor": extractor.name, "images": _checksums(images[rows.start : rows.stop])}
+
+    tensors = Pieces(path, len(images), make, about, "CLIP" if extractor.name.startswith(_CLIP) else "features").rows(say=say)
+    mark_used(path)
     values = tensors["values"][: len(images)]
     probabilities = tensors["probabilities"][: len(images)] if "probabilities" in tensors else None
     features = Features(values, probabilities, extractor.name, extractor.protocol)
@@ -92,16 +123,6 @@ def _kept_statistics(path: Path, features: Features) -> FeatureStatistics:
     statistics = FeatureStatistics.from_features(features.values, protocol=features.protocol)
     write_sealed(file, {"mean": statistics.mean, "covariance": statistics.covariance}, about)
     return statistics
-
-
-def _read(path: Path, extractor: Extractor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The stored tensors; empty where the file is missing, damaged, of another extractor or of other images."""
-    kept = read_sealed(path, "features")
-    if kept is None or kept.about.get("extractor") != extractor.name:
-        return {}
-    # The images are compared, not the folder's name: they may have been changed in place.
-    shared = min(len(images), len(kept.tensors["values"]))
-    return kept.tensors if _checksums(images[:shared]) == kept.about["images"][:shared] else {}
 
 
 def _checksums(images: torch.Tensor) -> list[str]:

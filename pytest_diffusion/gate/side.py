@@ -12,7 +12,7 @@ from pytest_diffusion.config.cache import checksum
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.image_scores import ImageScorer
-from pytest_diffusion.features.store import stored_features
+from pytest_diffusion.features.store import stored_features, stored_scores
 from pytest_diffusion.samples.generate import generate_samples
 from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import SettingsError
@@ -68,20 +68,20 @@ class LiveSide:
             wanted = replace(self.settings, num_samples=max(count, seen))
             self.samples = generate_samples(self.pipeline, self.prompts, wanted, weights=self.weights, say=self.say)
         if count > seen:
-            prompts = self.samples.prompts[seen:count] if self.samples.prompts is not None else None
-            fresh = self.rows_of(self.samples.images[seen:count], prompts, self.samples.finite[seen:count], extract=False)
+            fresh = _about(self.samples.images[seen:count], self.samples.finite[seen:count])
+            for scorer in self.scorers:
+                found = stored_scores(self.samples, scorer, self.samples.prompts, count, say=self.say)
+                fresh.scores.update({name: values[seen:] for name, values in found.items()})
             values = stored_features(self.samples, self.extractor).values[:count] if self.extractor is not None else None
             self._known = _joined(self._known, fresh, values, self.samples.images[:count])
         assert self._known is not None
         return _first(self._known, count)
 
     def rows_of(self, images: torch.Tensor, prompts: Sequence[str] | None, finite: torch.Tensor, *, extract: bool = True) -> Rows:
-        """What this side's scorers say of any images, uint8 (n, 3, H, W), with their features, which are not kept."""
+        """What this side's scorers say of any images, uint8 (n, 3, H, W), with their features; neither is kept."""
         scores = {name: values for scorer in self.scorers for name, values in scorer(images, prompts).items()}
-        flat = images.flatten(2)
-        digests = [checksum(image.contiguous().numpy().data, size=8) for image in images]
         features = self.extractor(images).values if self.extractor is not None and extract else None
-        return Rows(scores, features, finite, (flat == flat[..., :1]).all(2).all(1), digests, images)
+        return replace(_about(images, finite), scores=scores, features=features)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,13 @@ class SavedSide:
         if held < count:
             raise SettingsError(f"--diffusion-baseline: {self.name} holds {held} samples, and {count} are asked for; save it with more.")
         return _first(self.kept, count)
+
+
+def _about(images: torch.Tensor, finite: torch.Tensor) -> Rows:
+    """What images, uint8 (n, 3, H, W), show without any scorer."""
+    flat = images.flatten(2)
+    digests = [checksum(image.contiguous().numpy().data, size=8) for image in images]
+    return Rows({}, None, finite, (flat == flat[..., :1]).all(2).all(1), digests, images)
 
 
 def _joined(known: Rows | None, fresh: Rows, features: torch.Tensor | None, images: torch.Tensor) -> Rows:

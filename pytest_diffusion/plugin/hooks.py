@@ -55,6 +55,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings, if there are any, and register the reporter where reports are written."""
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
+    from pytest_diffusion.plugin.progress import show_progress
     from pytest_diffusion.plugin.selection import take_check_ids
     from pytest_diffusion.plugin.usage import check_baseline, check_command_line
     from pytest_diffusion.verdicts.errors import SettingsError
@@ -63,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_command_line(config)
         if is_given(config):
-            check_baseline(active_settings(config)[0])
+            settings = active_settings(config)[0]
+            check_baseline(settings)
+            show_progress(config, settings)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):

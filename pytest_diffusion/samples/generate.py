@@ -1,18 +1,27 @@
-"""Generation of samples: batches are written to the store by one process at a time, and halved when memory runs out."""
+"""Generation of samples: shards are claimed by the processes that need them, and batches halved where memory runs out.
+
+The bytes of a sample depend on its prompt, its seed and the batch in which it was drawn. Batches begin at multiples of the batch
+size that the settings give, whoever draws them, so that any number of processes, killed at any moment, gives the same store.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_diffusion.config.cache import cache_root, checksum
+from pytest_diffusion.config.cache import StoreWarning, cache_root, checksum
+from pytest_diffusion.config.claims import share
+from pytest_diffusion.config.progress import stage
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.versions import package_versions
 from pytest_diffusion.data.batches import BatchSize, batch_size_of
@@ -25,15 +34,18 @@ from pytest_diffusion.samples.store import Samples, SampleStore
 from pytest_diffusion.verdicts.errors import SetupError
 
 SHARD_SIZE = 64
-"""Samples in a shard, or a whole batch where that is more. A killed run loses at most one shard."""
+"""Samples in a shard, rounded up to whole batches. A process that is killed loses at most the shard that it was making."""
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 10.0
-"""Seconds between two words about a lock that another process holds."""
+"""Seconds between two words about what another process makes."""
 _LONG = 600.0
 """Seconds of generation that are announced."""
 _ATTEMPTS = 3
 """Once to write, once to verify, and once more where something was lost in between."""
-Progress = Callable[[Iterable[range], int], AbstractContextManager[Iterable[range]]]
+_APART = 0.5
+"""Mean difference in 8-bit levels up to which two batch sizes give the same samples: the limit of the check `batch_invariance`."""
+Made = Callable[[range, NDArray[np.uint8]], object]
+"""Told of each shard that this process drew: its indices, and its images uint8 (n, 3, H, W)."""
 
 
 def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
@@ -77,14 +89,14 @@ def generate_samples(
     settings: Settings,
     *,
     weights: str | None = None,
-    progress: Progress | None = None,
     say: Callable[[str], object] | None = None,
+    made: Made | None = None,
 ) -> Samples:
     """`settings.num_samples` images from the store, generated first where they are missing.
 
     Sample i has prompt i modulo the number of prompts, and its own seed (`samples.seeds`). A larger number of samples
-    therefore extends a smaller one. Another process that needs the same samples waits, tells `say` for whom (by default the
-    log), and then reads them. `weights` is the pipeline's fingerprint, where it is known.
+    therefore extends a smaller one. Processes that need the same samples share the work; whoever waits for others tells `say`
+    for whom (by default the log). `weights` is the pipeline's fingerprint, where it is known; `made` is told of each shard of ours.
     Raises SetupError where the store cannot be written; existing samples are kept.
     """
     count = settings.num_samples
@@ -92,47 +104,103 @@ def generate_samples(
     texts = [chosen[index % len(chosen)] for index in range(count)] if chosen else None
     seeds = seeds_of(settings, count)
     store = SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings, weights=weights))
-    batch = shared_batch_size(settings, pipeline)
-    shard_size = max(SHARD_SIZE, batch.size)
+    shard_size = shard_size_of(settings, pipeline)
     if not store.is_writable():
-        # A complete store may be on a read-only disk, where no lock can be taken.
+        # A complete store may be on a read-only disk, where nothing can be claimed.
         if missing := store.missing(count, shard_size):
             raise SetupError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
         return store.read(count, texts, seeds, 0)
-    with _locked(store, say or _LOG.warning), _says_what_is_kept(store, count):
-        return _complete(store, pipeline, texts, seeds, settings, batch, progress, say or _LOG.warning)
-
-
-def _complete(
-    store: SampleStore,
-    pipeline: Any,
-    texts: list[str] | None,
-    seeds: list[int],
-    settings: Settings,
-    batch: BatchSize,
-    progress: Progress | None,
-    say: Callable[[str], object],
-) -> Samples:
-    """All samples, those that are missing generated and verified. The caller must hold the lock."""
-    count, shard_size, generated = len(seeds), max(SHARD_SIZE, batch.size), 0
-    store.discard_leftovers()
-    for _ in range(_ATTEMPTS):
-        if not (missing := store.missing(count, shard_size)):
-            return store.read(count, texts, seeds, generated)
-        require_disk(sum(map(len, missing)), image_size(pipeline, settings), store.root)
-        show = progress or (lambda ranges, total: nullcontext(ranges))
-        begun, left = time.monotonic(), sum(map(len, missing))
-        with show(missing, count) as ranges:
-            for done, indices in enumerate(ranges):
-                if done == 1:
-                    _say_how_long(time.monotonic() - begun, len(missing[0]), left, say)
-                chunk = texts[indices.start : indices.stop] if texts else None
-                own_seeds = seeds[indices.start : indices.stop]
-                images, finite = to_uint8(generate_images(pipeline, chunk, own_seeds, settings, batch=batch))
-                record = {"batch_size": batch.size, "seeds": own_seeds, "prompts": chunk, "finite": finite.tolist()}
-                store.write(indices, images, record, count=count)
-        generated += sum(len(indices) for indices in missing)
+    draw = _Drawing(store, pipeline, texts, seeds, settings, say or _LOG.warning, made)
+    with _says_what_is_kept(store, count):
+        store.discard_leftovers()
+        for _ in range(_ATTEMPTS):
+            if not (missing := store.missing(count, shard_size)):
+                return store.read(count, texts, seeds, draw.drawn)
+            require_disk(sum(map(len, missing)), image_size(pipeline, settings), store.root)
+            draw.fill(missing, shard_size)
     raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
+
+
+def shard_size_of(settings: Settings, pipeline: Any) -> int:
+    """Samples in a shard: whole batches of the size that the settings give, at least `SHARD_SIZE` samples."""
+    batch = automatic_batch_size(settings, pipeline)
+    return batch * math.ceil(SHARD_SIZE / batch)
+
+
+@dataclass
+class _Drawing:
+    """The part of this process in the drawing of samples."""
+
+    store: SampleStore
+    pipeline: Any
+    texts: list[str] | None
+    seeds: list[int]
+    settings: Settings
+    say: Callable[[str], object]
+    made: Made | None
+    drawn: int = 0
+
+    def fill(self, missing: Sequence[range], shard_size: int) -> None:
+        """Have what is missing drawn, by this process or others. Shards are claimed whole, whatever part of them is missing."""
+        count = len(self.seeds)
+        shards = sorted({indices.start // shard_size for indices in missing})
+        pieces = [range(first * shard_size, min((first + 1) * shard_size, count)) for first in shards]
+        begun, before, left = time.monotonic(), self.drawn, sum(map(len, missing))
+
+        def unfinished(some: Sequence[range]) -> list[range]:
+            lacking = {part.start // shard_size for part in self.store.unrecorded(some)}
+            return [piece for piece in some if piece.start // shard_size in lacking]
+
+        with stage("generate", left) as advance:
+
+            def make(piece: range) -> None:
+                for part in self.store.unrecorded([piece]):
+                    self._draw(part)
+                    advance(len(part))
+                if before < self.drawn <= before + shard_size:
+                    _say_how_long(time.monotonic() - begun, self.drawn - before, left, self.say)
+
+            share(pieces, self.store.claims, unfinished=unfinished, make=make, say=self.say, patience=_PATIENCE)
+
+    def _draw(self, indices: range) -> None:
+        """Draw samples in batches that begin at multiples of the batch size, and write them."""
+        whole, batch = automatic_batch_size(self.settings, self.pipeline), shared_batch_size(self.settings, self.pipeline)
+        parts = [range(max(start, indices.start), min(start + whole, indices.stop)) for start in _grid(indices, whole)]
+        images = np.concatenate([self._images(part) for part in parts])
+        pixels, finite = to_uint8(images)
+        texts = self.texts[indices.start : indices.stop] if self.texts else None
+        record = {"batch_size": batch.size, "seeds": self.seeds[indices.start : indices.stop], "prompts": texts}
+        if 1 < batch.size < whole:
+            record["batch_difference"] = self._difference(indices, pixels)
+        self.store.write(indices, pixels, {**record, "finite": finite.tolist()}, count=len(self.seeds))
+        self.drawn += len(indices)
+        if self.made is not None:
+            self.made(indices, pixels)
+
+    def _images(self, indices: range, *, batch: BatchSize | None = None) -> NDArray[np.floating[Any]]:
+        texts = self.texts[indices.start : indices.stop] if self.texts else None
+        return generate_images(self.pipeline, texts, self.seeds[indices.start : indices.stop], self.settings, batch=batch)
+
+    def _difference(self, indices: range, pixels: NDArray[np.uint8]) -> float:
+        """Mean difference in levels of the first samples from the same ones in other batches, where memory does not hold whole ones."""
+        size = shared_batch_size(self.settings, self.pipeline).size
+        some = indices[:size]
+        again, _ = to_uint8(self._images(some, batch=BatchSize(size // 2)))
+        found = float(np.abs(again.astype(int) - pixels[: len(some)]).mean())
+        if found > _APART:
+            warnings.warn(
+                f"Memory holds batches of {size} samples only, and samples {some.start} to {some.stop - 1} of {self.store.folder} "
+                f"differ by {found:.2f} levels between batch sizes, where {_APART} are allowed: choose --diffusion-batch-size={size}, "
+                "or see batch_invariance.",
+                StoreWarning,
+                stacklevel=2,
+            )
+        return found
+
+
+def _grid(indices: range, size: int) -> range:
+    """The multiples of `size` from which all of the indices are reached."""
+    return range(indices.start - indices.start % size, indices.stop, size)
 
 
 def _say_how_long(seconds: float, drawn: int, wanted: int, say: Callable[[str], object]) -> None:
@@ -141,26 +209,6 @@ def _say_how_long(seconds: float, drawn: int, wanted: int, say: Callable[[str], 
     if rest > _LONG:
         shown = f"{rest / 3600:.1f} hours" if rest >= 5400 else f"{rest / 60:.0f} minutes"
         say(f"the first {drawn} samples took {seconds:.0f} s; the other {wanted - drawn} will take about {shown}")
-
-
-@contextmanager
-def _locked(store: SampleStore, say: Callable[[str], object]) -> Iterator[None]:
-    """The lock of a store. Whoever waits for it says for whom, and how long it has waited."""
-    from filelock import FileLock, Timeout
-
-    lock, begun = FileLock(store.lock_path), time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=_PATIENCE)
-            break
-        except Timeout:
-            waited = round(time.monotonic() - begun)
-            say(f"waiting for {store.holder}, which generates the same samples in {store.folder} ({waited} s so far)")
-    try:
-        with store.held():
-            yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
     manifest.json                   description of the samples, for people; nothing rests on it
     images.npy                      uint8 (N, 3, H, W), to be mapped into memory
     shards/0000000-0000064.json     seeds, prompts, shape and checksum of images 0 to 63, written after their pixels
+    claims/                         what the processes that share the work are making now
     features-*.safetensors          features of the images, one file for each extractor
 
 A record is sealed: its own checksum covers all of it, and the store to which it belongs. A shard is used only when its
@@ -12,14 +13,14 @@ detected. A larger number of samples extends the same folder.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-import socket
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pytest_diffusion.config.cache import SAMPLES, StoreWarning, checksum, checksum_of, mark_used, read_json, write_text
+from pytest_diffusion.config.cache import (
+    CLAIMS,
+    SAMPLES,
+    StoreWarning,
+    checksum,
+    checksum_of,
+    discard_leftovers,
+    mark_used,
+    read_json,
+    write_text,
+)
 from pytest_diffusion.samples.array_file import HEADER, header, shape_of, write_at
 from pytest_diffusion.verdicts.errors import SetupError
 
-FORMAT = 3
+FORMAT = 4
 """Layout version, part of every address: stores of another layout are not read."""
 _NAME = re.compile(r"(\d{7,})-(\d{7,})\.json")
 
@@ -70,30 +81,9 @@ class SampleStore:
                 _remove_unless(self.folder / name, Path.is_file)
 
     @property
-    def lock_path(self) -> Path:
-        """Path of the lock that a process holds while it writes."""
-        return self.folder / "store.lock"
-
-    @property
-    def holder(self) -> str:
-        """Who holds the lock, as it wrote itself: process, machine and time."""
-        try:
-            return (self.folder / "store.holder").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return "another process"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Say who holds the lock, while it does."""
-        path = self.folder / "store.holder"
-        with self._writing():
-            _remove_unless(path, Path.is_file)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()} (since {since})", encoding="utf-8")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    def claims(self) -> Path:
+        """The folder in which processes claim shards."""
+        return self.folder / CLAIMS
 
     def held_samples(self) -> int:
         """Number of samples with a sealed record."""
@@ -104,16 +94,19 @@ class SampleStore:
         records = self._records()
         if records and self.is_writable():
             with self._writing():
-                self._reserve(count, records)  # repairs a damaged header, length or manifest
-        present = sorted((_indices(record) for record in records if self._holds(record)), key=lambda indices: indices.start)
-        ranges, start = [], 0
-        for stop, resume in [*((indices.start, indices.stop) for indices in present), (count, count)]:
-            while start < min(stop, count):
-                end = min(start - start % shard_size + shard_size, stop, count)
-                ranges.append(range(start, end))
-                start = end
-            start = max(start, resume)
-        return ranges
+                self._reserve(count, records[0]["shape"])  # repairs a damaged header, length or manifest
+        return _gaps((_indices(record) for record in records if self._holds(record)), range(count), shard_size)
+
+    def unrecorded(self, wanted: Sequence[range]) -> list[range]:
+        """The parts of ranges for which there is no record, by the names of the files alone."""
+        if not wanted or (len(wanted) == 1 and self._path(wanted[0]).is_file()):
+            return []
+        with self._writing():
+            names = [_NAME.fullmatch(path.name) for path in (self.folder / "shards").iterdir()]
+            present = [range(int(name[1]), int(name[2])) for name in names if name is not None]
+        stop = max(one.stop for one in wanted)
+        gaps = _gaps(present, range(stop), stop)
+        return [part for one in wanted for part in _within(gaps, one)]
 
     def write(self, indices: range, images: NDArray[np.uint8], record: dict[str, Any], *, count: int) -> None:
         """Write the pixels, then the record that marks them as complete. `images` uint8 (n, 3, H, W)."""
@@ -129,7 +122,7 @@ class SampleStore:
         }
         with self._writing():
             (self.folder / "shards").mkdir(parents=True, exist_ok=True)  # the cache may have been removed meanwhile
-            self._reserve(count, [kept, *self._records()])
+            self._reserve(max(count, indices.stop), kept["shape"])
             file = os.open(self.folder / "images.npy", os.O_WRONLY)
             try:
                 write_at(file, pixels, HEADER + indices.start * pixels[0].nbytes)
@@ -161,36 +154,57 @@ class SampleStore:
         return os.access(self.folder, os.W_OK)
 
     def discard_leftovers(self) -> None:
-        """Remove incomplete files of a killed process. The caller must hold the lock."""
-        for part in [*self.folder.glob("*.part"), *self.folder.glob("shards/*.part")]:
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+        """Remove incomplete files of killed processes, and what does not belong there."""
+        for folder in (self.folder, self.folder / "shards"):
+            discard_leftovers(folder)
 
-    def _reserve(self, count: int, records: Sequence[dict[str, Any]]) -> None:
-        """Set the size of images.npy to `count` images; disk space is used only when pixels are written.
+    def _reserve(self, count: int, shape: Sequence[int]) -> None:
+        """Make room for `count` images in images.npy; disk space is used only when pixels are written.
 
-        The shape is that of the sealed records, and the file is never shorter than the last index in any of them.
+        The file is never shorter than the last index of any record, and not shortened while its header and its length agree.
         """
-        shape = tuple(records[0]["shape"])
-        count = max(count, *(record["stop"] for record in records), 0)
         file = os.open(self.folder / "images.npy", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            head, held = header((count, *shape)), os.fstat(file).st_size
-            found = os.pread(file, HEADER, 0)
-            if found != head:
-                if held and shape_of(found) is None:
-                    _warn(f"The header of {self.folder / 'images.npy'} was damaged and is written again.")
-                os.pwrite(file, head, 0)
-            if held != (size := HEADER + count * int(np.prod(shape))):
-                os.ftruncate(file, size)
+            if self._agreed(file, shape) < count or not self._has_manifest(self._agreed(file, shape), shape):
+                with self._alone():
+                    self._make_room(file, count, shape)
         finally:
             os.close(file)
-        text = json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n"
-        manifest = self.folder / "manifest.json"
-        if not manifest.is_file() or manifest.read_bytes() != text.encode():
-            write_text(manifest, text)
+
+    def _make_room(self, file: int, count: int, shape: Sequence[int]) -> None:
+        count = max(count, self._agreed(file, shape), *(record["stop"] for record in self._records()), 0)
+        head, held = header((count, *shape)), os.fstat(file).st_size
+        found = os.pread(file, HEADER, 0)
+        if found != head:
+            if held and shape_of(found) is None:
+                _warn(f"The header of {self.folder / 'images.npy'} was damaged and is written again.")
+            os.pwrite(file, head, 0)
+        if held != (size := HEADER + count * int(np.prod(shape))):
+            os.ftruncate(file, size)
+        if not self._has_manifest(count, shape):
+            write_text(self.folder / "manifest.json", self._manifest(count, shape))
+
+    def _agreed(self, file: int, shape: Sequence[int]) -> int:
+        """Images of this shape for which images.npy has room by its header and by its length; 0 where the two do not agree."""
+        found = shape_of(os.pread(file, HEADER, 0))
+        if found is None or found[1:] != tuple(shape) or os.fstat(file).st_size != HEADER + int(np.prod(found)):
+            return 0
+        return found[0]
+
+    def _manifest(self, count: int, shape: Sequence[int]) -> str:
+        return json.dumps({"count": count, "shape": list(shape), "format": FORMAT, **self.identity}, indent=2) + "\n"
+
+    def _has_manifest(self, count: int, shape: Sequence[int]) -> bool:
+        path = self.folder / "manifest.json"
+        return path.is_file() and path.read_bytes() == self._manifest(count, shape).encode()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes the length of images.npy meanwhile."""
+        from filelock import FileLock
+
+        with FileLock(self.folder / "store.lock"):
+            yield
 
     def _holds(self, record: dict[str, Any]) -> bool:
         """Whether a shard's pixels match its record; if not, its record is deleted with a warning."""
@@ -258,6 +272,26 @@ def _seal(record: dict[str, Any]) -> str:
 
 def _indices(record: dict[str, Any]) -> range:
     return range(record["first"], record["stop"])
+
+
+def _gaps(present: Iterable[range], wanted: range, size: int) -> list[range]:
+    """What ranges leave out of the wanted one, cut at multiples of `size`."""
+    gaps, start = list[range](), wanted.start
+    for one in [*sorted(present, key=lambda indices: indices.start), range(wanted.stop, wanted.stop)]:
+        while start < min(one.start, wanted.stop):
+            end = min(start - start % size + size, one.start, wanted.stop)
+            gaps.append(range(start, end))
+            start = end
+        start = max(start, one.stop)
+    return gaps
+
+
+def _within(gaps: Sequence[range], wanted: range) -> Iterator[range]:
+    """The parts of ranges, which are in order and do not overlap, that lie in the wanted one."""
+    for gap in itertools.islice(gaps, bisect_right(gaps, wanted.start, key=lambda one: one.stop), None):
+        if gap.start >= wanted.stop:
+            return
+        yield range(max(gap.start, wanted.start), min(gap.stop, wanted.stop))
 
 
 def _remove_unless(path: Path, is_right: Callable[[Path], bool]) -> None:

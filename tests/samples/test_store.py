@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import SoftFileLease
 
 from pytest_diffusion.config.cache import StoreWarning
+from pytest_diffusion.config.claims import LEASE
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.features.extractors import load_extractor
@@ -34,8 +35,8 @@ def small(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    """Every file of a store but its lock, by name."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "store.lock"]
+    """Every file of a store but its lock and claims, by name."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -170,10 +171,33 @@ def test_killed_at_any_moment_it_resumes_to_the_same_store(tmp_path):
     assert contents(killed) == contents(whole)
 
 
-def test_of_two_processes_one_generates_and_the_other_waits(tmp_path):
-    both = [start(tmp_path), start(tmp_path)]
-    generated = sorted(int(process.communicate()[0].split()[1]) for process in both)
-    assert generated == [0, 40]
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_work_and_its_bytes_are_those_of_one(tmp_path, count):
+    alone = start(tmp_path / "alone").communicate()[0].split()
+    together = [start(tmp_path / "together") for _ in range(count)]
+    drawn = [int(process.communicate()[0].split()[1]) for process in together]
+    assert alone == ["ready", "40"]
+    assert sum(drawn) == 40
+    assert sum(number > 0 for number in drawn) > 1
+    (one,), (other,) = (list(tmp_path.glob(f"{name}/samples/*")) for name in ("alone", "together"))
+    assert contents(one) == contents(other)
+
+
+def test_processes_that_are_killed_hold_nobody_up(tmp_path):
+    alone = start(tmp_path / "alone")
+    alone.communicate()
+    victims = [start(tmp_path / "together") for _ in range(3)]
+    for victim, pause in zip(victims, (0.0, 0.05, 0.1), strict=True):
+        assert victim.stdout.readline() == "ready\n"
+        time.sleep(pause)
+        victim.send_signal(signal.SIGKILL)
+        victim.communicate()
+    begun = time.monotonic()
+    start(tmp_path / "together").communicate()
+    assert time.monotonic() - begun < 25, "claims of the dead are taken at once"
+    (one,), (other,) = (list(tmp_path.glob(f"{name}/samples/*")) for name in ("alone", "together"))
+    assert contents(one) == contents(other)
+    assert not list(other.glob("claims/*"))
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_there(demo_pipeline, small, monkeypatch):
@@ -233,7 +257,7 @@ def test_an_interrupted_run_goes_on(demo_pipeline, small, monkeypatch):
 
     def interrupted(*args, **kwargs):
         calls.append(args[2])
-        if len(calls) == 3:
+        if len(calls) == 5:
             raise KeyboardInterrupt
         return own(*args, **kwargs)
 
@@ -249,16 +273,17 @@ def test_an_interrupted_run_goes_on(demo_pipeline, small, monkeypatch):
 def test_whoever_waits_says_for_whom(demo_pipeline, small, monkeypatch):
     monkeypatch.setattr(generate, "_PATIENCE", 0.05)
     store = SampleStore(Path(small.cache_dir), generate.sample_identity(demo_pipeline, PROMPTS, small))
-    said, lock = [], FileLock(store.lock_path)
-    lock.acquire()
-    with store.held():
+    store.claims.mkdir()
+    said, held = [], SoftFileLease(store.claims / "0000004.lock", lease_duration=LEASE)
+    held.acquire()
 
-        def hear(text):
-            said.append(text)
-            lock.release(force=True)
+    def hear(text):
+        said.append(text)
+        held.release(force=True)
 
-        generate.generate_samples(demo_pipeline, PROMPTS, small, say=hear)
-    pattern = rf"waiting for process {os.getpid()} on \S+ \(since [\d: -]+\), which generates the same samples in .* \(\d s so far\)"
+    samples = generate.generate_samples(demo_pipeline, PROMPTS, small, say=hear)
+    assert samples.generated == 10
+    pattern = rf"waiting for process {os.getpid()} on \S+, which works on the same in .* \(\d s so far\)"
     assert len(said) == 1
     assert re.fullmatch(pattern, said[0])
 

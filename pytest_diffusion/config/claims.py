@@ -1,0 +1,111 @@
+"""Work that several processes share: pieces are claimed, not dealt, so that a slow or dead process holds nobody up.
+
+A claim is a file in a folder that all of them see, renewed by its holder while it works. That of a dead process is taken over:
+at once on its own machine, elsewhere after `LEASE` seconds without renewal. Two processes that make the same piece all the same,
+after a network was cut in two, make the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+LEASE = 30.0
+"""Seconds after which a claim that is not renewed may be taken; all processes of a job must agree on it."""
+_SHORTEST, _LONGEST = 0.05, 5.0
+"""Seconds between two looks at pieces that other processes make."""
+_RANKS = (("RANK", "WORLD_SIZE"), ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"))
+"""Environment variables by which torchrun (and accelerate), and xdist, tell a process its number and how many there are."""
+
+
+class Place(NamedTuple):
+    """The number of this process among those of its job, and how many they are."""
+
+    rank: int
+    world: int
+
+
+def place() -> Place:
+    """The place of this process, by its environment; 0 of 1 where nothing tells it."""
+    for names in _RANKS:
+        index, count = (os.environ.get(name, "").removeprefix("gw") for name in names)
+        if index.isdigit() and count.isdigit() and int(index) < int(count):
+            return Place(int(index), int(count))
+    return Place(0, 1)
+
+
+def share(
+    pieces: Sequence[range],
+    folder: Path,
+    *,
+    unfinished: Callable[[Sequence[range]], list[range]],
+    make: Callable[[range], None],
+    say: Callable[[str], object],
+    patience: float = 10.0,
+) -> None:
+    """Have every piece made, by this process or by another one that shares `folder`; returns when `unfinished` finds none.
+
+    `unfinished` gives those of some pieces that are not made yet; `make` makes one. Processes begin at different pieces. Whoever
+    waits for others tells `say` for whom, every `patience` seconds. Raises what `make` raises, with its claim given back.
+    """
+    from filelock import SoftFileLease
+
+    folder.mkdir(parents=True, exist_ok=True)
+    own = place()
+    first = own.rank * len(pieces) // own.world
+    waiting = unfinished([*pieces[first:], *pieces[:first]])
+    # Kept, because a lease is taken over by whoever has watched it for long enough.
+    leases = {piece: SoftFileLease(folder / f"{piece.start:07d}.lock", lease_duration=LEASE) for piece in waiting}
+    begun = told = time.monotonic()
+    pause = _SHORTEST
+    while waiting:
+        held = list[range]()
+        for piece in waiting:
+            if not _claimed(leases[piece]):
+                held.append(piece)
+                continue
+            try:
+                if unfinished([piece]):
+                    make(piece)
+            finally:
+                leases[piece].release()
+        has_made = len(held) < len(waiting)
+        waiting = unfinished(held)
+        if has_made or len(waiting) < len(held):
+            pause = _SHORTEST
+            continue
+        if waiting:
+            now = time.monotonic()
+            if now - told >= patience:
+                owner = leases[waiting[0]].owner
+                who = f"process {owner.pid} on {owner.hostname}" if owner is not None else "another process"
+                say(f"waiting for {who}, which works on the same in {folder.parent} ({now - begun:.0f} s so far)")
+                told = now
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a living process holds a claim in the folder; claims of the dead are removed."""
+    from filelock import SoftFileLease
+
+    for path in folder.glob("*.lock"):
+        lease = SoftFileLease(path, lease_duration=LEASE)
+        if not _claimed(lease):
+            return True
+        lease.release()
+    return False
+
+
+def _claimed(lease: object) -> bool:
+    from filelock import SoftFileLease, Timeout
+
+    assert isinstance(lease, SoftFileLease)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
