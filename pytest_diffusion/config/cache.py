@@ -11,7 +11,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def discard_leftovers(folder: Path) -> None:
             shutil.rmtree(part)
         elif not _is_being_written(part):
             part.unlink(missing_ok=True)
+
+
+def remove_unless(path: Path, is_right: Callable[[Path], bool]) -> None:
+    """Remove what stands in the place of a file or folder of ours, a link included, with a warning."""
+    if is_right(path) or not (path.exists() or path.is_symlink()):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    warnings.warn(f"{path} was not what it should be, and is made again.", StoreWarning, stacklevel=3)
 
 
 def _is_being_written(part: Path) -> bool:

@@ -37,6 +37,14 @@ def place() -> Place:
     return Place(0, 1)
 
 
+def local_rank() -> int | None:
+    """The number of this process among those of its job on this machine; None where it is the only one."""
+    if (told := os.environ.get("LOCAL_RANK", "")).isdigit():
+        return int(told)
+    own = place()
+    return own.rank if own.world > 1 else None
+
+
 def share(
     pieces: Sequence[range],
     folder: Path,

@@ -17,7 +17,7 @@ from pytest_diffusion.features.clip import Clip, Scorer
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.identity import Features
 from pytest_diffusion.features.image_scores import ImageScorer
-from pytest_diffusion.features.pieces import Pieces, Rows
+from pytest_diffusion.features.pieces import PIECE, Pieces, Rows
 from pytest_diffusion.features.sealed import read_sealed, seal_of, write_sealed
 from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 
@@ -28,7 +28,7 @@ _CLIP = "clip-score:"
 
 
 class StoredImages(Protocol):
-    """Images, uint8 (N, 3, H, W), and the folder in which their features are stored, if any."""
+    """Images, uint8 (N, 3, H, W), the folder in which their features are stored, if any, and the size of their shards."""
 
     @property
     def images(self) -> torch.Tensor:
@@ -38,10 +38,14 @@ class StoredImages(Protocol):
     def folder(self) -> Path | None:
         """The folder of their features, or None."""
 
+    @property
+    def shard(self) -> int:
+        """Images of a shard, by which their features are computed too."""
 
-def stored_features(samples: StoredImages, extractor: Extract) -> Features:
+
+def stored_features(samples: StoredImages, extractor: Extract, *, say: Say = _LOG.warning) -> Features:
     """Features of the samples, read from the store or extracted and written there; more samples extend the file."""
-    return _kept_features(samples.folder, samples.images, extractor)
+    return _kept_features(samples.folder, samples.images, extractor, size=samples.shard, say=say)
 
 
 def stored_reference_features(images: torch.Tensor, extractor: Extract, root: Path) -> Features:
@@ -53,15 +57,16 @@ def stored_reference_features(images: torch.Tensor, extractor: Extract, root: Pa
 
 def stored_sample_embeds(samples: StoredImages, clip: Scorer) -> torch.Tensor:
     """Unit embeddings (N, D) of the samples, stored beside them; those of a scorer other than `Clip` are computed each time."""
-    return stored_features(samples, _as_extractor(clip)).values if isinstance(clip, Clip) else clip.image_embeds(samples.images)
+    return stored_features(samples, clip_extractor(clip)).values if isinstance(clip, Clip) else clip.image_embeds(samples.images)
 
 
 def stored_embeds(images: torch.Tensor, clip: Scorer, root: Path) -> torch.Tensor:
     """Unit embeddings (M, D) of reference images, stored under `root` by a hash of the images."""
-    return stored_reference_features(images, _as_extractor(clip), root).values if isinstance(clip, Clip) else clip.image_embeds(images)
+    return stored_reference_features(images, clip_extractor(clip), root).values if isinstance(clip, Clip) else clip.image_embeds(images)
 
 
-def _as_extractor(clip: Clip) -> Extractor:
+def clip_extractor(clip: Clip) -> Extractor:
+    """The image embeddings of a CLIP as features, under a name of their own."""
     return Extractor(f"{_CLIP}{clip.identity}", lambda batch: (clip.image_embeds(batch), None), resize=clip.resize)
 
 
@@ -72,42 +77,61 @@ def stored_scores(
 
     Those of a scorer without a hash of its weights are computed each time.
     """
-
-    def make(rows: range) -> Rows:
-        return scorer(samples.images[rows.start : rows.stop], prompts[rows.start : rows.stop] if prompts is not None else None)
-
     if samples.folder is None or not scorer.weights:
-        return make(range(count))
+        return scorer(samples.images[:count], prompts[:count] if prompts is not None else None)
+    pieces = score_pieces(samples.folder, scorer, samples.images, prompts, size=samples.shard)
+    return {name: values[:count] for name, values in pieces.rows(count, say=say).items()}
+
+
+def score_pieces(
+    folder: Path, scorer: ImageScorer, images: torch.Tensor, prompts: Sequence[str] | None, *, first: int = 0, size: int = PIECE
+) -> Pieces:
+    """Scores of images that begin with sample number `first`, in pieces of `size` samples."""
+
+    def own(rows: range) -> tuple[torch.Tensor, Sequence[str] | None]:
+        part = slice(rows.start - first, rows.stop - first)
+        return images[part], prompts[part] if prompts is not None else None
 
     def about(rows: range) -> dict[str, Any]:
-        texts = [checksum(text, size=8) for text in prompts[rows.start : rows.stop]] if prompts is not None else None
-        return {"scorer": scorer.identity, "images": _checksums(samples.images[rows.start : rows.stop]), "prompts": texts}
+        pictures, texts = own(rows)
+        told = [checksum(text, size=8) for text in texts] if texts is not None else None
+        return {"scorer": scorer.identity, "images": _checksums(pictures), "prompts": told}
 
-    path = samples.folder / f"scores-{checksum(scorer.identity, size=6)}.safetensors"
-    found = Pieces(path, count, make, about, f"scores ({', '.join(scorer.names)})").rows(say=say)
-    return {name: values[:count] for name, values in found.items()}
+    path = folder / f"scores-{checksum(scorer.identity, size=6)}.safetensors"
+    return Pieces(path, lambda rows: scorer(*own(rows)), about, f"scores ({', '.join(scorer.names)})", size)
 
 
-def _kept_features(folder: Path | None, images: torch.Tensor, extractor: Extract, say: Say = _LOG.warning) -> Features:
-    if folder is None or not isinstance(extractor, Extractor) or extractor.is_own_code:
-        return extractor(images)
-    path = folder / f"features-{checksum(extractor.name, size=6)}.safetensors"
+def feature_pieces(folder: Path, extractor: Extractor, images: torch.Tensor, *, first: int = 0, size: int = PIECE) -> Pieces:
+    """Features of images that begin with image number `first`, in pieces of `size` images."""
+
+    def own(rows: range) -> torch.Tensor:
+        return images[rows.start - first : rows.stop - first]
 
     def make(rows: range) -> Rows:
-        fresh = extractor(images[rows.start : rows.stop])
+        fresh = extractor(own(rows))
         return {"values": fresh.values} | ({"probabilities": fresh.probabilities} if fresh.probabilities is not None else {})
 
     def about(rows: range) -> dict[str, Any]:
         # The images are compared, not the folder's name: they may have been changed in place.
-        return {"extractor": extractor.name, "images": _checksums(images[rows.start : rows.stop])}
+        return {"extractor": extractor.name, "images": _checksums(own(rows))}
 
-    tensors = Pieces(path, len(images), make, about, "CLIP" if extractor.name.startswith(_CLIP) else "features").rows(say=say)
-    mark_used(path)
+    path = folder / f"features-{checksum(extractor.name, size=6)}.safetensors"
+    return Pieces(path, make, about, "CLIP" if extractor.name.startswith(_CLIP) else "features", size)
+
+
+def _kept_features(
+    folder: Path | None, images: torch.Tensor, extractor: Extract, *, size: int = PIECE, say: Say = _LOG.warning
+) -> Features:
+    if folder is None or not isinstance(extractor, Extractor) or extractor.is_own_code:
+        return extractor(images)
+    pieces = feature_pieces(folder, extractor, images, size=size)
+    tensors = pieces.rows(len(images), say=say)
+    mark_used(pieces.path)
     values = tensors["values"][: len(images)]
     probabilities = tensors["probabilities"][: len(images)] if "probabilities" in tensors else None
     features = Features(values, probabilities, extractor.name, extractor.protocol)
     # The covariance is computed only for more samples than features.
-    return replace(features, statistics=_kept_statistics(path, features)) if len(values) > values.shape[1] else features
+    return replace(features, statistics=_kept_statistics(pieces.path, features)) if len(values) > values.shape[1] else features
 
 
 def _kept_statistics(path: Path, features: Features) -> FeatureStatistics:

@@ -64,7 +64,7 @@ class LiveSide:
     def rows(self, count: int) -> Rows:
         """The first `count` samples, drawn where they are not in the store."""
         seen = len(self._known.digests) if self._known is not None else 0
-        if self.samples is None or len(self.samples.images) < count:
+        if self.samples is None or len(self.samples) < count:
             wanted = replace(self.settings, num_samples=max(count, seen))
             self.samples = generate_samples(self.pipeline, self.prompts, wanted, weights=self.weights, say=self.say)
         if count > seen:

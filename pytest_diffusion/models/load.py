@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pytest_diffusion.config.claims import local_rank
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.sources import ModelSource, model_source
 from pytest_diffusion.data.hub import hub_failure
@@ -91,9 +92,10 @@ def _unloadable(source: ModelSource, model: str, error: Exception, reason: str, 
 
 
 def default_device() -> str:
-    """cuda, else mps, else cpu."""
+    """cuda, else mps, else cpu; each process of a job that has several on this machine takes an accelerator of its own."""
     if torch.cuda.is_available():
-        return "cuda"
+        local, count = local_rank(), torch.cuda.device_count()
+        return "cuda" if local is None or count == 1 else f"cuda:{local % count}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

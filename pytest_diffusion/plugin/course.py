@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_diffusion.plugin.stash import REPORT_FILES, ini_value, is_given
+from pytest_diffusion.plugin.stash import GENERATION, REPORT_FILES, ini_value, is_given
 
 _ONLY_SHOWN = ("collectonly", "help", "version", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow", "setupplan")
 """Options of pytest under which no test is run: they leave a report as it is."""
@@ -25,7 +25,7 @@ def runs_tests(options: argparse.Namespace) -> bool:
 def begin(early_config: pytest.Config) -> None:
     """Where a report will be written, let it say that this run has not ended. Workers of xdist, which start later, say so too."""
     options = early_config.known_args_namespace
-    if not runs_tests(options):
+    if not runs_tests(options) or early_config.pluginmanager.hasplugin(GENERATION):
         return
     values = {
         name: getattr(options, f"diffusion_{name}", None) or ini_value(early_config, name)

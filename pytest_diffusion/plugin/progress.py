@@ -56,8 +56,8 @@ class Bars:
 class Lines:
     """A line a minute for the stage that runs, from a thread, since a stage may hang without any advance."""
 
-    def __init__(self, stream: io.TextIOBase, every: float = _EVERY) -> None:
-        self._stream, self._every = stream, every
+    def __init__(self, stream: io.TextIOBase, every: float | None = None) -> None:
+        self._stream, self._every = stream, every or _EVERY
         self._running: list[_Stage] = []
 
     def __call__(self, name: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:

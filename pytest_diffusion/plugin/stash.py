@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pytest_diffusion.report.write import ReportFiles
     from pytest_diffusion.verdicts.verdict import Verdict
 
+GENERATION = "diffusion-generation"
+"""Name of the plugin that makes samples in place of running tests."""
 SETTINGS: pytest.StashKey[tuple[Settings, Thresholds]] = pytest.StashKey()
 RUN = pytest.StashKey[dict[str, Any]]()
 VERDICTS: pytest.StashKey[list[Verdict]] = pytest.StashKey()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +35,52 @@ def header(shape: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
-def write_at(file: int, pixels: NDArray[np.uint8], offset: int) -> None:
-    """Write pixels at an offset of an open file, however many calls the system needs."""
-    view = pixels.data.cast("B")
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+class ArrayFile:
+    """An array of images, uint8 (N, 3, H, W), on disk: its header and its length tell for how many there is room."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def room(self, shape: Sequence[int]) -> int:
+        """Images of this shape for which there is room by header and by length; 0 where the two do not agree."""
+        try:
+            with self.path.open("rb") as file:
+                found, size = shape_of(file.read(HEADER)), os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return 0
+        return found[0] if found is not None and found[1:] == tuple(shape) and size == HEADER + math.prod(found) else 0
+
+    def make_room(self, count: int, shape: Sequence[int]) -> bool:
+        """Set header and length; disk space is used only when pixels are written. Says whether the header was damaged."""
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            head, held, found = header((count, *shape)), os.fstat(file).st_size, os.pread(file, HEADER, 0)
+            if found != head:
+                os.pwrite(file, head, 0)
+            if held != (size := HEADER + count * math.prod(shape)):
+                os.ftruncate(file, size)
+            return bool(held) and shape_of(found) is None
+        finally:
+            os.close(file)
+
+    def write(self, first: int, pixels: NDArray[np.uint8]) -> None:
+        """Write images at their place, and wait until the disk has them."""
+        file = os.open(self.path, os.O_WRONLY)
+        try:
+            view, offset = pixels.data.cast("B"), HEADER + first * pixels[0].nbytes
+            while view:  # as many calls as the system needs
+                written = os.pwrite(file, view, offset)
+                view, offset = view[written:], offset + written
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def bytes_of(self, indices: range, shape: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of images of this shape, piece by piece."""
+        size = math.prod(shape)
+        left = len(indices) * size
+        with self.path.open("rb") as file:
+            file.seek(HEADER + indices.start * size)
+            while left > 0 and (piece := file.read(min(left, 1 << 24))):
+                yield piece
+                left -= len(piece)

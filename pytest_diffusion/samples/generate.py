@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ _ATTEMPTS = 3
 """Once to write, once to verify, and once more where something was lost in between."""
 _APART = 0.5
 """Mean difference in 8-bit levels up to which two batch sizes give the same samples: the limit of the check `batch_invariance`."""
-Made = Callable[[range, NDArray[np.uint8]], object]
-"""Told of each shard that this process drew: its indices, and its images uint8 (n, 3, H, W)."""
+Made = Callable[[Path, range, NDArray[np.uint8], list[str] | None], object]
+"""Told of all that this process drew, shard by shard: the store's folder, the indices, images uint8 (n, 3, H, W), and prompts."""
 
 
 def automatic_batch_size(settings: Settings, pipeline: Any) -> int:
@@ -109,13 +110,13 @@ def generate_samples(
         # A complete store may be on a read-only disk, where nothing can be claimed.
         if missing := store.missing(count, shard_size):
             raise SetupError(f"{store.folder} lacks {sum(map(len, missing))} of {count} samples and cannot be written.")
-        return store.read(count, texts, seeds, 0)
+        return store.read(count, texts, seeds, 0, shard=shard_size)
     draw = _Drawing(store, pipeline, texts, seeds, settings, say or _LOG.warning, made)
     with _says_what_is_kept(store, count):
         store.discard_leftovers()
         for _ in range(_ATTEMPTS):
             if not (missing := store.missing(count, shard_size)):
-                return store.read(count, texts, seeds, draw.drawn)
+                return store.read(count, texts, seeds, draw.drawn, shard=shard_size)
             require_disk(sum(map(len, missing)), image_size(pipeline, settings), store.root)
             draw.fill(missing, shard_size)
     raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
@@ -175,7 +176,7 @@ class _Drawing:
         self.store.write(indices, pixels, {**record, "finite": finite.tolist()}, count=len(self.seeds))
         self.drawn += len(indices)
         if self.made is not None:
-            self.made(indices, pixels)
+            self.made(self.store.folder, indices, pixels, texts)
 
     def _images(self, indices: range, *, batch: BatchSize | None = None) -> NDArray[np.floating[Any]]:
         texts = self.texts[indices.start : indices.stop] if self.texts else None

@@ -5,6 +5,7 @@ import pytest
 from pytest_diffusion.conformance.suite import Suite, scheduler_checks
 from tests.broken_schedulers import BROKEN, grids, interface, plans, precision, solvers, steps  # noqa: F401 - each registers its schedulers
 from tests.conformance.known_defects import known_in
+from tests.nightly import mostly_nightly
 
 
 def test_there_are_enough_and_every_check_has_one():
@@ -14,14 +15,25 @@ def test_there_are_enough_and_every_check_has_one():
     assert untried == {"devices"}
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda one: one.scheduler_class.__name__)
-def test_a_mistake_is_caught_by_its_check_and_no_other(broken):
+def name_of(broken):
+    return broken.scheduler_class.__name__
+
+
+@pytest.mark.parametrize("broken", mostly_nightly([(one,) for one in BROKEN], "one of five runs always", every=5), ids=name_of)
+def test_a_mistake_is_caught_by_no_other_check(broken):
     suite = Suite(broken.make())
     failed = {name for name in scheduler_checks() if suite.verdict(name).outcome == "fail"}
     inherited = known_in(broken.scheduler_class) - broken.checks
     assert failed - inherited == broken.checks, broken.because
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=name_of)
+def test_a_mistake_is_caught_by_its_check(broken):
+    suite = Suite(broken.make())
     for name in broken.checks:
-        message = suite.verdict(name).message
+        verdict = suite.verdict(name)
+        assert verdict.outcome == "fail", broken.because
+        message = verdict.message
         assert message.startswith(f"{broken.scheduler_class.__name__} fails `{name}`")
         for part in ("Expected: ", "Seen: ", "Why: ", "Smallest configuration: ", "Reproduce it:"):
             assert part in message

@@ -6,6 +6,7 @@ import pytest
 from pytest_diffusion import check_scheduler
 from tests.conformance.configurations import CONFIGURATIONS, ZOO, of_checkpoint
 from tests.conformance.known_defects import KNOWN, NOT_MADE_BARE, with_always
+from tests.nightly import mostly_nightly
 
 METHODS = {name: set(dir(getattr(diffusers, name))) for name in dir(diffusers) if name.endswith("Scheduler")}
 CLASSES = sorted(name for name, methods in METHODS.items() if "set_timesteps" in methods and {"step", "add_noise"} & methods)
@@ -25,7 +26,11 @@ def test_every_class_in_its_defaults(name):
     assert failures(getattr(diffusers, name)(), expected) == set(expected)
 
 
-@pytest.mark.parametrize(("name", "config", "expected"), CONFIGURATIONS, ids=lambda value: value if isinstance(value, str) else None)
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    mostly_nightly(CONFIGURATIONS, "one of three documented configurations runs always", every=3),
+    ids=lambda value: value if isinstance(value, str) else None,
+)
 def test_documented_configurations(name, config, expected):
     expected = with_always(name, expected)
     assert failures(getattr(diffusers, name)(**config), expected) == set(expected)

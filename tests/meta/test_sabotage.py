@@ -4,14 +4,15 @@ Every subject is the demo with one thing broken, run through the real plugin by 
 fixture, at 256 samples with limits calibrated for that many (tests/data/demo-256.toml).
 """
 
-import os
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests.nightly import nightly
+
 pytestmark = pytest.mark.filterwarnings("ignore")
-NIGHTLY = pytest.mark.skipif(not os.environ.get("NIGHTLY"), reason="a minute each; `make demo` judges the same demo, NIGHTLY=1 runs these")
+NIGHTLY = nightly("a minute each; `make demo` judges the same demo")
 THRESHOLDS = Path(__file__).parents[1] / "data" / "demo-256.toml"
 HEAD = """
     import pytest, torch

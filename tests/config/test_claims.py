@@ -1,0 +1,98 @@
+import threading
+import time
+
+import pytest
+from filelock import SoftFileLease
+
+from pytest_diffusion.config import claims
+from pytest_diffusion.config.claims import LEASE, Place, is_claimed, local_rank, place, share
+
+PIECES = [range(start, start + 4) for start in range(0, 40, 4)]
+
+
+def test_the_place_of_a_process_is_in_its_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert (place(), local_rank()) == (Place(0, 1), None)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "8")
+    assert (place(), local_rank()) == (Place(3, 8), 3)
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (place(), local_rank()) == (Place(9, 16), 1)
+    monkeypatch.setenv("RANK", "16")
+    assert place() == Place(3, 8), "a rank beyond its world is none"
+
+
+def worker(tmp_path, *, seconds=0.0):
+    """Files for pieces, and a function that makes them; each says by whom it was made."""
+
+    def unfinished(some):
+        return [piece for piece in some if not (tmp_path / f"{piece.start}.done").exists()]
+
+    def make(piece):
+        time.sleep(seconds)
+        with (tmp_path / f"{piece.start}.done").open("a") as file:
+            file.write(f"{threading.current_thread().name}\n")
+
+    return {"folder": tmp_path / "claims", "unfinished": unfinished, "make": make}
+
+
+def test_each_piece_is_made_once_by_whoever_is_free(tmp_path):
+    quick, slow = worker(tmp_path, seconds=0.01), worker(tmp_path, seconds=0.2)
+    threads = [threading.Thread(target=share, args=(PIECES,), kwargs={**one, "say": print}) for one in (quick, slow)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    makers = [(tmp_path / f"{piece.start}.done").read_text().split("\n")[:-1] for piece in PIECES]
+    assert all(len(one) == 1 for one in makers)
+    counts = [sum(one == [thread.name] for one in makers) for thread in threads]
+    assert counts[0] > counts[1] > 0, "the slow one holds nobody up"
+    assert not list((tmp_path / "claims").iterdir())
+
+
+@pytest.mark.parametrize(("rank", "first"), [(0, 0), (1, 20)])
+def test_processes_begin_at_different_pieces(tmp_path, monkeypatch, rank, first):
+    monkeypatch.setattr(claims, "place", lambda: Place(rank, 2))
+    made, own = [], worker(tmp_path)
+    share(PIECES, **{**own, "make": lambda piece: (made.append(piece.start), own["make"](piece))}, say=print)
+    assert made[0] == first
+    assert sorted(made) == [piece.start for piece in PIECES]
+
+
+def test_a_piece_that_fails_is_given_back(tmp_path):
+    def fails(piece):
+        raise OSError("full")
+
+    own = worker(tmp_path)
+    with pytest.raises(OSError, match="full"):
+        share(PIECES, **{**own, "make": fails}, say=print)
+    assert not is_claimed(own["folder"])
+    share(PIECES, **own, say=print)
+    assert not own["unfinished"](PIECES)
+
+
+def test_a_claim_that_nobody_renews_is_taken(tmp_path, monkeypatch):
+    """As of a process of another machine, whose death nobody here can see: its marker stands still."""
+    monkeypatch.setattr(claims, "LEASE", 0.5)
+    own, said = worker(tmp_path), []
+    own["folder"].mkdir()
+    dead = SoftFileLease(own["folder"] / "0000008.lock", lease_duration=0.5)
+    dead.acquire()
+    dead._stop_heartbeat()
+    marker = own["folder"] / "0000008.lock"
+    marker.write_text(marker.read_text().replace("host=", "host=elsewhere-"))
+    begun = time.monotonic()
+    share(PIECES, **own, say=said.append, patience=0.1)
+    assert 0.4 < time.monotonic() - begun < 10
+    assert "elsewhere-" in said[0]
+
+
+def test_whether_anybody_holds_a_claim(tmp_path):
+    assert not is_claimed(tmp_path)
+    held = SoftFileLease(tmp_path / "0000000.lock", lease_duration=LEASE)
+    with held:
+        assert is_claimed(tmp_path)
+    assert not is_claimed(tmp_path)
