@@ -1,4 +1,4 @@
-"""`pytest-diffusion cache`: list and prune the cache of samples and features."""
+"""`pytest-diffusion cache`: list, prune and verify the cache of samples and features, and copy it to an object store and back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.cache import CLAIMS, REFERENCES, SAMPLES, cache_root
+from pytest_diffusion.config.cache import CLAIMS, REFERENCES, SAMPLES, StoreWarning, cache_root
 from pytest_diffusion.config.claims import is_claimed
+from pytest_diffusion.config.remote import PIXELS, Remote, remote_of
+from pytest_diffusion.verdicts.errors import SettingsError
 
 _DAY = 86_400
 
@@ -32,27 +35,83 @@ class Entry:
 
 
 def add_parser(commands: Any) -> None:
-    """Add `cache list` and `cache prune` to the commands."""
+    """Add the actions of `cache` to the commands."""
     cache = commands.add_parser("cache", help="samples and features that are kept between runs")
     actions = cache.add_subparsers(dest="action", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--cache-dir", metavar="DIR", help="the folder of --diffusion-cache-dir (default: the user cache folder)")
+    common.add_argument("--cache-dir", metavar="DIR_OR_URL", help="that of --diffusion-cache-dir (default: the user cache folder)")
     actions.add_parser("list", parents=[common], help="list cached entries, least recently used first")
     prune = actions.add_parser("prune", parents=[common], help="remove entries that were not used recently")
     which = prune.add_mutually_exclusive_group(required=True)
     which.add_argument("--older-than", type=float, metavar="DAYS", help="remove entries last used more than DAYS days ago")
     which.add_argument("--all", action="store_true", help="remove everything")
     prune.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
+    actions.add_parser("verify", parents=[common], help="look at every checksum, and say what is damaged")
+    for action, what in (("push", "copy to a store what it lacks"), ("pull", "copy from a store what this machine lacks")):
+        copying = actions.add_parser(action, help=what)
+        copying.add_argument("--cache-dir", metavar="URL", required=True, help="the store, as s3://bucket/path")
+        copying.add_argument("--folder", metavar="DIR", help="the folder on this machine (default: the one before the store)")
     cache.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     root = cache_root(options.cache_dir)
-    entries = sorted(_entries(root), key=lambda entry: entry.used)
+    found = remote_of(root)
+    if options.action in ("push", "pull"):
+        return _copy(options.action, found[0] if found else None, Path(options.folder) if options.folder else root)
+    if options.action == "verify":
+        return _verify(root, found[0] if found else None)
+    entries = sorted(_remote_entries(found[0]) if found else _entries(root), key=lambda entry: entry.used)
     if options.action == "list":
-        return _list(root, entries)
-    return _prune(entries, keep_days=options.older_than, everything=options.all, dry_run=options.dry_run)
+        return _list(found[0].url if found else str(root), entries)
+    return _prune(entries, found[0] if found else None, keep_days=options.older_than, everything=options.all, dry_run=options.dry_run)
+
+
+def _copy(action: str, remote: Remote | None, folder: Path) -> int:
+    from pytest_diffusion.samples.transfer import pull, push
+
+    if remote is None:
+        raise SettingsError("--cache-dir must be the URL of a store, as s3://bucket/path.")
+    count = 0
+    for name in push(folder, remote) if action == "push" else pull(remote, folder):
+        _say(name)
+        count += 1
+    _say(f"{count} objects {'written to' if action == 'push' else 'read from'} {remote.url}")
+    return 0
+
+
+def _verify(root: Path, remote: Remote | None) -> int:
+    """Look at a folder; at a store through a copy of it, which is thrown away."""
+    from tempfile import TemporaryDirectory
+
+    from pytest_diffusion.samples.transfer import damages_of, entries_of, pull
+
+    with TemporaryDirectory() as copied:
+        damaged = list[str]()
+        if remote is not None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                root = Path(copied)
+                for _ in pull(remote, root):
+                    pass
+            damaged += [str(one.message) for one in caught if issubclass(one.category, StoreWarning)]
+        entries = entries_of(root)
+        damaged += [f"{folder.relative_to(root)}/{name} is damaged" for folder in entries for name in damages_of(folder)]
+    for line in damaged:
+        _say(line)
+    _say(f"{len(entries)} entries, {len(damaged)} damaged parts")
+    return 1 if damaged else 0
+
+
+def _remote_entries(remote: Remote) -> Iterator[Entry]:
+    sizes = remote.sizes()
+    for entry in sorted({"/".join(name.split("/")[:2]) for name in sizes if name.startswith((SAMPLES, REFERENCES))}):
+        own = [name for name in sizes if name.startswith(f"{entry}/")]
+        shards = sum(name.endswith(PIXELS) for name in own)
+        what = f"{shards} shards" if entry.startswith(SAMPLES) else f"features by {len(own)} extractors"
+        touched = f"{entry}/manifest.json" if f"{entry}/manifest.json" in sizes else own[-1]
+        yield Entry(Path(entry), entry.split("/")[0].rstrip("s"), what, sum(sizes[name] for name in own), remote.modified(touched))
 
 
 def _entries(root: Path) -> Iterator[Entry]:
@@ -80,7 +139,7 @@ def _entry(folder: Path, kind: str, what: str, touched: Path) -> Entry:
     return Entry(folder, kind, what, size, used)
 
 
-def _list(root: Path, entries: Sequence[Entry]) -> int:
+def _list(root: str, entries: Sequence[Entry]) -> int:
     for entry in entries:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         _say(f"{day}  {entry.size / 1e6:>10.1f} MB  {entry.kind:<9}  {entry.folder.name}  {entry.what}")
@@ -88,7 +147,7 @@ def _list(root: Path, entries: Sequence[Entry]) -> int:
     return 0
 
 
-def _prune(entries: Sequence[Entry], *, keep_days: float | None, everything: bool, dry_run: bool) -> int:
+def _prune(entries: Sequence[Entry], remote: Remote | None, *, keep_days: float | None, everything: bool, dry_run: bool) -> int:
     from filelock import FileLock, Timeout
 
     limit = time.time() if everything or keep_days is None else time.time() - keep_days * _DAY
@@ -98,6 +157,11 @@ def _prune(entries: Sequence[Entry], *, keep_days: float | None, everything: boo
             continue
         if dry_run:
             _say(f"would remove {entry.folder} ({entry.size / 1e6:.1f} MB)")
+            removed += entry.size
+            continue
+        if remote is not None:
+            _say(f"removing {entry.folder} ({entry.size / 1e6:.1f} MB)")
+            remote.remove(entry.folder.as_posix())
             removed += entry.size
             continue
         try:

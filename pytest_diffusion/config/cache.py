@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pytest_diffusion.config.remote import is_url, publish, remote_folder
+
 SAMPLES, REFERENCES = "samples", "references"
 """Folders below the cache: samples by their address, features of references by the images' content."""
 CLAIMS = "claims"
@@ -32,12 +34,16 @@ class StoreWarning(UserWarning):
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """The folder of `--diffusion-cache-dir`, else the user's cache folder."""
-    if cache_dir is not None:
+    """The folder of `--diffusion-cache-dir`, else the user's cache folder; for a URL the folder of this machine before that store.
+
+    Raises SetupError for a store that cannot be used.
+    """
+    if cache_dir is not None and not is_url(cache_dir):
         return Path(cache_dir).expanduser()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("pytest-diffusion"))
+    own = Path(platformdirs.user_cache_dir("pytest-diffusion"))
+    return own if cache_dir is None else remote_folder(cache_dir, own / "remote" / checksum(cache_dir, size=8))
 
 
 def checksum(part: Any, *, size: int = 16) -> str:
@@ -54,8 +60,11 @@ def checksum_of(parts: Iterable[Any], *, size: int = 16) -> str:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """The path of a file to write in the block; it takes its name when the block ends, so that a reader sees all or nothing."""
+def written_whole(path: Path, *, publishes: bool = True) -> Iterator[Path]:
+    """The path of a file to write in the block; it takes its name when the block ends, so that a reader sees all or nothing.
+
+    It is then published to the store behind its folder, if there is one.
+    """
     _discard_parts_of_the_dead(path)
     part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex}.part")
     try:
@@ -63,6 +72,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
         part.replace(path)
+        if publishes:
+            publish(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -127,8 +138,16 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is missing, damaged or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parsed_json(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parsed_json(data: bytes) -> dict[str, Any]:
+    """A JSON object from its bytes, empty where they are damaged or hold something else."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -1,8 +1,8 @@
 """Work that several processes share: pieces are claimed, not dealt, so that a slow or dead process holds nobody up.
 
 A claim is a file in a folder that all of them see, renewed by its holder while it works. That of a dead process is taken over:
-at once on its own machine, elsewhere after `LEASE` seconds without renewal. Two processes that make the same piece all the same,
-after a network was cut in two, make the same bytes.
+at once on its own machine, elsewhere after `LEASE` seconds without renewal. For a cache in an object store there is a claim in that
+store too. Two processes that make the same piece all the same, after a network was cut in two, make the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from pytest_diffusion.config.remote_claims import RemoteClaims
 
 LEASE = 30.0
 """Seconds after which a claim that is not renewed may be taken; all processes of a job must agree on it."""
@@ -62,6 +64,7 @@ def share(
     from filelock import SoftFileLease
 
     folder.mkdir(parents=True, exist_ok=True)
+    elsewhere = RemoteClaims(folder)
     own = place()
     first = own.rank * len(pieces) // own.world
     waiting = unfinished([*pieces[first:], *pieces[:first]])
@@ -76,8 +79,11 @@ def share(
                 held.append(piece)
                 continue
             try:
-                if unfinished([piece]):
-                    make(piece)
+                with elsewhere.claimed(leases[piece].lock_file) as is_ours:
+                    if not is_ours:
+                        held.append(piece)
+                    elif unfinished([piece]):
+                        make(piece)
             finally:
                 leases[piece].release()
         has_made = len(held) < len(waiting)

@@ -228,5 +228,11 @@ OPTIONS = (
         is_switch=True,
     ),
     Option("progress", parsers.progress, "HOW", "how stages are shown: auto, bar, log (a line a minute) or off (default: auto)"),
-    Option("cache_dir", str, "DIR", "where samples are kept between runs (default: the user cache folder)", is_path=True),
+    Option(
+        "cache_dir",
+        parsers.cache_dir,
+        "DIR_OR_URL",
+        "where samples are kept between runs: a folder, or a URL of fsspec, as s3://bucket/path (default: the user cache folder)",
+        is_path=True,
+    ),
 )

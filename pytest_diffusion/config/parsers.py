@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from pytest_diffusion.config.remote import checked_url
 from pytest_diffusion.verdicts.errors import unknown_name
 
 LENSES = ("metrics", "schedule", "attention", "latent", "paired")
@@ -149,3 +150,4 @@ kind = one_of("the kind", KINDS)
 prediction = one_of("the prediction type", PREDICTIONS)
 dtype = one_of("the dtype", DTYPES)
 progress = one_of("the progress", ("auto", "bar", "log", "off"))
+cache_dir = checked_url

@@ -17,6 +17,7 @@ import torch
 from pytest_diffusion.config.cache import CLAIMS
 from pytest_diffusion.config.claims import share
 from pytest_diffusion.config.progress import stage
+from pytest_diffusion.config.remote import present, unpublish
 from pytest_diffusion.features.sealed import read_sealed, write_sealed
 
 PIECE = 512
@@ -67,6 +68,7 @@ class Pieces:
             write_sealed(self.path, found, self._about(range(count)))
         if self._is_whole(count):
             shutil.rmtree(self._folder, ignore_errors=True)
+            unpublish(self._folder)
         return found
 
     def _compute(self, piece: range) -> None:
@@ -86,7 +88,8 @@ class Pieces:
     def _unfinished(self, pieces: Sequence[range], count: int) -> list[range]:
         if not (self._folder / CLAIMS).is_dir() and self._is_whole(count):
             return []  # another process has joined the pieces and removed them
-        return [piece for piece in pieces if piece not in self._ours and not self._file(piece).is_file()]
+        there = present(self._file(piece) for piece in pieces if piece not in self._ours)
+        return [piece for piece in pieces if piece not in self._ours and self._file(piece) not in there]
 
     def _of_others(self, piece: range, count: int) -> Rows | None:
         """A piece that another process made: in its own file, or in the whole one, after which its own is removed."""
@@ -97,7 +100,7 @@ class Pieces:
         return {name: rows[piece.start : piece.stop] for name, rows in known.items()} if have >= piece.stop else None
 
     def _is_whole(self, count: int) -> bool:
-        return self.path.is_file() and self._merged(count)[1] >= count
+        return bool(present([self.path])) and self._merged(count)[1] >= count
 
     def _merged(self, count: int) -> tuple[Rows, int]:
         """What the whole file holds of the first `count` images or more, and how many rows."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pytest_diffusion.config.cache import StoreWarning, checksum_of, written_whole
+from pytest_diffusion.config.remote import fetched
 
 _KEY = "pytest-diffusion"
 
@@ -47,7 +49,7 @@ def write_sealed(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping
 
 def read_sealed(path: Path, what: str) -> Sealed | None:
     """What a file holds; None where there is none, and with a warning where it is damaged. `what` names it in the warning."""
-    if not path.exists():
+    if not path.exists() and not _fetch(path):
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -61,6 +63,16 @@ def read_sealed(path: Path, what: str) -> Sealed | None:
         pass
     warnings.warn(f"{path} is damaged; its {what} are computed again.", StoreWarning, stacklevel=3)
     return None
+
+
+def _fetch(path: Path) -> bool:
+    """Copy a file from the store behind its folder; whether there was one."""
+    data = fetched(path)
+    if data is not None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return data is not None and path.exists()
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Iterator[Any]:

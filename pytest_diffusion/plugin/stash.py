@@ -59,7 +59,7 @@ def ini_value(config: pytest.Config, name: str) -> str | list[str] | None:
 
 def _is_below(base: Path, text: str, option: Option) -> bool:
     """Whether a text is a path below a folder: one that will be written, or one that is there and no name of ours."""
-    if Path(text).is_absolute() or text.startswith("~"):
+    if Path(text).is_absolute() or text.startswith("~") or "://" in text:
         return False
     return option.name in ("report", "cache_dir") or (("/" in text or "." in text) and (base / text).exists())
 

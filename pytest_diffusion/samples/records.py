@@ -6,11 +6,12 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.cache import StoreWarning, checksum, read_json, remove_unless, write_text
+from pytest_diffusion.config.cache import StoreWarning, checksum, parsed_json, read_json, remove_unless, write_text, written_whole
+from pytest_diffusion.config.remote import fetched, published_names, unpublish
 from pytest_diffusion.samples.ranges import gaps, within
 
 _NAME = re.compile(r"(\d{7,})-(\d{7,})\.json")
@@ -22,6 +23,7 @@ class Records:
 
     def __init__(self, folder: Path, store: str) -> None:
         self.folder, self._store = folder, store
+        self._refused = set[str]()
         self._known: dict[str, tuple[tuple[int, int], Record]] = {}
         """Records by their file's name, with its time and size: a million images have thousands."""
 
@@ -33,7 +35,7 @@ class Records:
             if name is None:
                 continue  # "0000000-0000064 (1).json", "._0000000-0000064.json": copies by other programs
             remove_unless(path, Path.is_file)
-            record = self._read(path, (int(name[1]), int(name[2])))
+            record = self._read(path)
             if record is not None:
                 found.append(record)
             else:
@@ -44,8 +46,7 @@ class Records:
         """The parts of ranges for which there is no record, by the names of the files alone."""
         if not wanted or (len(wanted) == 1 and self._path(wanted[0]).is_file()):
             return []
-        names = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        present = [range(int(name[1]), int(name[2])) for name in names if name is not None]
+        present = list(_ranges({path.name for path in self.folder.iterdir()} | self._published()))
         stop = max(one.stop for one in wanted)
         missing = gaps(present, range(stop), stop)
         return [part for one in wanted for part in within(missing, one)]
@@ -53,7 +54,38 @@ class Records:
     def write(self, indices: range, record: Record) -> None:
         """Write the record of a shard: from now on its pixels count as complete."""
         whole = {"first": indices.start, "stop": indices.stop, "store": self._store, **record}
-        write_text(self._path(indices), json.dumps({**whole, "seal": _seal(whole)}, indent=1))
+        write_text(self._path(indices), _sealed(whole))
+
+    def elsewhere(self, count: int) -> list[range]:
+        """Shards below `count` whose records are in the store behind the folder, and not here."""
+        here = {path.name for path in self.folder.iterdir()}
+        return sorted((one for one in _ranges(self._published() - here) if one.start < count), key=lambda one: one.start)
+
+    def fetch(self, indices: range) -> Record | None:
+        """The record of a shard in the store behind the folder, if it is whole; it is not kept here."""
+        data = fetched(self._path(indices))
+        return self.of(parsed_json(data), self._path(indices).name) if data is not None else None
+
+    def opened(self, path: Path) -> Record | None:
+        """The record in a file; None where it is not whole, or of another store or shard."""
+        return self.of(read_json(path), path.name)
+
+    def of(self, record: Record, name: str) -> Record | None:
+        """A record without its seal; None where it is not whole, or of another store or of another shard than its file's name says."""
+        seal, ends = record.pop("seal", None), _NAME.fullmatch(name)
+        if ends is None or seal != _seal(record) or record["store"] != self._store:
+            return None
+        return record if (record["first"], record["stop"]) == (int(ends[1]), int(ends[2])) else None
+
+    def refuse(self, indices: range) -> None:
+        """Take a shard of the store behind the folder, which is damaged, for missing, and remove its record there."""
+        self._refused.add(self._path(indices).name)
+        unpublish(self._path(indices))
+
+    def keep(self, indices: range, record: Record) -> None:
+        """Keep a fetched record here: from now on its pixels count as complete."""
+        with written_whole(self._path(indices), publishes=False) as part:
+            part.write_text(_sealed(record), encoding="utf-8")
 
     def drop(self, indices: range) -> None:
         """Delete the record of a damaged shard with a warning."""
@@ -62,7 +94,10 @@ class Records:
         text = f"Samples {indices.start} to {indices.stop - 1} in {self.folder.parent} are damaged and are generated again."
         warnings.warn(text, StoreWarning, stacklevel=3)
 
-    def _read(self, path: Path, ends: tuple[int, int]) -> Record | None:
+    def _published(self) -> set[str]:
+        return published_names(self.folder) - self._refused
+
+    def _read(self, path: Path) -> Record | None:
         try:
             status = path.stat()
         except OSError:
@@ -70,11 +105,9 @@ class Records:
         state = (status.st_mtime_ns, status.st_size)
         if (known := self._known.get(path.name)) is not None and known[0] == state:
             return known[1]
-        record = read_json(path)
-        seal = record.pop("seal", None)
-        if seal != _seal(record) or record["store"] != self._store or (record["first"], record["stop"]) != ends:
-            return None
-        self._known[path.name] = state, record
+        record = self.opened(path)
+        if record is not None:
+            self._known[path.name] = state, record
         return record
 
     def _path(self, indices: range) -> Path:
@@ -84,6 +117,17 @@ class Records:
 def indices_of(record: Record) -> range:
     """The samples of a record's shard."""
     return range(record["first"], record["stop"])
+
+
+def _ranges(names: Iterable[str]) -> Iterator[range]:
+    """The shards whose records have these names."""
+    for name in map(_NAME.fullmatch, names):
+        if name is not None:
+            yield range(int(name[1]), int(name[2]))
+
+
+def _sealed(record: Record) -> str:
+    return json.dumps({**record, "seal": _seal(record)}, indent=1)
 
 
 def _seal(record: Record) -> str:

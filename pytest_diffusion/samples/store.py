@@ -38,6 +38,8 @@ from pytest_diffusion.config.cache import (
     remove_unless,
     write_text,
 )
+from pytest_diffusion.config.progress import stage
+from pytest_diffusion.config.remote import PIXELS, fetched, publish_bytes
 from pytest_diffusion.samples.array_file import ArrayFile
 from pytest_diffusion.samples.checksums import Checksums
 from pytest_diffusion.samples.ranges import gaps
@@ -116,6 +118,7 @@ class SampleStore:
 
         The pixels of a store of more than a gigabyte are looked at later: see `read`.
         """
+        self._fetch(count)
         records = self._records.all()
         if records and self.is_writable():
             with self._writing():
@@ -136,6 +139,7 @@ class SampleStore:
             self._records.folder.mkdir(parents=True, exist_ok=True)  # the cache may have been removed meanwhile
             self._reserve(max(count, indices.stop), about["shape"])
             self._file.write(indices.start, pixels)
+            publish_bytes(self._pixels(indices), pixels.tobytes())
             self._records.write(indices, about)
 
     def read(self, count: int, prompts: list[str] | None, seeds: list[int], generated: int, *, shard: int) -> Samples:
@@ -165,6 +169,29 @@ class SampleStore:
         """Remove incomplete files of killed processes, and what does not belong there."""
         for folder in (self.folder, self._records.folder):
             discard_leftovers(folder)
+
+    def _fetch(self, count: int) -> None:
+        """Copy shards from the store behind the folder, each only where its pixels match its record."""
+        with self._writing():
+            shards = self._records.elsewhere(count)
+        with stage("fetch", sum(map(len, shards))) as advance:
+            for indices in shards:
+                record, data = self._records.fetch(indices), fetched(self._pixels(indices))
+                if record is None or data is None or checksum(data) != record["checksum"]:
+                    what = f"Samples {indices.start} to {indices.stop - 1} of {self.folder.name} in the remote cache are damaged"
+                    warnings.warn(f"{what} and are generated again.", StoreWarning, stacklevel=3)
+                    self._records.refuse(indices)
+                    continue
+                with self._writing():
+                    self._reserve(max(count, indices.stop), record["shape"])
+                    pixels = np.frombuffer(data, dtype=np.uint8).reshape(len(indices), *record["shape"])
+                    self._file.write(indices.start, pixels)
+                    self._records.keep(indices, record)
+                advance(len(indices))
+
+    def _pixels(self, indices: range) -> Path:
+        """What stands for the pixels of a shard in the store behind the folder."""
+        return self._records.folder / f"{indices.start:07d}-{indices.stop:07d}{PIXELS}"
 
     def _reserve(self, count: int, shape: Sequence[int]) -> None:
         """Make room for `count` images.
