@@ -12,7 +12,7 @@ from pytest_diffusion.verdicts.errors import SettingsError
 
 _NOT_HERE = (
     *("model", "baseline", "lora", "lenses", "report", "scheduler_profile", "effort", "attention_layers"),
-    *("selftest", "selftest_require"),
+    *("selftest", "selftest_require", "progress", "budget"),
 )
 
 

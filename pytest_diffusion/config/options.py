@@ -227,6 +227,7 @@ OPTIONS = (
         "let a model's folder or repository run code of its own, which is refused otherwise",
         is_switch=True,
     ),
+    Option("budget", parsers.budget, "TIME", "longest that drawing samples may take, as 2h: a run that would take longer does not start"),
     Option("progress", parsers.progress, "HOW", "how stages are shown: auto, bar, log (a line a minute) or off (default: auto)"),
     Option(
         "cache_dir",

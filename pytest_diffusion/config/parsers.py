@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from pytest_diffusion.config.durations import parsed_duration
 from pytest_diffusion.config.remote import checked_url
 from pytest_diffusion.verdicts.errors import unknown_name
 
@@ -151,3 +152,4 @@ prediction = one_of("the prediction type", PREDICTIONS)
 dtype = one_of("the dtype", DTYPES)
 progress = one_of("the progress", ("auto", "bar", "log", "off"))
 cache_dir = checked_url
+budget = parsed_duration

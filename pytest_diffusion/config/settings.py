@@ -66,6 +66,7 @@ class Settings:
     batch_size: int | None = None
     effort: float = 1.0
     progress: str = "auto"
+    budget: float | None = None
     features: str = "inception"
     clip_model: str = "openai/clip-vit-large-patch14"
     attention_layers: tuple[str, ...] | None = None

@@ -13,7 +13,9 @@ import pytest
 
 from pytest_diffusion.plugin.stash import GENERATION, REPORT_FILES, ini_value, is_given
 
-_ONLY_SHOWN = ("collectonly", "help", "version", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow", "setupplan")
+_ONLY_SHOWN = (
+    *("diffusion_plan", "collectonly", "help", "version", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow", "setupplan"),
+)
 """Options of pytest under which no test is run: they leave a report as it is."""
 
 

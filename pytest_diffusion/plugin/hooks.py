@@ -24,6 +24,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add every option and its name in the ini file."""
     group = parser.getgroup("diffusion", "diffusion model quality (pytest-diffusion)")
+    # Not in the ini file: a run that judges nothing and exits with 0 must be asked for each time.
+    group.addoption("--diffusion-plan", action="store_true", help="say what this run would cost, and judge nothing")
     for option in OPTIONS:
         text = option.help.replace("%", "%%")
         if option.is_switch:
@@ -91,6 +93,17 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     from pytest_diffusion.plugin.course import exit_code
 
     return exit_code(config, code)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With `--diffusion-plan`, say what the tests would cost in place of running them."""
+    from pytest_diffusion.plugin.plan import is_plan, show_plan
+
+    if not is_plan(session.config):
+        return None
+    show_plan(session)
+    return True
 
 
 @pytest.hookimpl(trylast=True)

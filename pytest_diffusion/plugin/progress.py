@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 import pytest
 
+from pytest_diffusion.config.durations import duration
 from pytest_diffusion.config.progress import Advance, Show, shown_by
 from pytest_diffusion.config.settings import Settings
 
@@ -99,16 +100,9 @@ class _Stage:
         """One line for a log."""
         spent = time.monotonic() - self._begun
         if self.total is None:
-            return f"{self.name}: {_duration(spent)} so far"
-        left = f", about {_duration(spent * (self.total - self.done) / self.done)} left" if 0 < self.done <= self.total else ""
-        return f"{self.name}: {self.done} of {self.total} {self.unit}s in {_duration(spent)}{left}"
-
-
-def _duration(seconds: float) -> str:
-    """A time for people: "45 s", "12 min", "3.5 hours"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+            return f"{self.name}: {duration(spent)} so far"
+        left = f", about {duration(spent * (self.total - self.done) / self.done)} left" if 0 < self.done <= self.total else ""
+        return f"{self.name}: {self.done} of {self.total} {self.unit}s in {duration(spent)}{left}"
 
 
 def _real_stderr(config: pytest.Config) -> io.TextIOWrapper:

@@ -32,6 +32,7 @@ from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.samples.room import require_disk
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore
+from pytest_diffusion.samples.timings import remember_timing
 from pytest_diffusion.verdicts.errors import SetupError
 
 SHARD_SIZE = 64
@@ -122,6 +123,12 @@ def generate_samples(
     raise SetupError(f"What is written to {store.folder} is not what is read from it: choose another folder with --diffusion-cache-dir.")
 
 
+def samples_in_store(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> int:
+    """How many samples of these settings are in the store, by their records."""
+    chosen = prompts if prompts and is_text_conditioned(pipeline) else None
+    return SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings)).held_samples()
+
+
 def shard_size_of(settings: Settings, pipeline: Any) -> int:
     """Samples in a shard: whole batches of the size that the settings give, at least `SHARD_SIZE` samples."""
     batch = automatic_batch_size(settings, pipeline)
@@ -140,6 +147,8 @@ class _Drawing:
     say: Callable[[str], object]
     made: Made | None
     drawn: int = 0
+    spent: float = 0.0
+    """Seconds in the pipeline."""
 
     def fill(self, missing: Sequence[range], shard_size: int) -> None:
         """Have what is missing drawn, by this process or others. Shards are claimed whole, whatever part of them is missing."""
@@ -162,12 +171,16 @@ class _Drawing:
                     _say_how_long(time.monotonic() - begun, self.drawn - before, left, self.say)
 
             share(pieces, self.store.claims, unfinished=unfinished, make=make, say=self.say, patience=_PATIENCE)
+        if self.drawn > before:
+            remember_timing(self.settings, self.spent / self.drawn, image_size(self.pipeline, self.settings))
 
     def _draw(self, indices: range) -> None:
         """Draw samples in batches that begin at multiples of the batch size, and write them."""
         whole, batch = automatic_batch_size(self.settings, self.pipeline), shared_batch_size(self.settings, self.pipeline)
         parts = [range(max(start, indices.start), min(start + whole, indices.stop)) for start in _grid(indices, whole)]
+        begun = time.monotonic()
         images = np.concatenate([self._images(part) for part in parts])
+        self.spent += time.monotonic() - begun
         pixels, finite = to_uint8(images)
         texts = self.texts[indices.start : indices.stop] if self.texts else None
         record = {"batch_size": batch.size, "seeds": self.seeds[indices.start : indices.stop], "prompts": texts}

@@ -1,10 +1,11 @@
 import io
+import re
 import time
 
 import pytest
 
 from pytest_diffusion.config.progress import shown_by, stage
-from pytest_diffusion.plugin.progress import Bars, Lines, _duration
+from pytest_diffusion.plugin.progress import Bars, Lines
 
 
 def lines(action, *, every=0.05):
@@ -22,7 +23,7 @@ def test_a_log_has_a_line_for_the_stage_that_runs():
 
     said = lines(action)
     assert len(said) == 2
-    assert said[0] == "diffusion: generate: 25 of 100 images in 0 s, about 0 s left"
+    assert re.fullmatch(r"diffusion: generate: 25 of 100 images in 0\.\d s, about 0\.\d s left", said[0])
 
 
 def test_a_stage_that_hangs_is_told_and_one_within_it_speaks_for_itself():
@@ -30,12 +31,13 @@ def test_a_stage_that_hangs_is_told_and_one_within_it_speaks_for_itself():
         with stage("pairs"):
             time.sleep(0.08)
             with stage("generate", 10):
-                time.sleep(0.12)
+                time.sleep(0.3)
 
     said = lines(action)
-    assert said[0] == "diffusion: pairs: 0 s so far"
-    assert said[-1] == "diffusion: generate: 0 of 10 images in 0 s"
-    assert sum("pairs" in line for line in said) == 1
+    assert re.fullmatch(r"diffusion: pairs: 0\.\d s so far", said[0])
+    assert any(re.fullmatch(r"diffusion: generate: 0 of 10 images in 0\.\d s", line) for line in said)
+    spoke = [line.split(":")[1].strip() for line in said]
+    assert "pairs" not in spoke[spoke.index("generate") : len(spoke) - spoke[::-1].index("generate")]
 
 
 def test_a_stage_that_fails_is_over():
@@ -63,11 +65,6 @@ def test_a_bar_shows_stage_and_share():
     assert "20/40" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(5, "5 s"), (89, "89 s"), (720, "12 min"), (12_600, "3.5 hours")])
-def test_times_for_people(seconds, shown):
-    assert _duration(seconds) == shown
-
-
 @pytest.mark.parametrize(("how", "shown"), [("log", True), ("off", False)])
 def test_the_option_decides(pytester, how, shown):
     pytester.makeconftest("from pytest_diffusion.plugin import progress\nprogress._EVERY = 0.2\n")
@@ -82,7 +79,7 @@ def test_the_option_decides(pytester, how, shown):
     )
     options = ["--diffusion-model=demo", "--diffusion-lenses=schedule", f"--diffusion-progress={how}"]
     found = pytester.runpytest_subprocess(*options, "-k", "long")
-    assert ("diffusion: load: 0 s so far" in found.stderr.str()) == shown, found.stderr.str()
+    assert ("diffusion: load: 0." in found.stderr.str()) == shown, found.stderr.str()
 
 
 def test_another_word_is_refused(pytester):

@@ -78,7 +78,8 @@ def check(workshop, spoil):
 
 
 def files(cache):
-    return sorted(path for path in cache.rglob("*") if path.is_file())
+    """Every file of a cache but the times that this machine needed."""
+    return sorted(path for path in cache.rglob("*") if path.is_file() and path.name != "timings.json")
 
 
 def flip(path, draw):
