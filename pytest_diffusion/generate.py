@@ -17,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pytest_diffusion.plugin.generation import Generation
 
     given = sys.argv[1:] if arguments is None else arguments
-    return int(pytest.main([*given, "-p", "no:cacheprovider"], plugins=[Generation()]))
+    # This module is part of a plugin whose asserts pytest would rewrite, and it is loaded before pytest.
+    unheard = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    return int(pytest.main([*given, *unheard, "-p", "no:cacheprovider"], plugins=[Generation()]))
 
 
 if __name__ == "__main__":

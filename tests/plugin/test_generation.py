@@ -34,11 +34,12 @@ def gate(folder, *options):
 def test_two_ranks_of_which_one_is_killed_make_the_bytes_of_one_and_the_gate_finds_all(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+    (tmp_path / "one" / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     alone = start(tmp_path / "one")
     _, said = alone.communicate()
     assert alone.returncode == 0, said
     assert "process 1 of 1 drew 200 of 200 samples of demo" in said
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"cache"}, "it writes no report"
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"cache", "pytest.ini"}, "it writes no report"
     victim, other = (start(tmp_path / "two", rank=rank, world=2) for rank in (0, 1))
     while not list((tmp_path / "two").glob("cache/samples/*/shards/*.json")):
         time.sleep(0.05)
