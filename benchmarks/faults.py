@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
+from benchmarks.training import exchanged, exchanged_scenes, negative, negative_scenes, train_adapter
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.references import Reference
 from pytest_diffusion.gate.damage import Apply, Damage, Target, kept_attribute, kept_config, kept_weights
 
 DEMO, FLOW = "demo", "flow"
@@ -33,13 +35,21 @@ class Fault:
     family: str = DEMO
     before: Callable[[Any], None] | None = None
     """What the parent has, that the fault takes away: a negative prompt, an adapter."""
+    of: Callable[[Reference], Reference] | None = None
+    """The references of a parent that was made for other images or captions than the demo's."""
 
 
 FAULTS: list[Fault] = []
 
 
 def fault(
-    threads: str, fact: str, *, family: str = DEMO, in_code: bool = True, before: Callable[[Any], None] | None = None
+    threads: str,
+    fact: str,
+    *,
+    family: str = DEMO,
+    in_code: bool = True,
+    before: Callable[[Any], None] | None = None,
+    of: Callable[[Reference], Reference] | None = None,
 ) -> Callable[[Callable[[Target], Iterator[Settings | None]]], None]:
     """Decorator that adds a fault: a generator that changes the target and yields, or yields other settings of the run."""
 
@@ -52,7 +62,7 @@ def fault(
                 yield settings or target.settings
 
         own: Apply = apply
-        FAULTS.append(Fault(Damage(function.__name__, fact, own, in_code=in_code), tuple(threads.split()), fact, family, before))
+        FAULTS.append(Fault(Damage(function.__name__, fact, own, in_code=in_code), tuple(threads.split()), fact, family, before, of))
 
     return register
 
@@ -322,16 +332,13 @@ def other_epsilon(target: Target) -> Iterator[None]:
 
 
 def with_adapter(pipeline: Any) -> None:
-    """The parent has an adapter (LoRA) whose alpha is a quarter of its rank."""
-    import peft
+    """The parent has an adapter (LoRA), trained on scenes in negative colours, whose alpha is a quarter of its rank."""
+    train_adapter(pipeline, pipeline.unet, ["to_q", "to_k", "to_v", "to_out.0"], negative_scenes, alpha=2)
 
-    torch.manual_seed(0)
-    layers = ["to_q", "to_k", "to_v", "to_out.0"]
-    pipeline.unet.add_adapter(peft.LoraConfig(r=8, lora_alpha=2, target_modules=layers, init_lora_weights="gaussian"))
-    with torch.no_grad():
-        for name, weight in pipeline.unet.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1)
+
+def with_text_adapter(pipeline: Any) -> None:
+    """The parent has an adapter on its text encoder, trained on captions whose colours are exchanged."""
+    train_adapter(pipeline, pipeline.text_encoder, ["q_proj", "v_proj"], exchanged_scenes, alpha=8)
 
 
 def rescaled(target: Target, factor: float) -> Any:
@@ -344,23 +351,14 @@ def rescaled(target: Target, factor: float) -> Any:
 
 
 @fault(
-    "sgl-project/sglang#16935 huggingface/diffusers#6087 ostris/ai-toolkit#157", "the alpha of an adapter is ignored", before=with_adapter
+    "sgl-project/sglang#16935 huggingface/diffusers#6087 ostris/ai-toolkit#157",
+    "the alpha of an adapter is ignored",
+    before=with_adapter,
+    of=negative,
 )
 def alpha_lost(target: Target) -> Iterator[None]:
     with rescaled(target, 4.0):
         yield
-
-
-def with_text_adapter(pipeline: Any) -> None:
-    """The parent has an adapter on its text encoder."""
-    import peft
-
-    torch.manual_seed(0)
-    pipeline.text_encoder.add_adapter(peft.LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
-    with torch.no_grad():
-        for name, weight in pipeline.text_encoder.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1)
 
 
 @fault(
@@ -368,6 +366,7 @@ def with_text_adapter(pipeline: Any) -> None:
     "the adapter's keys for the text encoder are skipped without a word",
     in_code=False,
     before=with_text_adapter,
+    of=exchanged,
 )
 def adapter_keys_skipped(target: Target) -> Iterator[None]:
     with kept_weights(target.text_encoder):
@@ -377,7 +376,7 @@ def adapter_keys_skipped(target: Target) -> Iterator[None]:
         yield
 
 
-@fault("Haoming02/sd-webui-forge-classic#795", "an adapter has no effect on a compiled denoiser", before=with_adapter)
+@fault("Haoming02/sd-webui-forge-classic#795", "an adapter has no effect on a compiled denoiser", before=with_adapter, of=negative)
 def adapter_without_effect(target: Target) -> Iterator[None]:
     with rescaled(target, 0.0):
         yield

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults import DEMO, FAULTS, FLOW, Fault, copied
-from benchmarks.training import SIZE, as_flow, enlarged, trained, with_gain
+from benchmarks.training import SIZE, as_flow, enlarged, with_gain
 from pytest_diffusion.config.cache import cache_root
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import load_thresholds
@@ -36,8 +36,8 @@ from pytest_diffusion.maths.statistics import wilson_interval
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.models.load import load_pipeline
 
-PAIRS, REFERENCES = 256, 1000
-"""Pairs and references for other families, whose models are larger than the demo."""
+PAIRS = REFERENCES = 1000
+"""Most pairs and references of other families."""
 
 
 class History:
@@ -88,9 +88,7 @@ class History:
         else:
             from tests.families.models import build
 
-            pipeline = build(fault.family)
-            # PixArt takes no 64 pixels without more, and the loss needs the size of its latents.
-            pipeline = with_gain(pipeline) if fault.family == "pixart" else trained(pipeline)
+            pipeline = with_gain(build(fault.family))
             settings = Settings(model=fault.family, steps=4, guidance_scale=4.0, cache_dir=self._folder, features="pixels", device="cpu")
             settings = replace(settings, height=SIZE, width=SIZE)
             plain = load_reference("demo", height=32, width=32, limit=REFERENCES)
@@ -100,6 +98,8 @@ class History:
         if fault.before is not None:
             pipeline = copied(pipeline)
             fault.before(pipeline)
+        if fault.of is not None:
+            reference = fault.of(reference)
         prompts = load_prompts("demo")
         side = LiveSide(
             f"{fault.family} with {fault.damage.name}" if own else fault.family,

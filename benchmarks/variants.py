@@ -168,10 +168,10 @@ def train(
     for step in range(steps):
         images, captions = scenes(step)
         latents = codec.encode(images)
-        with torch.no_grad():
-            # A caption is left out now and then, as in the training of the parent: guidance needs it.
-            kept = [caption if torch.rand((), generator=generator) > 0.1 else "" for caption in captions]
-            tokens = pipeline.tokenizer(kept, padding="max_length", truncation=True, return_tensors="pt")
+        # A caption is left out now and then, as in the training of the parent: guidance needs it.
+        kept = [caption if torch.rand((), generator=generator) > 0.1 else "" for caption in captions]
+        tokens = pipeline.tokenizer(kept, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.set_grad_enabled(any(one.requires_grad for one in pipeline.text_encoder.parameters())):
             states = pipeline.text_encoder(tokens.input_ids)[0]
         times = torch.randint(len(alphas), (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)

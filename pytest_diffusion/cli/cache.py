@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.cache import CLAIMS, REFERENCES, SAMPLES, StoreWarning, cache_root
-from pytest_diffusion.config.claims import is_claimed
-from pytest_diffusion.config.remote import PIXELS, Remote, remote_of
+from pytest_diffusion.config.cache import REFERENCES, SAMPLES, StoreWarning, cache_root
+from pytest_diffusion.config.claims import CLAIMS, is_claimed
+from pytest_diffusion.config.remote import PIXELS, USED, Remote, remote_of, why
+from pytest_diffusion.config.remote_claims import EXPIRY
 from pytest_diffusion.verdicts.errors import SettingsError
 
 _DAY = 86_400
@@ -55,17 +56,26 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status. Raises SettingsError in one line for a store that fails."""
     root = cache_root(options.cache_dir)
     found = remote_of(root)
+    if found is None:
+        return _run(options, root, None)
+    try:
+        return _run(options, root, found[0])
+    except Exception as error:  # each store has its own
+        raise SettingsError(f"{found[0].url}: {type(error).__name__}: {why(error)}") from error
+
+
+def _run(options: argparse.Namespace, root: Path, remote: Remote | None) -> int:
     if options.action in ("push", "pull"):
-        return _copy(options.action, found[0] if found else None, Path(options.folder) if options.folder else root)
+        return _copy(options.action, remote, Path(options.folder) if options.folder else root)
     if options.action == "verify":
-        return _verify(root, found[0] if found else None)
-    entries = sorted(_remote_entries(found[0]) if found else _entries(root), key=lambda entry: entry.used)
+        return _verify(root, remote)
+    entries = sorted(_remote_entries(remote) if remote is not None else _entries(root), key=lambda entry: entry.used)
     if options.action == "list":
-        return _list(found[0].url if found else str(root), entries)
-    return _prune(entries, found[0] if found else None, keep_days=options.older_than, everything=options.all, dry_run=options.dry_run)
+        return _list(remote.url if remote is not None else str(root), entries)
+    return _prune(entries, remote, keep_days=options.older_than, everything=options.all, dry_run=options.dry_run)
 
 
 def _copy(action: str, remote: Remote | None, folder: Path) -> int:
@@ -110,12 +120,15 @@ def _remote_entries(remote: Remote) -> Iterator[Entry]:
         own = [name for name in sizes if name.startswith(f"{entry}/")]
         shards = sum(name.endswith(PIXELS) for name in own)
         what = f"{shards} shards" if entry.startswith(SAMPLES) else f"features by {len(own)} extractors"
-        touched = f"{entry}/manifest.json" if f"{entry}/manifest.json" in sizes else own[-1]
-        yield Entry(Path(entry), entry.split("/")[0].rstrip("s"), what, sum(sizes[name] for name in own), remote.modified(touched))
+        touched = next((name for name in (f"{entry}/{USED}", f"{entry}/manifest.json") if name in sizes), own[-1])
+        # Where a store does not say when, the entry counts as used now.
+        used = remote.modified(touched) or time.time()
+        yield Entry(Path(entry), entry.split("/")[0].rstrip("s"), what, sum(sizes[name] for name in own), used)
 
 
 def _entries(root: Path) -> Iterator[Entry]:
-    for folder in sorted(root.glob(f"{SAMPLES}/*")):
+    # With the folders of this machine before stores.
+    for folder in sorted([*root.glob(f"{SAMPLES}/*"), *root.glob(f"remote/*/{SAMPLES}/*")]):
         manifest = folder / "manifest.json"
         try:
             known = json.loads(manifest.read_text(encoding="utf-8"))
@@ -126,7 +139,7 @@ def _entries(root: Path) -> Iterator[Entry]:
         except (OSError, ValueError, KeyError, TypeError):
             what = "unreadable, or of another version"
         yield _entry(folder, "samples", what, manifest)
-    for folder in sorted(root.glob(f"{REFERENCES}/*")):
+    for folder in sorted([*root.glob(f"{REFERENCES}/*"), *root.glob(f"remote/*/{REFERENCES}/*")]):
         features = sorted(folder.glob("features-*"), key=lambda path: path.stat().st_mtime)
         yield _entry(folder, "reference", f"features by {len(features)} extractors", features[-1] if features else folder)
 
@@ -160,12 +173,17 @@ def _prune(entries: Sequence[Entry], remote: Remote | None, *, keep_days: float 
             removed += entry.size
             continue
         if remote is not None:
+            claimed = [name for name in remote.sizes(f"{entry.folder.as_posix()}/") if f"/{CLAIMS}/" in name]
+            if any(time.time() - remote.modified(name) < 2 * EXPIRY for name in claimed):
+                busy += 1
+                _say(f"skipped, in use: {entry.folder}")
+                continue
             _say(f"removing {entry.folder} ({entry.size / 1e6:.1f} MB)")
             remote.remove(entry.folder.as_posix())
             removed += entry.size
             continue
         try:
-            if is_claimed(entry.folder / CLAIMS):
+            if is_claimed(entry.folder):
                 raise Timeout(str(entry.folder))
             with FileLock(entry.folder / "store.lock", timeout=0):
                 _say(f"removing {entry.folder} ({entry.size / 1e6:.1f} MB)")

@@ -54,13 +54,17 @@ def _with_ray(given: Sequence[str], count: int, gpus: float | None) -> int:
     actors = [worker.remote(rank, count) for rank in range(count)]
     running = [actor.work.remote(list(given), os.getcwd()) for actor in actors]  # noqa: PTH109 - as text, for another machine
     codes = list[int]()
-    for one in running:
+    while running:
+        ended, running = ray.wait(running, num_returns=1)
         try:
-            codes.append(ray.get(one))
-        except ray.exceptions.RayActorError as error:
-            print(f"pytest-diffusion: a worker was lost {_RESTARTS + 1} times: {error}", file=sys.stderr)  # noqa: T201
+            codes.append(ray.get(ended[0]))
+        except ray.exceptions.RayError as error:
+            first = (str(error).strip().splitlines() or [""])[-1]
+            print(f"pytest-diffusion: a worker was lost: {type(error).__name__}: {first}", file=sys.stderr)  # noqa: T201
             codes.append(1)
-    # What a lost worker left is made by the others; all is there where one of them came to its end.
+        if codes[-1] == 0:
+            break  # a worker ends when all is there; one that still waits for a place in the cluster is not needed
+    ray.shutdown()
     return 0 if 0 in codes else max(codes)
 
 

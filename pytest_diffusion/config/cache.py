@@ -17,12 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.remote import is_url, publish, remote_folder
+from pytest_diffusion.config.published import publish
+from pytest_diffusion.config.remote import is_url, remote_folder
 
 SAMPLES, REFERENCES = "samples", "references"
 """Folders below the cache: samples by their address, features of references by the images' content."""
-CLAIMS = "claims"
-"""Folder of an entry of the cache in which processes claim what they make."""
 
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pytest_diffusion.config.remote_claims import RemoteClaims
+from pytest_diffusion.verdicts.errors import SetupError
 
+CLAIMS = "claims"
+"""Folder of an entry of the cache in which processes claim what they make."""
 LEASE = 30.0
 """Seconds after which a claim that is not renewed may be taken; all processes of a job must agree on it."""
 _SHORTEST, _LONGEST = 0.05, 5.0
@@ -59,12 +63,14 @@ def share(
     """Have every piece made, by this process or by another one that shares `folder`; returns when `unfinished` finds none.
 
     `unfinished` gives those of some pieces that are not made yet; `make` makes one. Processes begin at different pieces. Whoever
-    waits for others tells `say` for whom, every `patience` seconds. Raises what `make` raises, with its claim given back.
+    waits for others tells `say` for whom, every `patience` seconds. Raises what `make` raises, with its claim given back, and SetupError
+    where nothing can be claimed.
     """
     from filelock import SoftFileLease
 
-    folder.mkdir(parents=True, exist_ok=True)
-    elsewhere = RemoteClaims(folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    elsewhere, empty = RemoteClaims(folder), Empty()
     own = place()
     first = own.rank * len(pieces) // own.world
     waiting = unfinished([*pieces[first:], *pieces[:first]])
@@ -75,7 +81,11 @@ def share(
     while waiting:
         held = list[range]()
         for piece in waiting:
-            if not _claimed(leases[piece]):
+            if not unfinished([piece]):
+                continue
+            with _writing(folder):
+                is_here = _claimed(leases[piece], empty)
+            if not is_here:
                 held.append(piece)
                 continue
             try:
@@ -103,23 +113,56 @@ def share(
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a living process holds a claim in the folder; claims of the dead are removed."""
-    from filelock import SoftFileLease
-
-    for path in folder.glob("*.lock"):
-        lease = SoftFileLease(path, lease_duration=LEASE)
-        if not _claimed(lease):
-            return True
-        lease.release()
+    """Whether anybody holds a claim in the folder or below it, renewed in the last minutes."""
+    for path in folder.rglob(f"{CLAIMS}/*.lock"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < 4 * LEASE:
+                return True
     return False
 
 
-def _claimed(lease: object) -> bool:
+class Empty:
+    """Claims without a word in them: their process lost its machine between making and writing the file. No lease takes them over."""
+
+    def __init__(self) -> None:
+        self._since: dict[Path, float] = {}
+
+    def is_removed(self, path: Path) -> bool:
+        """Whether an empty claim was there for `LEASE` seconds of watching, and is gone now."""
+        try:
+            is_empty = path.stat().st_size == 0
+        except OSError:
+            is_empty = False
+        if not is_empty:
+            self._since.pop(path, None)
+            return False
+        if time.monotonic() - self._since.setdefault(path, time.monotonic()) < LEASE:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"Nothing can be claimed in {folder}: {error}. Free disk space, or choose another folder with --diffusion-cache-dir; "
+            "what is there is kept."
+        ) from error
+
+
+def _claimed(lease: object, empty: Empty) -> bool:
     from filelock import SoftFileLease, Timeout
 
     assert isinstance(lease, SoftFileLease)
-    try:
-        lease.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
+    for _ in range(2):
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            if not empty.is_removed(Path(lease.lock_file)):
+                return False
+        else:
+            return True
+    return False

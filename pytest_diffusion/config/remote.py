@@ -10,8 +10,7 @@ import inspect
 import re
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,15 +23,25 @@ _ATTEMPTS, _PAUSE, _REST = 3, 0.5, 60.0
 for which nothing is asked after the last."""
 _REMOTES: dict[Path, Remote] = {}
 """Remotes by the folder before them."""
-_SECRET = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|sig|token|credential|secret|key|password)[\w-]*)=[^&\s'\"]+")
+_SECRET = re.compile(
+    r"""(?ix)([\w-]*(?:signature|sig|token|credential|secret|password|(?:access|account|api|shared)[_-]?key)[\w-]*)
+    (['"]?\s*[=:]\s*['"]?)[^&\s'",;]+"""
+)
+_USER = re.compile(r"//[^/\s@]*:[^@\s]*@")
 LOCAL_ONLY = (".lock", ".part", ".npy")
 """Ends of names of files that make sense on one machine alone; the pixels of images.npy are published shard by shard."""
+USED = "used"
+"""Object of an entry that is written anew whenever the entry is used."""
 PIXELS = ".pixels"
 """End of the name of what stands for the pixels of a shard."""
 
 
 class RemoteWarning(UserWarning):
     """Something was not published; it is kept on this machine."""
+
+
+class NoAnswer(Exception):  # noqa: N818 - the store's silence, not an error of ours
+    """A store did not answer; whether it holds something is not known."""
 
 
 class Remote:
@@ -102,6 +111,22 @@ class Remote:
             raise
         return True
 
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+
+        def found() -> bool:
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._path(name)))
+
+        return self._tried(found)
+
+    def remove_one(self, name: str) -> None:
+        """Remove one object, if there is one."""
+        try:
+            self._tried(lambda: self._fs.rm_file(self._path(name)))
+        except FileNotFoundError:
+            pass
+
     def remove(self, name: str) -> None:
         """Remove an object or all below a name, if there are any."""
         try:
@@ -151,7 +176,11 @@ def is_url(text: str) -> bool:
 
 def checked_url(text: str) -> str:
     """A cache folder or URL as it was given. Raises ValueError for a URL that carries credentials, which would get into reports."""
-    if is_url(text) and (re.search(r"://[^/]*@", text) or "?" in text):
+    protocol, mark, rest = text.partition("://")
+    host = rest.partition("/")[0]
+    # Azure names a container before the @.
+    has_user = "@" in host and protocol not in ("abfs", "abfss")
+    if mark and (has_user or re.search(r":[^@]*@", rest) or "?" in rest):
         raise ValueError("it carries credentials or parameters; give them by the environment or by fsspec's configuration")
     return text
 
@@ -159,6 +188,10 @@ def checked_url(text: str) -> str:
 def remote_folder(url: str, root: Path) -> Path:
     """The folder of this machine before a store, which is looked at once."""
     if root not in _REMOTES:
+        try:
+            checked_url(url)
+        except ValueError as error:
+            raise SettingsError(f"the URL of the cache cannot be used: {error}.") from None
         protocol = url.partition("://")[0]
         import fsspec
 
@@ -178,65 +211,10 @@ def remote_of(path: Path) -> tuple[Remote, str] | None:
     return None
 
 
-def publish(path: Path) -> None:
-    """Copy a file that was just written to the store behind its folder. A failure is a warning: the file is kept, and can be pushed."""
-    if remote_of(path) is not None and not path.name.endswith(LOCAL_ONLY):
-        publish_bytes(path, path.read_bytes())
-
-
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Publish what stands for a file, under its name."""
-    if (found := remote_of(path)) is None:
-        return
-    remote, name = found
-    try:
-        remote.put(name, data)
-    except Exception as error:  # each store has its own
-        warnings.warn(
-            f"{name} was not published to {remote.url} ({type(error).__name__}: {why(error)}). It is kept in {remote.root}; "
-            f"`pytest-diffusion cache push --cache-dir={remote.url}` publishes it.",
-            RemoteWarning,
-            stacklevel=3,
-        )
-
-
-def fetched(path: Path) -> bytes | None:
-    """The bytes of what stands for a file in the store behind its folder; None where there is none, or no store, or no answer."""
-    if (found := remote_of(path)) is None:
-        return None
-    remote, name = found
-    try:
-        return remote.get(name)
-    except Exception as error:  # each store has its own
-        warnings.warn(f"{name} was not read from {remote.url}: {type(error).__name__}: {why(error)}.", RemoteWarning, stacklevel=3)
-        return None
-
-
-def published_names(folder: Path) -> set[str]:
-    """Names of the files of a folder that are in the store behind it; empty where there is no store, or no answer."""
-    if (found := remote_of(folder)) is None:
-        return set()
-    remote, name = found
-    try:
-        return {Path(one).name for one in remote.sizes(f"{name}/")}
-    except Exception as error:  # each store has its own
-        warnings.warn(f"{remote.url} was not listed: {type(error).__name__}: {why(error)}.", RemoteWarning, stacklevel=3)
-        return set()
-
-
-def unpublish(path: Path) -> None:
-    """Remove what stands for a file or folder in the store behind it."""
-    if (found := remote_of(path)) is not None:
-        try:
-            found[0].remove(found[1])
-        except Exception as error:  # each store has its own
-            warnings.warn(f"{found[1]} was not removed from {found[0].url}: {why(error)}.", RemoteWarning, stacklevel=3)
-
-
 def why(error: BaseException) -> str:
     """The first line of an error, without anything that looks like a credential."""
     line = (str(error).splitlines() or [""])[0]
-    return _SECRET.sub(r"\1=...", line).rstrip(".")
+    return _USER.sub("//...@", _SECRET.sub(r"\1\2***", line)).rstrip(".")
 
 
 @cache
@@ -250,10 +228,3 @@ def _file_system(url: str) -> tuple[Any, str]:
 def _below(path: str, base: str) -> str:
     """A path as the file system names it, relative to the base; some put a slash before it, and some a protocol."""
     return path.partition(base.lstrip("/"))[2] if base.lstrip("/") else path.lstrip("/")
-
-
-def present(paths: Iterable[Path]) -> set[Path]:
-    """Those of some files that are here or in the store behind their folder."""
-    wanted = list(paths)
-    elsewhere = {folder: published_names(folder) for folder in {path.parent for path in wanted if not path.is_file()}}
-    return {path for path in wanted if path.is_file() or path.name in elsewhere.get(path.parent, ())}

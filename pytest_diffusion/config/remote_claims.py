@@ -53,7 +53,7 @@ class RemoteClaims:
         finally:
             ended.set()
             renewal.join()
-            _quietly(remote.remove, name)
+            _quietly(remote.remove_one, name)
 
     def _take_over(self, remote: Remote, name: str) -> bool:
         """Take a claim that has not changed for `EXPIRY` seconds."""

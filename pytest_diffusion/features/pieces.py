@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pytest_diffusion.config.cache import CLAIMS
-from pytest_diffusion.config.claims import share
+from pytest_diffusion.config.claims import CLAIMS, share
 from pytest_diffusion.config.progress import stage
-from pytest_diffusion.config.remote import present, unpublish
+from pytest_diffusion.config.published import present, unpublish
 from pytest_diffusion.features.sealed import read_sealed, write_sealed
+from pytest_diffusion.verdicts.errors import SetupError
 
 PIECE = 512
 """Images in a piece."""
@@ -36,16 +37,19 @@ class Pieces:
         self.path, self._make, self._about, self._name, self._size = path, make, about, name, size
         self._folder = path.with_suffix("")
         self._ours: dict[range, Rows] = {}
+        self._seen: tuple[tuple[int, int, int], tuple[Rows, int]] | None = None
 
     def keep(self, piece: range) -> None:
-        """Compute and write one piece, of images that this process has just made."""
-        (self._folder / CLAIMS).mkdir(parents=True, exist_ok=True)
-        self._compute(piece)
+        """Compute and write one piece, of images that this process has just made; what cannot be written is computed later."""
+        with suppress(OSError):
+            (self._folder / CLAIMS).mkdir(parents=True, exist_ok=True)
+            self._compute(piece)
 
     def rows(self, count: int, *, say: Callable[[str], object]) -> Rows:
         """The rows of images 0 to `count`, or of more: those that are missing are computed and kept."""
         known, have = self._merged(count)
         if have >= count:
+            self._discard_pieces()
             return known
         grid = range(have - have % self._size, count, self._size)
         pieces = [range(max(first, have), min(first + self._size, count)) for first in grid]
@@ -60,16 +64,22 @@ class Pieces:
 
             try:
                 share(pieces, self._folder / CLAIMS, unfinished=unfinished, make=make, say=say)
-            except OSError:  # a cache that is full or may not be written does not stop the run
+            except (OSError, SetupError) as error:  # a cache that is full or may not be written does not stop the run
+                if isinstance(error, SetupError) and not isinstance(error.__cause__, OSError):
+                    raise
                 for piece in unfinished(pieces):
                     make(piece)
         found = self._joined(known, have, pieces, count)
         if not self._is_whole(count):
             write_sealed(self.path, found, self._about(range(count)))
         if self._is_whole(count):
+            self._discard_pieces()
+        return found
+
+    def _discard_pieces(self) -> None:
+        if self._folder.is_dir():
             shutil.rmtree(self._folder, ignore_errors=True)
             unpublish(self._folder)
-        return found
 
     def _compute(self, piece: range) -> None:
         self._ours[piece] = self._make(piece)
@@ -86,7 +96,7 @@ class Pieces:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _unfinished(self, pieces: Sequence[range], count: int) -> list[range]:
-        if not (self._folder / CLAIMS).is_dir() and self._is_whole(count):
+        if self._is_whole(count):
             return []  # another process has joined the pieces and removed them
         there = present(self._file(piece) for piece in pieces if piece not in self._ours)
         return [piece for piece in pieces if piece not in self._ours and self._file(piece) not in there]
@@ -103,7 +113,20 @@ class Pieces:
         return bool(present([self.path])) and self._merged(count)[1] >= count
 
     def _merged(self, count: int) -> tuple[Rows, int]:
-        """What the whole file holds of the first `count` images or more, and how many rows."""
+        """What the whole file holds of the first `count` images or more, and how many rows; looked at again when the file changes."""
+        try:
+            status = self.path.stat()
+            state = (status.st_mtime_ns, status.st_size, count)
+        except OSError:
+            state = None
+        if state is None or self._seen is None or self._seen[0] != state:
+            found = self._read(count)
+            if state is None:
+                return found
+            self._seen = state, found
+        return self._seen[1]
+
+    def _read(self, count: int) -> tuple[Rows, int]:
         kept = read_sealed(self.path, self._name)
         if kept is None or not kept.tensors:
             return {}, 0

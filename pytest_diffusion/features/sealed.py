@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pytest_diffusion.config.cache import StoreWarning, checksum_of, written_whole
-from pytest_diffusion.config.remote import fetched
+from pytest_diffusion.config.published import fetched
+from pytest_diffusion.config.remote import NoAnswer
 
 _KEY = "pytest-diffusion"
 
@@ -67,12 +68,13 @@ def read_sealed(path: Path, what: str) -> Sealed | None:
 
 def _fetch(path: Path) -> bool:
     """Copy a file from the store behind its folder; whether there was one."""
-    data = fetched(path)
-    if data is not None:
-        with suppress(OSError):
+    with suppress(OSError, NoAnswer):
+        if (data := fetched(path)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    return data is not None and path.exists()
+            # Another process may have the file in its memory.
+            with written_whole(path, publishes=False) as part:
+                part.write_bytes(data)
+    return path.exists()
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Iterator[Any]:

@@ -89,11 +89,6 @@ class DenoiserCall:
 
     def output(self, noised: torch.Tensor) -> torch.Tensor:
         """The denoiser's output for `noised` latents and the prompts, float32 (N, C, h, w), on the CPU."""
-        with torch.no_grad():
-            return self.evaluated(noised).cpu()
-
-    def evaluated(self, noised: torch.Tensor) -> torch.Tensor:
-        """`output` on the denoiser's device, through which gradients flow where they are enabled."""
         args, kwargs = self.arguments
         name = _latents_name(kwargs)
         own = _latents_of(self.arguments)
@@ -105,10 +100,11 @@ class DenoiserCall:
             )
         batch = batch.repeat(len(own) // count, *[1] * (batch.ndim - 1)).to(own)
         given = (args, {**kwargs, name: batch}) if name else ((batch, *args[1:]), kwargs)
-        result = _network(self.pipeline)(*given[0], **given[1])
+        with torch.no_grad():
+            result = _network(self.pipeline)(*given[0], **given[1])
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result.sample
         _, place = self.groups
-        rows = output[place * count : (place + 1) * count].float()
+        rows = output[place * count : (place + 1) * count].float().cpu()
         if rows.ndim == 3:
             height, width = (side * self.pipeline.vae_scale_factor for side in noised.shape[-2:])
             rows = self.pipeline._unpack_latents(rows, height, width, self.pipeline.vae_scale_factor)

@@ -70,6 +70,7 @@ class Generation:
 
 def _works(config: pytest.Config, prompts: list[str]) -> Iterator[Work]:
     """The models of the run, loaded one after another, each with what its samples are needed for."""
+    from pytest_diffusion.config.cache import cache_root
     from pytest_diffusion.config.settings import baseline_kind
     from pytest_diffusion.config.sources import model_source
     from pytest_diffusion.features.clip import load_clip
@@ -78,6 +79,7 @@ def _works(config: pytest.Config, prompts: list[str]) -> Iterator[Work]:
     from pytest_diffusion.gate.stages import Material, scorers_of, wants_features
     from pytest_diffusion.models.capabilities import device_of, is_text_conditioned
     from pytest_diffusion.models.load import load_pipeline
+    from pytest_diffusion.samples.cost import hold_to_budget
     from pytest_diffusion.samples.room import require_room, require_steps
     from pytest_diffusion.verdicts.errors import SettingsError
 
@@ -88,15 +90,20 @@ def _works(config: pytest.Config, prompts: list[str]) -> Iterator[Work]:
     sides = [settings]
     if "paired" in lenses and settings.baseline is not None and baseline_kind(settings.baseline) == "model":
         sides.append(replace(settings, model=settings.baseline, lora=None))
-    for place, side in enumerate(sides):
+    for side in sides:
         if side.model is not None and model_source(side.model).runs_own_code(side.model):
             raise SettingsError(f"{side.model} is code of your own, whose samples are not kept from one run to the next.")
+    if ":" in (settings.scheduler or ""):
+        raise SettingsError(f"--diffusion-scheduler={settings.scheduler} is code of your own: samples made with it are not kept.")
+    cache_root(settings.cache_dir)  # a store that cannot be used is told before anything is loaded
+    for place, side in enumerate(sides):
         pipeline = load_pipeline(side)
         count = (settings.max_samples or thresholds.margins.pairs) if "paired" in lenses and settings.baseline is not None else 0
         count = max(count, settings.num_samples if "metrics" in lenses and not place else 0)
         if not count:
             continue
         counted = replace(side, num_samples=count)
+        hold_to_budget([(pipeline, counted)], prompts, {})
         require_steps(pipeline, counted)
         require_room(pipeline, counted)
         device, texts = str(device_of(pipeline)), prompts if is_text_conditioned(pipeline) else None
@@ -105,7 +112,9 @@ def _works(config: pytest.Config, prompts: list[str]) -> Iterator[Work]:
         scorers = scorers_of(pipeline, texts, counted, Material(clip=clip), {}) if "paired" in lenses else []
         if "metrics" in lenses and clip is not None and not place and hasattr(clip, "identity"):
             extractors.append(clip_extractor(clip))
-        yield Work(pipeline, counted, extractors, scorers)
+        # What says not which one it is, is not kept, and would be computed for nothing.
+        kept = [extractor for extractor in extractors if not extractor.is_own_code]
+        yield Work(pipeline, counted, kept, [scorer for scorer in scorers if scorer.weights])
 
 
 def _keeper(work: Work) -> Callable[[Path, range, Any, list[str] | None], None]:
@@ -120,11 +129,9 @@ def _keeper(work: Work) -> Callable[[Path, range, Any, list[str] | None], None]:
     def keep(folder: Path, indices: range, pixels: Any, texts: list[str] | None) -> None:
         images, first = torch.from_numpy(pixels), indices.start
         for extractor in work.extractors:
-            if not extractor.is_own_code:
-                feature_pieces(folder, extractor, images, first=first, size=size).keep(indices)
+            feature_pieces(folder, extractor, images, first=first, size=size).keep(indices)
         for scorer in work.scorers:
-            if scorer.weights:
-                score_pieces(folder, scorer, images, texts, first=first, size=size).keep(indices)
+            score_pieces(folder, scorer, images, texts, first=first, size=size).keep(indices)
 
     return keep
 

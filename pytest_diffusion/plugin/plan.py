@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,11 +37,15 @@ def show_plan(session: pytest.Session) -> None:
 
     if not is_given(session.config, "model"):
         raise pytest.UsageError("--diffusion-plan needs --diffusion-model: nothing else has a cost that can be told before.")
+    if session.config.getoption("dist", "no") != "no" or getattr(session.config.option, "tx", None):
+        raise pytest.UsageError("--diffusion-plan runs in one process: leave -n out, or say -n0.")
     try:
         with readable_errors():
             lines = _lines(session)
-    except pytest.fail.Exception as error:
+    except (pytest.fail.Exception, pytest.skip.Exception) as error:
         raise pytest.UsageError(str(error)) from None
+    except Exception as error:  # the model's own, of a call that the run would make too
+        raise pytest.UsageError(f"--diffusion-plan: the model cannot draw: {type(error).__name__}: {error}") from error
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     for line in ["", "plan of this run; nothing was judged:", *lines]:
         if reporter is not None:
@@ -54,10 +58,13 @@ def _lines(session: pytest.Session) -> list[str]:
     from pytest_diffusion.models.capabilities import uses_guidance
     from pytest_diffusion.models.load import load_pipeline
     from pytest_diffusion.samples.cost import probe
+    from pytest_diffusion.samples.room import require_room, require_steps
 
     settings, thresholds = active_settings(session.config)
     pipeline = load_pipeline(settings)
     prompts = prompts_of(settings.prompts, settings.reference)
+    require_steps(pipeline, settings)
+    require_room(pipeline, settings)
     timing = probe(pipeline, prompts, settings)
     factor = settings.steps * (2 if uses_guidance(pipeline) and (settings.guidance_scale or 2.0) > 1 else 1)
     lines, total, disk = [f"  {'load':<20}{_source(settings)}"], 0.0, 0
@@ -88,18 +95,18 @@ def _stages(settings: Settings, thresholds: Any, pipeline: Any, prompts: Sequenc
     from pytest_diffusion.samples.trials import COUNT
 
     count, pairs = settings.num_samples, settings.max_samples or thresholds.margins.pairs
-    held = _held(settings, pipeline, prompts)
+    held, own = _held(settings, pipeline, prompts), _held(replace(settings, num_samples=pairs), pipeline, prompts)
     attention = min(settings.times_effort(ATTENTION_PROMPTS), count)
     reference = f"{thresholds.margins.references} references at 5 noise levels, both models. "
     return [
-        Stage("generate", "diffusion_samples", count, min(held, count)),
+        Stage("generate", "diffusion_samples", count, held),
         Stage("features", "diffusion_features", note=f"{count} images through {settings.features}. "),
         Stage("CLIP", "diffusion_sample_embeds", note=f"{count} images through {settings.clip_model}. "),
         Stage("attention", "diffusion_attention", attention),
         Stage("controlled runs", "diffusion_trials", 6 * COUNT),
         Stage("semantic direction", "diffusion_direction", 2 * settings.times_effort(SEEDS)),
         Stage("denoising loss", "diffusion_denoising", note=f"at most {reference}"),
-        Stage("pairs", "diffusion_pairs", 2 * pairs, min(held, pairs), "at most; it stops when all is decided, "),
+        Stage("pairs", "diffusion_pairs", 2 * pairs, own, "at most; it stops when all is decided, "),
     ]
 
 

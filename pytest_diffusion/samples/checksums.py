@@ -36,6 +36,10 @@ class Checksums:
         with self._lock:
             record = self._left.get(first)
             if record is not None:
-                if not self._holds(record):
+                try:
+                    holds = self._holds(record)
+                except OSError:  # the store was removed, or may not be written
+                    holds = False
+                if not holds:
                     self._damaged.append(indices_of(record))
                 del self._left[first]

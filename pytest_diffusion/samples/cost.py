@@ -30,28 +30,37 @@ def probe(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> T
     return Timing(spent / size, *image_size(pipeline, settings), f"measured over {size} images", _most_memory(device))
 
 
-def hold_to_budget(pipeline: Any, prompts: Sequence[str] | None, settings: Settings, needs: dict[str, int]) -> None:
-    """Hold the samples that are not in the store against `--diffusion-budget`. Raises SetupError where they take longer."""
-    if settings.budget is None:
-        return
-    missing = settings.num_samples - min(samples_in_store(pipeline, prompts, settings), settings.num_samples)
-    if missing:
-        require_budget(settings, missing, known_timing(settings) or probe(pipeline, prompts, settings), needs)
+def hold_to_budget(sides: Sequence[tuple[Any, Settings]], prompts: Sequence[str] | None, needs: dict[str, int]) -> None:
+    """Hold the samples that are not in the store, of each pipeline under its settings, against `--diffusion-budget`.
+
+    Raises SetupError where they take longer.
+    """
+    missing, worst = 0, None
+    for pipeline, settings in sides:
+        if settings.budget is None:
+            return
+        lacking = settings.num_samples - samples_in_store(pipeline, prompts, settings)
+        if lacking:
+            timing = known_timing(settings) or probe(pipeline, prompts, settings)
+            missing, worst = missing + lacking, timing if worst is None or timing.seconds > worst.seconds else worst
+    if worst is not None:
+        require_budget(sides[0][1], missing, worst, needs, sides=len(sides))
 
 
-def require_budget(settings: Settings, missing: int, timing: Timing, needs: dict[str, int]) -> None:
+def require_budget(settings: Settings, missing: int, timing: Timing, needs: dict[str, int], *, sides: int = 1) -> None:
     """Raise SetupError where the missing images take longer than `--diffusion-budget`, with the number that fits and what it decides.
 
-    `needs` gives the samples that the figure of each check needs at least.
+    `needs` gives the samples that the figure of each check needs at least; `sides` is 2 for the pairs of a comparison.
     """
     if settings.budget is None or missing * timing.seconds <= settings.budget:
         return
-    fits = int(settings.budget / timing.seconds) + settings.num_samples - missing
+    fits = max(0, (int(settings.budget / timing.seconds) + sides * settings.num_samples - missing) // sides)
     lacking = sorted(name for name, least in needs.items() if fits < least <= settings.num_samples)
     decides = f", and would leave {', '.join(lacking)} undecided, which need more" if lacking else ", and is enough for every check"
+    option = "--diffusion-num-samples" if sides == 1 else "--diffusion-max-samples"
     raise SetupError(
         f"--diffusion-budget is {duration(settings.budget)}, and {missing} images take about {duration(missing * timing.seconds)} "
-        f"({timing.seconds:.3g} s each, {timing.source}). --diffusion-num-samples={fits} fits{decides}."
+        f"({timing.seconds:.3g} s each, {timing.source}). {option}={fits} fits{decides}."
     )
 
 

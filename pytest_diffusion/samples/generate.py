@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.cache import StoreWarning, cache_root, checksum
-from pytest_diffusion.config.claims import share
+from pytest_diffusion.config.claims import place, share
 from pytest_diffusion.config.progress import stage
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.versions import package_versions
@@ -31,7 +31,7 @@ from pytest_diffusion.models.capabilities import device_of, dtype_of, image_size
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
 from pytest_diffusion.samples.room import require_disk
 from pytest_diffusion.samples.seeds import seeds_of
-from pytest_diffusion.samples.store import Samples, SampleStore
+from pytest_diffusion.samples.store import Samples, SampleStore, held_below
 from pytest_diffusion.samples.timings import remember_timing
 from pytest_diffusion.verdicts.errors import SetupError
 
@@ -124,9 +124,9 @@ def generate_samples(
 
 
 def samples_in_store(pipeline: Any, prompts: Sequence[str] | None, settings: Settings) -> int:
-    """How many samples of these settings are in the store, by their records."""
+    """How many of the samples of these settings are in the store, by their records; nothing is made."""
     chosen = prompts if prompts and is_text_conditioned(pipeline) else None
-    return SampleStore(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings)).held_samples()
+    return held_below(cache_root(settings.cache_dir), sample_identity(pipeline, chosen, settings), settings.num_samples)
 
 
 def shard_size_of(settings: Settings, pipeline: Any) -> int:
@@ -161,14 +161,15 @@ class _Drawing:
             lacking = {part.start // shard_size for part in self.store.unrecorded(some)}
             return [piece for piece in some if piece.start // shard_size in lacking]
 
-        with stage("generate", left) as advance:
+        # The others do theirs; a process that is faster than they are passes its share.
+        with stage("generate", -(-left // place().world)) as advance:
 
             def make(piece: range) -> None:
                 for part in self.store.unrecorded([piece]):
                     self._draw(part)
                     advance(len(part))
                 if before < self.drawn <= before + shard_size:
-                    _say_how_long(time.monotonic() - begun, self.drawn - before, left, self.say)
+                    _say_how_long(time.monotonic() - begun, self.drawn - before, left // place().world, self.say)
 
             share(pieces, self.store.claims, unfinished=unfinished, make=make, say=self.say, patience=_PATIENCE)
         if self.drawn > before:

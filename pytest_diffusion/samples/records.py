@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_diffusion.config.cache import StoreWarning, checksum, parsed_json, read_json, remove_unless, write_text, written_whole
-from pytest_diffusion.config.remote import fetched, published_names, unpublish
+from pytest_diffusion.config.cache import StoreWarning, checksum, parsed_json, read_json, remove_unless, written_whole
+from pytest_diffusion.config.published import fetched, is_published, published_names, unpublish
 from pytest_diffusion.samples.ranges import gaps, within
 
 _NAME = re.compile(r"(\d{7,})-(\d{7,})\.json")
@@ -42,19 +42,30 @@ class Records:
                 self.drop(range(int(name[1]), int(name[2])))
         return found
 
-    def unrecorded(self, wanted: Sequence[range]) -> list[range]:
-        """The parts of ranges for which there is no record, by the names of the files alone."""
+    def unrecorded(self, wanted: Sequence[range], *, lists: bool = False) -> list[range]:
+        """The parts of ranges for which there is no record, by the names of the files alone.
+
+        A single range is taken for one shard, and a store behind the folder asked for it alone, unless `lists` says otherwise.
+        """
         if not wanted or (len(wanted) == 1 and self._path(wanted[0]).is_file()):
             return []
-        present = list(_ranges({path.name for path in self.folder.iterdir()} | self._published()))
+        names = set(os.listdir(self.folder)) if self.folder.is_dir() else set()  # noqa: PTH208 - there may be thousands
+        if len(wanted) == 1 and wanted[0].stop < 10**7 and not lists:
+            first, end = (f"{at:07d}-" for at in (wanted[0].start, wanted[0].stop))
+            names = {name for name in names if first <= name < end}  # a shard lies in one cell of the grid
+            own = self._path(wanted[0])
+            names |= {own.name} if own.name not in self._refused and is_published(own) else set()
+        else:
+            names |= self._published()
+        present = list(_ranges(names))
         stop = max(one.stop for one in wanted)
         missing = gaps(present, range(stop), stop)
         return [part for one in wanted for part in within(missing, one)]
 
-    def write(self, indices: range, record: Record) -> None:
+    def write(self, indices: range, record: Record, *, publishes: bool = True) -> None:
         """Write the record of a shard: from now on its pixels count as complete."""
         whole = {"first": indices.start, "stop": indices.stop, "store": self._store, **record}
-        write_text(self._path(indices), _sealed(whole))
+        self._write(indices, whole, publishes=publishes)
 
     def elsewhere(self, count: int) -> list[range]:
         """Shards below `count` whose records are in the store behind the folder, and not here."""
@@ -77,6 +88,10 @@ class Records:
             return None
         return record if (record["first"], record["stop"]) == (int(ends[1]), int(ends[2])) else None
 
+    def overlook(self, shards: Iterable[range]) -> None:
+        """Take shards of the store behind the folder for missing, since it did not answer."""
+        self._refused |= {self._path(indices).name for indices in shards}
+
     def refuse(self, indices: range) -> None:
         """Take a shard of the store behind the folder, which is damaged, for missing, and remove its record there."""
         self._refused.add(self._path(indices).name)
@@ -84,8 +99,7 @@ class Records:
 
     def keep(self, indices: range, record: Record) -> None:
         """Keep a fetched record here: from now on its pixels count as complete."""
-        with written_whole(self._path(indices), publishes=False) as part:
-            part.write_text(_sealed(record), encoding="utf-8")
+        self._write(indices, record, publishes=False)
 
     def drop(self, indices: range) -> None:
         """Delete the record of a damaged shard with a warning."""
@@ -93,6 +107,10 @@ class Records:
             self._path(indices).unlink(missing_ok=True)
         text = f"Samples {indices.start} to {indices.stop - 1} in {self.folder.parent} are damaged and are generated again."
         warnings.warn(text, StoreWarning, stacklevel=3)
+
+    def _write(self, indices: range, record: Record, *, publishes: bool) -> None:
+        with written_whole(self._path(indices), publishes=publishes) as part:
+            part.write_text(_sealed(record), encoding="utf-8")
 
     def _published(self) -> set[str]:
         return published_names(self.folder) - self._refused

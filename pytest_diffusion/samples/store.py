@@ -28,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_diffusion.config.cache import (
-    CLAIMS,
     SAMPLES,
     StoreWarning,
     checksum,
@@ -38,8 +37,10 @@ from pytest_diffusion.config.cache import (
     remove_unless,
     write_text,
 )
+from pytest_diffusion.config.claims import CLAIMS
 from pytest_diffusion.config.progress import stage
-from pytest_diffusion.config.remote import PIXELS, fetched, publish_bytes
+from pytest_diffusion.config.published import fetched, mark_published, publish_bytes
+from pytest_diffusion.config.remote import PIXELS, NoAnswer, remote_of
 from pytest_diffusion.samples.array_file import ArrayFile
 from pytest_diffusion.samples.checksums import Checksums
 from pytest_diffusion.samples.ranges import gaps
@@ -91,9 +92,8 @@ class SampleStore:
     """One content-addressed folder of samples. Raises SetupError where the folder cannot be written or is full."""
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
-        text = json.dumps({**identity, "format": FORMAT}, sort_keys=True)
         self.root = root
-        self.folder = root / SAMPLES / checksum(text, size=10)
+        self.folder = store_folder(root, identity)
         self.identity = identity
         self._records = Records(self.folder / "shards", self.folder.name)
         self._file = ArrayFile(self.folder / "images.npy")
@@ -139,8 +139,9 @@ class SampleStore:
             self._records.folder.mkdir(parents=True, exist_ok=True)  # the cache may have been removed meanwhile
             self._reserve(max(count, indices.stop), about["shape"])
             self._file.write(indices.start, pixels)
-            publish_bytes(self._pixels(indices), pixels.tobytes())
-            self._records.write(indices, about)
+            # Without its pixels a record in the store behind the folder would be a lie.
+            is_there = publish_bytes(self._pixels(indices), pixels.tobytes())
+            self._records.write(indices, about, publishes=is_there)
 
     def read(self, count: int, prompts: list[str] | None, seeds: list[int], generated: int, *, shard: int) -> Samples:
         """The first `count` samples, of which `missing` has found none; the images are memory-mapped copy-on-write.
@@ -159,6 +160,7 @@ class SampleStore:
         if len(images) < count or known < count:
             raise SetupError(f"{self.folder} lost samples while they were used: was the cache removed? Run again.")
         mark_used(self.folder / "manifest.json")
+        mark_published(self.folder)
         later = Checksums([record for record in records if record["first"] < count], self._holds) if _is_large(records) else None
         return Samples(images, prompts, seeds, finite, self.folder, generated, shard, later)
 
@@ -171,23 +173,36 @@ class SampleStore:
             discard_leftovers(folder)
 
     def _fetch(self, count: int) -> None:
-        """Copy shards from the store behind the folder, each only where its pixels match its record."""
-        with self._writing():
+        """Copy shards from the store behind the folder, each only where its pixels match its record; one process of a machine does it.
+
+        Where the store does not answer, what it holds is missing to this process.
+        """
+        if remote_of(self.folder) is None or not self.is_writable():
+            return
+        from filelock import FileLock
+
+        with self._writing(), FileLock(self.folder / "fetch.lock"):
             shards = self._records.elsewhere(count)
-        with stage("fetch", sum(map(len, shards))) as advance:
-            for indices in shards:
-                record, data = self._records.fetch(indices), fetched(self._pixels(indices))
-                if record is None or data is None or checksum(data) != record["checksum"]:
-                    what = f"Samples {indices.start} to {indices.stop - 1} of {self.folder.name} in the remote cache are damaged"
-                    warnings.warn(f"{what} and are generated again.", StoreWarning, stacklevel=3)
-                    self._records.refuse(indices)
-                    continue
-                with self._writing():
-                    self._reserve(max(count, indices.stop), record["shape"])
-                    pixels = np.frombuffer(data, dtype=np.uint8).reshape(len(indices), *record["shape"])
-                    self._file.write(indices.start, pixels)
-                    self._records.keep(indices, record)
-                advance(len(indices))
+            with stage("fetch", sum(map(len, shards))) as advance:
+                for place, indices in enumerate(shards):
+                    try:
+                        self._fetch_shard(indices, count)
+                    except NoAnswer:
+                        self._records.overlook(shards[place:])
+                        return
+                    advance(len(indices))
+
+    def _fetch_shard(self, indices: range, count: int) -> None:
+        record = self._records.fetch(indices)
+        data = fetched(self._pixels(indices)) if record is not None else None
+        if record is None or data is None or checksum(data) != record["checksum"]:
+            what = f"Samples {indices.start} to {indices.stop - 1} of {self.folder.name} in the remote cache are damaged"
+            warnings.warn(f"{what} and are generated again.", StoreWarning, stacklevel=3)
+            self._records.refuse(indices)
+            return
+        self._reserve(max(count, indices.stop), record["shape"])
+        self._file.write(indices.start, np.frombuffer(data, dtype=np.uint8).reshape(len(indices), *record["shape"]))
+        self._records.keep(indices, record)
 
     def _pixels(self, indices: range) -> Path:
         """What stands for the pixels of a shard in the store behind the folder."""
@@ -237,6 +252,17 @@ class SampleStore:
                 "Existing samples are kept. Free disk space, or choose another folder with --diffusion-cache-dir; "
                 "the next run continues from them."
             ) from error
+
+
+def store_folder(root: Path, identity: dict[str, Any]) -> Path:
+    """The folder of the store of samples that an identity describes; nothing is made."""
+    return root / SAMPLES / checksum(json.dumps({**identity, "format": FORMAT}, sort_keys=True), size=10)
+
+
+def held_below(root: Path, identity: dict[str, Any], count: int) -> int:
+    """How many of the first `count` samples have a record, here or in the store behind the folder; nothing is made."""
+    folder = store_folder(root, identity)
+    return count - sum(map(len, Records(folder / "shards", folder.name).unrecorded([range(count)], lists=True)))
 
 
 def _is_large(records: Sequence[Record]) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pytest_diffusion.config.cache import CLAIMS, REFERENCES, SAMPLES, StoreWarning, checksum, checksum_of, parsed_json
+from pytest_diffusion.config.cache import REFERENCES, SAMPLES, StoreWarning, checksum, checksum_of, parsed_json, written_whole
+from pytest_diffusion.config.claims import CLAIMS
 from pytest_diffusion.config.remote import LOCAL_ONLY, PIXELS, Remote
 from pytest_diffusion.features.sealed import read_sealed
 from pytest_diffusion.samples.array_file import ArrayFile
@@ -37,7 +39,7 @@ def push(root: Path, remote: Remote) -> Iterator[str]:
         name, images = folder.relative_to(root).as_posix(), ArrayFile(folder / "images.npy")
         for path in sorted((folder / "shards").glob("*-*.json")):
             record = Records(path.parent, folder.name).opened(path)
-            if record is None or f"{name}/shards/{path.name}" in there or not _matches(images, record):
+            if record is None or _is_there(there, f"{name}/shards/{path.stem}", record) or not _matches(images, record):
                 continue
             # The record last: it says that the pixels are there.
             pixels = b"".join(images.bytes_of(indices_of(record), record["shape"]))
@@ -53,14 +55,15 @@ def pull(remote: Remote, root: Path) -> Iterator[str]:
     """Copy what the folder lacks, each shard only where its pixels match its record; gives the name of each object that was read."""
     for name in sorted(remote.sizes()):
         path = root / name
-        if path.exists() or CLAIMS in path.parts or name.endswith((PIXELS, *LOCAL_ONLY)) or not name.startswith((SAMPLES, REFERENCES)):
+        is_foreign = ".." in path.parts or CLAIMS in path.parts or not name.startswith((SAMPLES, REFERENCES))
+        if is_foreign or path.exists() or name.endswith((PIXELS, *LOCAL_ONLY)):
             continue
         data = remote.get(name)
         if data is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.name != "shards":
-            path.write_bytes(data)
+            _write(path, data)
             yield name
         elif _pull_shard(remote, name, path, data):
             yield name
@@ -73,12 +76,28 @@ def _pull_shard(remote: Remote, name: str, path: Path, data: bytes) -> bool:
     if record is None or pixels is None or checksum(pixels) != record["checksum"]:
         warnings.warn(f"{name} in {remote.url} is damaged and was not copied.", StoreWarning, stacklevel=2)
         return False
+    from filelock import FileLock
+
     images, indices = ArrayFile(folder / "images.npy"), indices_of(record)
-    if images.room(record["shape"]) < indices.stop:
-        images.make_room(indices.stop, record["shape"])
+    with FileLock(folder / "store.lock"):
+        if images.room(record["shape"]) < indices.stop:
+            # Never shorter than what is there, also where header and length do not agree.
+            stops = [int(one.stem.partition("-")[2]) for one in path.parent.glob("*-*.json")]
+            images.make_room(max([indices.stop, *stops]), record["shape"])
     images.write(indices.start, np.frombuffer(pixels, dtype=np.uint8).reshape(len(indices), *record["shape"]))
-    path.write_bytes(data)
+    _write(path, data)
     return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    with written_whole(path, publishes=False) as part:
+        part.write_bytes(data)
+
+
+def _is_there(there: dict[str, int], stem: str, record: Record) -> bool:
+    """Whether a store has a shard's record and all of its pixels."""
+    size = len(indices_of(record)) * math.prod(record["shape"])
+    return f"{stem}.json" in there and there.get(f"{stem}{PIXELS}") == size
 
 
 def _put(remote: Remote, name: str, data: bytes) -> Iterator[str]:

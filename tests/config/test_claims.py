@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 
@@ -6,6 +7,7 @@ from filelock import SoftFileLease
 
 from pytest_diffusion.config import claims
 from pytest_diffusion.config.claims import LEASE, Place, is_claimed, local_rank, place, share
+from pytest_diffusion.verdicts.errors import SetupError
 
 PIECES = [range(start, start + 4) for start in range(0, 40, 4)]
 
@@ -69,7 +71,7 @@ def test_a_piece_that_fails_is_given_back(tmp_path):
     own = worker(tmp_path)
     with pytest.raises(OSError, match="full"):
         share(PIECES, **{**own, "make": fails}, say=print)
-    assert not is_claimed(own["folder"])
+    assert not is_claimed(own["folder"].parent)
     share(PIECES, **own, say=print)
     assert not own["unfinished"](PIECES)
 
@@ -90,9 +92,34 @@ def test_a_claim_that_nobody_renews_is_taken(tmp_path, monkeypatch):
     assert "elsewhere-" in said[0]
 
 
+def test_an_empty_claim_is_taken_too(tmp_path, monkeypatch):
+    """Of a machine that lost its power between making the file and writing it."""
+    monkeypatch.setattr(claims, "LEASE", 0.3)
+    own = worker(tmp_path)
+    own["folder"].mkdir()
+    (own["folder"] / "0000008.lock").touch()
+    begun = time.monotonic()
+    share(PIECES, **own, say=print)
+    assert 0.2 < time.monotonic() - begun < 10
+    assert not own["unfinished"](PIECES)
+
+
+def test_what_cannot_be_claimed_is_told_in_one_line(tmp_path):
+    own = worker(tmp_path)
+    own["folder"].write_text("a file where the folder should be")
+    with pytest.raises(SetupError, match=r"Nothing can be claimed in .*claims: .*--diffusion-cache-dir; what is there is kept"):
+        share(PIECES, **own, say=print)
+
+
 def test_whether_anybody_holds_a_claim(tmp_path):
+    """In the entry's own folder, or in that of its features; one that is not renewed for minutes is of the dead."""
     assert not is_claimed(tmp_path)
-    held = SoftFileLease(tmp_path / "0000000.lock", lease_duration=LEASE)
-    with held:
+    (tmp_path / "features-x" / "claims").mkdir(parents=True)
+    with SoftFileLease(tmp_path / "features-x" / "claims" / "0000000.lock", lease_duration=LEASE):
         assert is_claimed(tmp_path)
+    assert not is_claimed(tmp_path)
+    dead = tmp_path / "features-x" / "claims" / "0000004.lock"
+    dead.write_text("host=elsewhere")
+    assert is_claimed(tmp_path)
+    os.utime(dead, (1e9, 1e9))
     assert not is_claimed(tmp_path)

@@ -131,6 +131,102 @@ def test_a_damaged_object_is_not_believed(demo_pipeline, small, s3, machine, cap
     assert generate.generate_samples(demo_pipeline, PROMPTS, small).generated == 0, "what was made again was published again"
 
 
+def test_no_answer_is_not_damage(demo_pipeline, small, s3, machine, monkeypatch):
+    """Nothing is removed from a store that did not answer, and what it holds is drawn here."""
+    first = generate.generate_samples(demo_pipeline, PROMPTS, small)
+    machine("second")
+    own = Remote.get
+
+    def silent(store, name):
+        if name.endswith("0000004-0000008.pixels"):
+            raise ConnectionError("reset by peer")
+        return own(store, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "get", silent)
+        with pytest.warns(RemoteWarning, match="was not read from"):
+            second = generate.generate_samples(demo_pipeline, PROMPTS, small)
+    assert second.generated == 6, "from the shard that was not answered on"
+    assert torch.equal(first.images, second.images)
+    machine("third")
+    assert generate.generate_samples(demo_pipeline, PROMPTS, small).generated == 0
+
+
+def test_a_record_is_never_published_without_its_pixels(demo_pipeline, small, s3, machine, monkeypatch, capsys):
+    own = Remote.put
+
+    def refuses(store, name, data):
+        if name.endswith(".pixels"):
+            raise PermissionError("denied")
+        own(store, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "put", refuses)
+        with pytest.warns(RemoteWarning, match="was not published"):
+            generate.generate_samples(demo_pipeline, PROMPTS, small)
+    store = next(iter(remote._REMOTES.values()))
+    assert not [name for name in store.sizes() if "/shards/" in name]
+    assert main(["cache", "push", f"--cache-dir={URL}"]) == 0
+    name = next(name for name in store.sizes() if name.endswith("0000004-0000008.pixels"))
+    store.remove_one(name)
+    assert main(["cache", "push", f"--cache-dir={URL}"]) == 0
+    assert "0000004-0000008.pixels" in capsys.readouterr().out.split("objects written")[1], "push repairs what is half there"
+    machine("second")
+    assert generate.generate_samples(demo_pipeline, PROMPTS, small).generated == 0
+
+
+def test_pull_does_not_shorten_what_is_there(demo_pipeline, small, s3, machine, tmp_path):
+    generate.generate_samples(demo_pipeline, PROMPTS, small)
+    here = tmp_path / "here"
+    assert main(["cache", "pull", f"--cache-dir={URL}", f"--folder={here}"]) == 0
+    (images,) = here.glob("samples/*/images.npy")
+    whole = images.read_bytes()
+    images.write_bytes(b"x" * 20 + whole[20:])
+    (here / "samples" / images.parent.name / "shards" / "0000000-0000004.json").unlink()
+    store = next(iter(remote._REMOTES.values()))
+    store.put("samples/../../outside", b"x")
+    assert main(["cache", "pull", f"--cache-dir={URL}", f"--folder={here}"]) == 0
+    assert images.read_bytes() == whole
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_what_is_used_is_not_pruned(demo_pipeline, small, s3, machine, monkeypatch, capsys):
+    generate.generate_samples(demo_pipeline, PROMPTS, small)
+    store = next(iter(remote._REMOTES.values()))
+    dates = {"manifest.json": 1e9, "used": 4e9}
+    monkeypatch.setattr(Remote, "modified", lambda self, name: dates.get(name.rsplit("/", 1)[-1], 0.0))
+    main(["cache", "prune", "--older-than=30", f"--cache-dir={URL}"])
+    assert [name for name in store.sizes() if "/shards/" in name]
+    dates["used"] = 1e9
+    store.put(f"{next(iter(store.sizes())).rsplit('/', 1)[0]}/claims/0000000.json", b"{}")
+    dates["0000000.json"] = 4e9
+    main(["cache", "prune", "--older-than=30", f"--cache-dir={URL}"])
+    assert "skipped, in use" in capsys.readouterr().out
+    dates["0000000.json"] = 1e9
+    main(["cache", "prune", "--older-than=30", f"--cache-dir={URL}"])
+    assert not [name for name in store.sizes() if "/shards/" in name]
+
+
+def test_a_store_that_fails_a_command_is_told_in_one_line(s3, machine, monkeypatch, capsys):
+    def fails(store, prefix=""):
+        raise OSError("the bucket is gone; secret_access_key=abc")
+
+    monkeypatch.setattr(Remote, "sizes", fails)
+    assert main(["cache", "list", f"--cache-dir={URL}"]) == 2
+    assert capsys.readouterr().err == "pytest-diffusion: s3://bucket/team/cache: OSError: the bucket is gone; secret_access_key=***\n"
+    assert main(["cache", "list", "--cache-dir=s3://key:se/cret@bucket/x"]) == 2
+    assert "se/cret" not in capsys.readouterr().err
+
+
+def test_what_is_in_the_store_counts_for_budget_and_plan(demo_pipeline, small, s3, machine):
+    generate.generate_samples(demo_pipeline, PROMPTS, small)
+    folder = machine("second")
+    assert generate.samples_in_store(demo_pipeline, PROMPTS, small) == 10
+    assert generate.samples_in_store(demo_pipeline, PROMPTS, replace(small, num_samples=7)) == 7
+    assert generate.samples_in_store(demo_pipeline, PROMPTS, replace(small, num_samples=16)) == 10
+    assert not folder.exists(), "nothing is made"
+
+
 def test_pull_verify_list_and_prune(demo_pipeline, small, s3, machine, capsys, tmp_path):
     first = generate.generate_samples(demo_pipeline, PROMPTS, small)
     stored_features(first, load_extractor("demo"))
@@ -198,6 +294,8 @@ def test_a_store_that_cannot_create_once_has_no_claims(tmp_path, url, can):
     [
         ("s3://key:secret@bucket/x", "carries credentials"),
         ("s3://bucket/x?token=abc", "carries credentials"),
+        ("s3://k:se/cret@bucket/x", "carries credentials"),
+        ("abfs://user:key@account/x", "carries credentials"),
     ],
 )
 def test_a_url_with_credentials_is_refused(url, message):
@@ -208,8 +306,20 @@ def test_a_url_with_credentials_is_refused(url, message):
 
 
 def test_secrets_do_not_get_into_messages():
-    assert why(OSError("GET https://x/y?X-Amz-Signature=abc123&part=1 failed")) == "GET https://x/y?X-Amz-Signature=...&part=1 failed"
-    assert why(OSError("sig=abc&se=1\nsecond line")) == "sig=...&se=1"
+    assert why(OSError("GET https://x/y?X-Amz-Signature=abc123&part=1 failed")) == "GET https://x/y?X-Amz-Signature=***&part=1 failed"
+    assert why(OSError("sig=abc&se=1\nsecond line")) == "sig=***&se=1"
+    for text in (
+        "aws_secret_access_key=abc",
+        "AccountKey=abc",
+        "api_key: abc",
+        "{'secret': 'abc'}",
+        "https://user:abc@host/x",
+        "sas_token=abc",
+    ):
+        assert "abc" not in why(OSError(text))
+    assert why(KeyError("no key in the bucket")) == "'no key in the bucket'"
+    assert checked_url("abfs://container@account.dfs.core.windows.net/x")
+    assert checked_url("s3://bucket/team@home/x")
 
 
 def test_a_store_that_cannot_be_used_is_told_before_anything_starts(machine, tmp_path, demo_pipeline, small, s3):
