@@ -19,6 +19,12 @@ def noise(count):
     return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
 
 
+@pytest.fixture(autouse=True)
+def is_alone(monkeypatch):
+    """Of several workers the second would begin in the middle."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 class Rows:
     """Twice the number of each image, in pieces of four; and which pieces were computed."""
 

@@ -439,7 +439,9 @@ def test_generation_shows_its_progress_on_a_terminal(pytester, tmp_path):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     command = [sys.executable, "-m", "pytest", "--diffusion-model=demo", "--diffusion-num-samples=80", "--diffusion-steps=1"]
     command += [f"--diffusion-cache-dir={tmp_path}", "-k", "finite_images"]
-    done = subprocess.run(command, cwd=pytester.path, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal, check=False)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    streams = {"stdin": terminal, "stdout": subprocess.DEVNULL, "stderr": terminal}
+    done = subprocess.run(command, cwd=pytester.path, env=alone, check=False, **streams)
     shown = os.read(main, 100_000).decode(errors="replace")
     os.close(terminal)
     os.close(main)
