@@ -52,7 +52,7 @@ def test_a_worker_that_is_killed_changes_no_byte(tmp_path, alone, engine, mark):
         assert time.monotonic() < until, process.communicate()[0]
         time.sleep(0.05)
     victims = [one for one in workers(process, mark) if "torch.distributed.run" not in " ".join(one.cmdline())]
-    assert len(victims) >= 2
+    assert victims
     victims[0].kill()
     said, _ = process.communicate()
     assert process.returncode == 0, said
