@@ -92,3 +92,8 @@ def test_a_reference_that_is_read_is_in_use(cache, capsys):
     stored_reference_features(reference_images(20), load_extractor("demo"), root)
     run(capsys, "cache", "prune", "--older-than", "5", "--cache-dir", str(root))
     assert len(list(root.glob("references/*"))) == 1
+
+
+def test_to_verify_nothing_is_an_error(tmp_path, capsys):
+    assert main(["cache", "verify", "--cache-dir", str(tmp_path / "misspelt")]) == 2
+    assert "holds no samples and no features, so nothing was looked at" in capsys.readouterr().err

@@ -107,6 +107,8 @@ def _verify(root: Path, remote: Remote | None) -> int:
                     pass
             damaged += [str(one.message) for one in caught if issubclass(one.category, StoreWarning)]
         entries = entries_of(root)
+        if not entries and not damaged:
+            raise SettingsError(f"{remote.url if remote is not None else root} holds no samples and no features, so nothing was looked at.")
         damaged += [f"{folder.relative_to(root)}/{name} is damaged" for folder in entries for name in damages_of(folder)]
     for line in damaged:
         _say(line)

@@ -90,6 +90,8 @@ def _works(config: pytest.Config, prompts: list[str]) -> Iterator[Work]:
     sides = [settings]
     if "paired" in lenses and settings.baseline is not None and baseline_kind(settings.baseline) == "model":
         sides.append(replace(settings, model=settings.baseline, lora=None))
+    if not {"metrics", "paired"} & set(lenses):
+        raise SettingsError(f"nothing to generate: the lenses {', '.join(lenses)} look at no samples of the store; give metrics or paired.")
     for side in sides:
         if side.model is not None and model_source(side.model).runs_own_code(side.model):
             raise SettingsError(f"{side.model} is code of your own, whose samples are not kept from one run to the next.")

@@ -37,6 +37,8 @@ def show_plan(session: pytest.Session) -> None:
 
     if not is_given(session.config, "model"):
         raise pytest.UsageError("--diffusion-plan needs --diffusion-model: nothing else has a cost that can be told before.")
+    if "--diffusion-plan" not in session.config.invocation_params.args:
+        raise pytest.UsageError("--diffusion-plan must be typed: from addopts it would let each run end with 0, and judge nothing.")
     if session.config.getoption("dist", "no") != "no" or getattr(session.config.option, "tx", None):
         raise pytest.UsageError("--diffusion-plan runs in one process: leave -n out, or say -n0.")
     try:

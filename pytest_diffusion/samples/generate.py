@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pytest_diffusion.config.cache import StoreWarning, cache_root, checksum
 from pytest_diffusion.config.claims import place, share
+from pytest_diffusion.config.durations import duration
 from pytest_diffusion.config.progress import stage
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.config.versions import package_versions
@@ -161,7 +162,7 @@ class _Drawing:
             lacking = {part.start // shard_size for part in self.store.unrecorded(some)}
             return [piece for piece in some if piece.start // shard_size in lacking]
 
-        # The others do theirs; a process that is faster than they are passes its share.
+        # The share of this process; one that is faster than the others draws more.
         with stage("generate", -(-left // place().world)) as advance:
 
             def make(piece: range) -> None:
@@ -222,8 +223,7 @@ def _say_how_long(seconds: float, drawn: int, wanted: int, say: Callable[[str], 
     """After the first shard, the time that the others will take, where that is more than ten minutes."""
     rest = seconds * (wanted - drawn) / drawn
     if rest > _LONG:
-        shown = f"{rest / 3600:.1f} hours" if rest >= 5400 else f"{rest / 60:.0f} minutes"
-        say(f"the first {drawn} samples took {seconds:.0f} s; the other {wanted - drawn} will take about {shown}")
+        say(f"the first {drawn} samples took {seconds:.0f} s; the other {wanted - drawn} will take about {duration(rest)}")
 
 
 @contextmanager

@@ -68,6 +68,8 @@ def test_both_models_of_a_comparison_are_drawn_with_their_scores(tmp_path, capfd
     ("options", "code", "reason"),
     [
         ([], 4, "nothing to generate: give --diffusion-model"),
+        (["--diffusion-model=demo", "--diffusion-lenses=schedule"], 4, "the lenses schedule look at no samples"),
+        (["--diffusion-model=demo", "--diffusion-scheduler=my_module:Own"], 4, "my_module"),
         (["--diffusion-model=nowhere/at/all"], 4, "nowhere/at/all"),
         (["--diffusion-model=analytic:two_moons"], 4, ""),
         (["--diffusion-model=demo", "--diffusion-features=no_such_extractor"], 4, "no_such_extractor"),

@@ -54,6 +54,35 @@ def test_the_ini_file_cannot_ask_for_it(run, options):
     found.stdout.no_fnmatch_line("*plan of this run*")
 
 
+@pytest.mark.parametrize(
+    ("options", "ini", "reason"),
+    [
+        (["--diffusion-plan", "-n2"], "", "*runs in one process: leave -n out*"),
+        ([], "[pytest]\naddopts = --diffusion-plan\n", "*--diffusion-plan must be typed*"),
+    ],
+)
+def test_what_would_look_at_nothing_is_refused(run, pytester, options, ini, reason):
+    if ini:
+        pytester.makefile(".ini", pytest=ini)
+    found = run(*options)
+    assert found.ret == 4
+    found.stderr.fnmatch_lines([reason])
+
+
+def test_a_model_that_cannot_draw_is_told_in_one_line(run, pytester):
+    pytester.makeconftest(
+        """
+        from pytest_diffusion.samples import generate
+        def call_pipeline(*args, **kwargs):
+            raise ValueError("no such size")
+        generate.call_pipeline = call_pipeline
+        """
+    )
+    found = run("--diffusion-plan")
+    assert found.ret == 4
+    found.stderr.fnmatch_lines(["*--diffusion-plan: the model cannot draw: ValueError: no such size*"])
+
+
 def test_a_plan_without_a_model_is_refused(pytester):
     pytester.makepyfile("def test_one(diffusion_settings):\n    pass\n")
     found = pytester.runpytest_subprocess("--diffusion-plan")
