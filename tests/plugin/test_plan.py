@@ -6,8 +6,8 @@ import pytest
 
 from pytest_diffusion.config.durations import duration, parsed_duration
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.samples import timings
-from pytest_diffusion.samples.cost import probe, require_budget
+from pytest_diffusion.samples import cost, timings
+from pytest_diffusion.samples.cost import hold_to_budget, probe, require_budget
 from pytest_diffusion.samples.timings import Timing, cost_text, known_timing, remember_timing
 from pytest_diffusion.verdicts.errors import SetupError
 
@@ -108,6 +108,15 @@ def test_what_fits_and_what_it_decides():
     assert str(found.value).endswith("--diffusion-num-samples=200 fits, and would leave fid undecided, which need more.")
     with pytest.raises(SetupError, match="--diffusion-num-samples=500 fits, and is enough for every check"):
         require_budget(settings, 700, timing, {"kid": 100})
+
+
+def test_the_pairs_of_a_comparison_cost_both_models(monkeypatch, demo_pipeline, tmp_path):
+    settings = Settings(model="demo", num_samples=100, budget=60.0, cache_dir=str(tmp_path))
+    monkeypatch.setattr(cost, "probe", lambda *_: Timing(0.5, 32, 32, "measured"))
+    hold_to_budget([(demo_pipeline, settings)], ["a"], {})
+    with pytest.raises(SetupError, match=r"200 images take about 2 min .*--diffusion-max-samples=60 fits"):
+        hold_to_budget([(demo_pipeline, settings), (demo_pipeline, settings)], ["a"], {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_probe_measures_one_image(demo_pipeline):

@@ -312,6 +312,40 @@ def test_memory_that_runs_out_halves_the_batch(demo_copy, small, sizes):
     assert record["batch_size"] == 1
 
 
+@pytest.fixture
+def room_for_two(monkeypatch):
+    """A machine with memory for batches of two, on which whoever is in a batch of two is `error` levels brighter than alone."""
+    own, error = generate.call_pipeline, [0]
+
+    def limited(pipeline, *, seeds, **rest):
+        if len(seeds) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return own(pipeline, seeds=seeds, **rest) + error[0] * (len(seeds) == 2) / 255
+
+    monkeypatch.setattr(generate, "call_pipeline", limited)
+    return error
+
+
+def test_a_smaller_batch_is_recorded_with_the_difference_that_it_makes(demo_copy, small, room_for_two, recwarn):
+    samples = generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=4, batch_size=4))
+    record = json.loads(next(samples.folder.glob("shards/*.json")).read_text())
+    assert record["batch_size"] == 2
+    assert 0 <= record["batch_difference"] < 0.1
+    assert not [one for one in recwarn if one.category is StoreWarning]
+
+
+def test_a_smaller_batch_that_changes_the_samples_is_told(demo_copy, small, room_for_two):
+    room_for_two[0] = 20
+    with pytest.warns(StoreWarning, match=r"Memory holds batches of 2 samples only.*--diffusion-batch-size=2, or see batch_invariance"):
+        generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=4, batch_size=4))
+
+
+def test_the_bound_is_that_of_the_check():
+    from pytest_diffusion.config.thresholds import load_thresholds
+
+    assert load_thresholds([]).for_check("batch_invariance").at_most == generate._APART
+
+
 def test_memory_that_has_run_out_once_is_not_asked_again(demo_copy, small, sizes):
     generate.generate_samples(demo_copy, PROMPTS, replace(small, num_samples=6))
     assert sizes == [2, 1, 1, 1, 1, 1, 1]
