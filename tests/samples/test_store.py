@@ -453,7 +453,7 @@ def test_prompt_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "drawn", "wanted", "rest"),
-    [(60, 64, 6464, "1.7 hours"), (10, 64, 4864, "12 minutes"), (10, 64, 3904, None), (10, 64, 3905, "10 minutes")],
+    [(60, 64, 6464, "1.7 hours"), (10, 64, 4864, "12 min"), (10, 64, 3904, None), (10, 64, 3905, "10 min")],
 )
 def test_a_long_generation_says_how_long_it_takes(seconds, drawn, wanted, rest):
     """After the first shard, where the others take more than ten minutes."""
