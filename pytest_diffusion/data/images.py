@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: the only rounding from floats, and the only (antialiased) resizing."""
+"""Images as uint8: the only rounding from floats, the only (antialiased) resizing, and the pixels of a file of any mode."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from pytest_diffusion.maths.tensors import require_finite
@@ -49,3 +51,22 @@ def as_uint8(images: Any, name: str) -> torch.Tensor:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{name} are floats between {low:.3g} and {high:.3g}; expected [0, 1], or uint8 for 0 to 255.")
     return (tensor * 255).round().to(torch.uint8)
+
+
+def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+    """Pixels (H, W, 3) of an image of any mode, upright, and whether some of them were transparent.
+
+    16-bit greys are scaled to 8 bits; transparent pixels are composited on white. Raises ValueError for floats, whose range is unknown.
+    """
+    upright = ImageOps.exif_transpose(image) or image
+    if upright.mode == "F":
+        raise ValueError("its pixels are floats with an unknown range: save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):
+        grey = (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2), False
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        with_alpha = upright.convert("RGBA")
+        background = Image.new("RGBA", upright.size, "white")
+        transparent = int(np.asarray(with_alpha)[..., 3].min()) < 255
+        return np.asarray(Image.alpha_composite(background, with_alpha).convert("RGB")).copy(), transparent
+    return np.asarray(upright.convert("RGB")).copy(), False

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pytest_diffusion.config.sources import imported, load_source, source_of
 from pytest_diffusion.data.rows import read_rows
-from pytest_diffusion.verdicts.errors import SetupError, unknown_name
+from pytest_diffusion.verdicts.errors import SetupError
 
 _OBJECTS = (
     "car",
@@ -64,31 +64,6 @@ def prompts_of(name: str | None, reference: str | None) -> list[str]:
 
         return pair_prompts(reference) or load_prompts(None)
     return load_prompts(name)
-
-
-def prompt_columns(name: str | None, reference: str | None, columns: Sequence[str]) -> dict[str, list[str | None]]:
-    """Values of columns of the prompts' file, one for each prompt of `prompts_of`; None where a row has none.
-
-    Raises SetupError for prompts that are no table, and for a column that none of its rows has.
-    """
-    if not columns:
-        return {}
-    path = Path(name or reference or "")
-    if path.suffix not in (".jsonl", ".csv"):
-        shown = str(path) if name or reference else "the built-in list"
-        raise SetupError(
-            f"--diffusion-slices: {columns[0]} is a column, and {shown} has none; name a .jsonl or .csv of prompts, or use words."
-        )
-    rows = [row for _, row in read_rows(path, "--diffusion-slices")]
-    found: dict[str, list[str | None]] = {}
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        if all(value is None for value in values):
-            raise SetupError(
-                "--diffusion-slices: " + unknown_name(f"the column of {path}", column, sorted({key for row in rows for key in row}))
-            )
-        found[column] = [None if value is None else str(value) for value in values]
-    return found
 
 
 def demo_prompts(name: str) -> list[str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pytest_diffusion.config.sources import ReferenceSource, load_source, source_of
 from pytest_diffusion.data.files import BLOCK, ImageRows, image_blocks, open_image, require_size
 from pytest_diffusion.data.hub import why
-from pytest_diffusion.data.images import as_uint8, resize_images
+from pytest_diffusion.data.images import as_uint8, resize_images, rgb_pixels
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.data.rows import read_rows
 from pytest_diffusion.maths.feature_statistics import UNREADABLE, FeatureStatistics
@@ -25,6 +25,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 _OPTION = "--diffusion-reference"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _CAPTIONS = ("prompt", "caption", "text")
+_KNOWN = {*_CAPTIONS, "image", "file_name", "mask", "words"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Reference:
     """bool (M, H, W), True where the object is that `words` name; None for a reference without masks."""
     words: tuple[tuple[str, ...], ...] = ()
     """Words of each image's prompt that name the object in its mask."""
+    columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    """Other columns of the table that the images come from, one value for each image; None where a row has none."""
 
     def require_images(self) -> torch.Tensor:
         """The images. Raises NotApplicable for a reference that holds only statistics."""
@@ -65,6 +68,7 @@ class _Row(NamedTuple):
     prompt: str | None
     mask: Image.Image | None = None
     words: tuple[str, ...] = ()
+    values: Mapping[str, str] = MappingProxyType({})
 
 
 def load_reference(name: str, *, height: int, width: int, limit: int) -> Reference:
@@ -90,25 +94,6 @@ def pair_prompts(name: str | None) -> list[str] | None:
         return None
     prompts = [_prompt(row) for _, row in read_rows(path, _OPTION)]
     return [prompt for prompt in prompts if prompt] if prompts and all(prompts) else None
-
-
-def rgb_pixels(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
-    """Pixels (H, W, 3) of an image of any mode, upright, and whether some of them were transparent.
-
-    16-bit greys are scaled to 8 bits; transparent pixels are composited on white. Raises ValueError for floats, whose range is unknown.
-    """
-    upright = ImageOps.exif_transpose(image) or image
-    if upright.mode == "F":
-        raise ValueError("its pixels are floats with an unknown range: save it with 8 or 16 bits")
-    if upright.mode.startswith("I"):
-        grey = (np.asarray(upright).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2), False
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        with_alpha = upright.convert("RGBA")
-        background = Image.new("RGBA", upright.size, "white")
-        transparent = int(np.asarray(with_alpha)[..., 3].min()) < 255
-        return np.asarray(Image.alpha_composite(background, with_alpha).convert("RGB")).copy(), transparent
-    return np.asarray(upright.convert("RGB")).copy(), False
 
 
 def load_demo(name: str, *, height: int, width: int, limit: int) -> Reference:
@@ -163,7 +148,7 @@ def _gather(name: str, rows: Iterable[_Row], height: int, width: int, limit: int
 def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, width: int, limit: int) -> Reference:
     prompts, labels = list[str | None](), list[str]()
     sizes, alpha, cmyk, masks = dict[str, int](), list[int](), list[int](), list[torch.Tensor]()
-    words = list[tuple[str, ...]]()
+    words, values = list[tuple[str, ...]](), list[Mapping[str, str]]()
     for row in rows:
         if images.count == limit:
             break
@@ -182,6 +167,7 @@ def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, w
         prompts.append(row.prompt)
         labels.append(row.label)
         words.append(row.words)
+        values.append(row.values)
         if row.mask is not None:
             masks.append(_mask(row, row.mask, pixels.shape[:2], height, width))
     if not images.count:
@@ -201,6 +187,7 @@ def _gathered(name: str, rows: Iterable[_Row], images: ImageRows, height: int, w
         tuple(cmyk),
         torch.stack(masks) if masks else None,
         tuple(words) if masks else (),
+        {name: [row.get(name) for row in values] for name in dict.fromkeys(key for row in values for key in row)},
     )
 
 
@@ -233,7 +220,13 @@ def _pairs(path: Path) -> Iterator[_Row]:
             _prompt(row),
             open_image(path.parent / mask, f"{path}, line {number}: {mask}") if isinstance(mask, str) and mask.strip() else None,
             tuple(words.split()),
+            _values(row),
         )
+
+
+def _values(row: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a row by which it may be sliced: words, numbers and truth values, of columns that mean nothing else."""
+    return {name: str(value) for name, value in row.items() if name not in _KNOWN and isinstance(value, str | int | float)}
 
 
 def _prompt(row: dict[str, Any]) -> str | None:
@@ -254,7 +247,7 @@ def _hub(name: str, limit: int) -> Iterator[_Row]:
         picture = next((value for value in row.values() if isinstance(value, Image.Image)), None)
         if picture is None:
             raise SetupError(f"{_OPTION}: rows of {name} have no image column (columns: {', '.join(row)}).")
-        yield _Row(f"row {number} of {name}", picture, _prompt(row))
+        yield _Row(f"row {number} of {name}", picture, _prompt(row), values=_values(row))
 
 
 def load_arrays(name: str, *, height: int, width: int, limit: int) -> Reference:

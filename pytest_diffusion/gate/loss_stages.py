@@ -17,7 +17,7 @@ from pytest_diffusion.gate.figures import clusters_of
 from pytest_diffusion.gate.floor import Losses, floors_of_losses
 from pytest_diffusion.gate.hybrids import with_parts
 from pytest_diffusion.gate.saved import SavedBaseline
-from pytest_diffusion.gate.slices import WORDS, slicing
+from pytest_diffusion.gate.slices import slicing
 from pytest_diffusion.models.capabilities import is_text_conditioned
 from pytest_diffusion.verdicts.errors import NotApplicable
 
@@ -88,7 +88,7 @@ def compare_losses(
             return floors_of_losses(lambda: losses(baseline), baseline, len(images), theirs)
 
     clusters = clusters_of(texts)
-    wanted = [WORDS] if WORDS in settings.slices and figure in SLICED else []
+    wanted = settings.slices if figure in SLICED else ()
     run = run_losses(
         figure,
         own,
@@ -98,7 +98,7 @@ def compare_losses(
         log_snr=log_snr,
         clusters=clusters,
         floor=floor,
-        slicing=slicing(wanted, texts, {}, rules, comparison.slice_alpha),
+        slicing=slicing(wanted, texts, reference.columns, rules, comparison.slice_alpha),
         say=say,
     )
     if run.decided.word != "worse" or baseline is None or not attributes:

@@ -10,7 +10,7 @@ from pytest_diffusion.gate.denoising import LossRun
 from pytest_diffusion.gate.figures import figure_named
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.plots import change_by_slice
-from pytest_diffusion.gate.slices import FEWEST_PAIRS, WORDS, SliceFound
+from pytest_diffusion.gate.slices import FEWEST_PAIRS, SliceFound
 from pytest_diffusion.verdicts.errors import NotApplicable
 from pytest_diffusion.verdicts.limits import Limits
 from pytest_diffusion.verdicts.text import number
@@ -61,7 +61,7 @@ def _measured(found: Sequence[SliceFound] | None, of: str, count: int) -> Measur
     if not found:
         raise NotApplicable(
             f"nothing was compared by slice of the {of}: none has {FEWEST_PAIRS} pairs, or no score is judged there. "
-            f"Losses are compared by {WORDS} alone, where the images have captions."
+            "Losses are compared by words of the captions, and by columns of the images' own table."
         )
     worse = [one for one in found if one.is_named]
     through = [one for one in found if one.through]

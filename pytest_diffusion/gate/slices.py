@@ -180,9 +180,9 @@ class Slicing:
 def slicing(
     names: Sequence[str], texts: list[str] | None, columns: Mapping[str, Sequence[str | None]], rules: Rules, alpha: float
 ) -> Slicing | None:
-    """The slices of the texts of all planned pairs, by words and by columns of the prompts' file; None where no slice has 8 pairs.
+    """The slices of the texts of all planned pairs, by words and by columns of their table; None where no slice has 8 pairs.
 
-    `columns` has a value for each prompt of the file, which pairs go through again and again.
+    `columns` has a value for each row of the table, which pairs go through again and again. A column that it does not have gives none.
     """
     if not names or texts is None:
         return None
@@ -190,7 +190,7 @@ def slicing(
     for name in names:
         if name == WORDS:
             found |= slices_by_words(texts)
-        else:
+        elif name in columns:
             values = [columns[name][index % len(columns[name])] for index in range(len(texts))]
             found |= {f"{name}={value}": places for value, places in slices_by_values(values).items()}
     return Slicing(found, texts, rules, alpha) if found else None

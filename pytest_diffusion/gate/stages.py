@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
-from pytest_diffusion.data.prompts import prompt_columns
+from pytest_diffusion.data.columns import prompt_columns
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.identity import Features

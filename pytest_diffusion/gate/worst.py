@@ -12,6 +12,7 @@ from pytest_diffusion.gate.figures import figure_named
 from pytest_diffusion.gate.pairs import PairedRun
 
 SHOWN = 8
+SLICES_SHOWN, PAIRS_OF_SLICE = 4, 3
 _STRETCH = 4
 """Differences are shown so many times larger, around grey."""
 
@@ -32,6 +33,17 @@ def worst_pairs(run: PairedRun, *, count: int = SHOWN) -> list[dict[str, Any]]:
         losses = [distance.double()]
     order = torch.stack(losses).amax(0).argsort(descending=True)[:count].tolist()
     return [_pair(run, index, names) for index in order]
+
+
+def worst_of_slices(run: PairedRun) -> list[dict[str, Any]]:
+    """For the first slices that are worse: name, figure, and the pairs that lost most there. Empty where images are not at hand."""
+    if run.candidate.images is None or run.baseline.images is None or run.candidate.images.shape != run.baseline.images.shape:
+        return []
+    named = [one for one in run.slices or [] if one.is_named][:SLICES_SHOWN]
+    return [
+        {"slice": one.name, "figure": one.figure, "pairs": [_pair(run, index, [one.figure]) for index in one.worst[:PAIRS_OF_SLICE]]}
+        for one in named
+    ]
 
 
 def _loss(candidate: torch.Tensor, baseline: torch.Tensor, direction: int) -> torch.Tensor:

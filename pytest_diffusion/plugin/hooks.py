@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
     from pytest_diffusion.plugin.progress import show_progress
     from pytest_diffusion.plugin.selection import take_check_ids
-    from pytest_diffusion.plugin.usage import check_baseline, check_command_line
+    from pytest_diffusion.plugin.usage import check_command_line, check_comparison
     from pytest_diffusion.verdicts.errors import SettingsError
 
     take_check_ids(config)
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         check_command_line(config)
         if is_given(config):
             settings = active_settings(config)[0]
-            check_baseline(settings)
+            check_comparison(settings)
             show_progress(config, settings)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None

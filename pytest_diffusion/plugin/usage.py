@@ -10,7 +10,7 @@ import pytest
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.plugin.stash import is_given
-from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
+from pytest_diffusion.verdicts.errors import SettingsError, SetupError, unknown_name
 
 _INI_PREFIX = "diffusion_"
 _NAMES = [name for option in OPTIONS for name in option.ini_names]
@@ -30,8 +30,8 @@ def check_command_line(config: pytest.Config) -> None:
             raise SettingsError(f"ini {name} is empty. Leave the line out to use its default.")
 
 
-def check_baseline(settings: Settings) -> None:
-    """Raise SettingsError for a baseline that is a report and cannot be read: before the model is loaded."""
+def check_comparison(settings: Settings) -> None:
+    """Raise SettingsError, before a model is loaded, for a baseline that is a report and cannot be read, and for an unknown column."""
     if settings.baseline is not None and baseline_kind(settings.baseline) == "report":
         from pytest_diffusion.report.earlier import measurements_of
 
@@ -39,6 +39,14 @@ def check_baseline(settings: Settings) -> None:
             measurements_of(Path(settings.baseline))
         except SettingsError as error:
             raise SettingsError(f"--diffusion-baseline: {error}") from None
+    columns = [name for name in settings.slices if name != "words"]
+    if settings.baseline is not None and columns:
+        from pytest_diffusion.data.columns import require_columns
+
+        try:
+            require_columns(columns, (settings.prompts, settings.reference, settings.retention))
+        except SetupError as error:
+            raise SettingsError(str(error)) from None
 
 
 def _ini_values(config: pytest.Config) -> list[tuple[str, str]]:

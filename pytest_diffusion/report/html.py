@@ -56,6 +56,7 @@ def render(report: Report) -> str:
         "forest": Markup(forest(paired)),  # noqa: S704 - our own SVG
         "parts": parts_of(paired),
         "pairs": report.facts.get("worst_pairs", []),
+        "slices": report.facts.get("worst_of_slices", []),
     }
     selftest = {
         "columns": COLUMNS,

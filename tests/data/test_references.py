@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pytest_diffusion.data.references import load_reference, pair_prompts, rgb_pixels
+from pytest_diffusion.data.images import rgb_pixels
+from pytest_diffusion.data.references import load_reference, pair_prompts
 from pytest_diffusion.verdicts.errors import ModelError, SetupError
 
 

@@ -12,7 +12,6 @@ from pytest_diffusion.checks.promises import SLICES, kept_in_mind, promises_of
 from pytest_diffusion.config.margins import Margin, Margins
 from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.config.thresholds import load_thresholds
-from pytest_diffusion.data.prompts import prompt_columns
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.denoising import run_losses
@@ -25,7 +24,7 @@ from pytest_diffusion.gate.side import Rows, SavedSide
 from pytest_diffusion.gate.slice_checks import paired_denoising_by_slice, paired_retention_by_slice, paired_scores_by_slice, slice_checks
 from pytest_diffusion.gate.slices import FEWEST_PAIRS, MOST_SLICES, slices_by_values, slices_by_words, slicing
 from pytest_diffusion.maths.sequential import Plan
-from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
+from pytest_diffusion.verdicts.errors import NotApplicable
 
 COUNT = 256
 COLOURS, SHAPES = ("red", "green", "blue", "purple"), ("circle", "square", "triangle")
@@ -182,6 +181,29 @@ def test_on_the_demo_a_forgotten_colour_is_named_before_an_image_is_drawn(demo_p
     assert {"red", "circle"} <= {one.name for one in run.slices}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_losses_are_sliced_by_a_column_of_the_images(demo_pipeline, shared_cache):
+    options = {"model": "demo", "baseline": "demo", "cache_dir": str(shared_cache), "slices": ["hue", "of_the_prompts_alone"]}
+    settings = replace(resolve(options=options, ini={})[0], num_samples=256)
+    plain = load_reference("demo", height=32, width=32, limit=256)
+    reference = replace(plain, columns={"hue": ["purple" if "purple" in text else "other" for text in plain.prompts]})
+    candidate = copy.deepcopy(demo_pipeline)
+    purple_half_blue(candidate, 0)
+    margins = load_thresholds(["demo", "finetune"]).margins
+    comparison = Comparison("demo", margins, compare_parts(candidate, demo_pipeline), family=12, slice_alpha=0.05 / 15)
+    run = compare_losses("denoising_loss", candidate, demo_pipeline, None, reference, settings, comparison, say=lambda text: None)
+    assert {one.name for one in run.slices} == {"hue=purple", "hue=other"}
+    assert named(run.slices) == ["hue=purple"]
+
+
+def test_an_unknown_column_is_refused_before_a_model_is_loaded(pytester):
+    pytester.makefile(".csv", prompts="prompt,topic\na cat,animals\n")
+    arguments = ("--diffusion-model=demo", "--diffusion-baseline=demo", "--diffusion-prompts=prompts.csv", "--diffusion-slices=topics")
+    result = pytester.runpytest(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--diffusion-slices: the column of prompts.csv is 'topics'; expected one of: prompt, topic*"])
+
+
 def test_slices_belong_to_a_comparison(pytester):
     result = pytester.runpytest("--diffusion-model=demo", "--diffusion-slices=words")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -204,6 +226,10 @@ def test_slices_that_were_asked_for_must_be_judged():
     thresholds = load_thresholds(["demo", "finetune"])
     assert [one.by for one in promises_of(settings, thresholds) if one.name == SLICES] == ["--diffusion-slices"]
     assert not [one for one in promises_of(replace(settings, slices=()), thresholds) if one.name == SLICES]
+    # A column that the images alone have slices the losses alone.
+    of_images = replace(settings, slices=("topic",))
+    named = [one.name for one in promises_of(of_images, thresholds) if one.by == "--diffusion-slices"]
+    assert named == ["paired_denoising_by_slice"] == [slice_checks()[0].name]
     assert not [one for one in kept_in_mind(promises_of(settings, thresholds), [], is_identical=True) if one.name == SLICES]
 
 
@@ -214,15 +240,3 @@ def test_slices_that_cannot_be_told_are_not_called_the_same():
     assert {one.decided.word for one in found} & {"cannot tell"}
     assert paired_scores_by_slice(run).relation == ""
     assert paired_scores_by_slice(run).value == 0
-
-
-def test_columns_are_read_from_the_file_of_prompts(tmp_path):
-    path = tmp_path / "prompts.csv"
-    path.write_text("prompt,topic\na cat,animals\nbread,\n")
-    assert prompt_columns(str(path), None, ["topic"]) == {"topic": ["animals", ""]}
-    assert prompt_columns(None, str(path), ["topic"]) == {"topic": ["animals", ""]}
-    assert prompt_columns(None, None, []) == {}
-    with pytest.raises(SetupError, match=r"--diffusion-slices: the column of .*prompts.csv is 'topics'; expected one of: prompt, topic"):
-        prompt_columns(str(path), None, ["topics"])
-    with pytest.raises(SetupError, match="topic is a column, and the built-in list has none"):
-        prompt_columns(None, None, ["topic"])

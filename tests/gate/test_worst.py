@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from pytest_diffusion.gate.drift import drift_of
+from pytest_diffusion.gate.looks import Decided, Look
 from pytest_diffusion.gate.pairs import PairedRun
 from pytest_diffusion.gate.side import Rows
-from pytest_diffusion.gate.worst import worst_pairs
+from pytest_diffusion.gate.slices import SliceFound
+from pytest_diffusion.gate.worst import worst_of_slices, worst_pairs
+from pytest_diffusion.maths.statistics import Estimate
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 COUNT = 12
@@ -48,8 +51,25 @@ def test_without_scores_of_content_the_distance_of_images_chooses(images):
     assert worst_pairs(run(rows(changed), rows(images)), count=1)[0]["seed"] == 5
 
 
+def slice_of(name, word, worst, through=""):
+    look = Look(12, Estimate(-1.0, 0.1, 11), -1.0, 50.0, 0.0)
+    return SliceFound(name, "clip_score", 8, Decided(word, look, (-1.2, -0.8), 0.2, 0.0), worst, through)
+
+
+def test_a_slice_that_is_worse_shows_its_own_pairs(images):
+    found = [slice_of("purple", "worse", [4, 2, 9, 1]), slice_of("circle", "worse", [4], "purple"), slice_of("red", "same", [0])]
+    scored = [rows(images, clip_score=torch.arange(12.0) - lost) for lost in (1, 0)]
+    shown = worst_of_slices(replace(run(*scored), slices=found))
+    assert [(one["slice"], one["figure"], [pair["seed"] for pair in one["pairs"]]) for one in shown] == [
+        ("purple", "clip_score", [4, 2, 9])
+    ]
+    assert shown[0]["pairs"][0]["scores"] == "clip_score 4 \u2192 3"
+    assert worst_of_slices(run(*scored)) == []
+
+
 def test_a_saved_baseline_has_no_pictures(images):
     saved = replace(rows(images), images=None)
+    assert worst_of_slices(replace(run(rows(images), saved), slices=[slice_of("purple", "worse", [1])])) == []
     assert worst_pairs(run(rows(images), saved)) == []
     with pytest.raises(NotApplicable, match="the baseline was saved without its images"):
         drift_of(run(rows(images), saved))
