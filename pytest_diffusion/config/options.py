@@ -164,7 +164,7 @@ OPTIONS = (
         "slices",
         str,
         "NAME",
-        "compare by slice too: words that prompts share (words), or a column of the table of prompts or images; may be given more than once",
+        "compare by slice too: words that prompts share (words), or a column of the prompts or images; may be given more than once",
         many=True,
     ),
     Option(
