@@ -188,6 +188,14 @@ OPTIONS = (
         "DTYPE",
         "float32, float16 or bfloat16 (default: float32 on cpu, else as a local folder is stored)",
     ),
+    Option(
+        "compile",
+        parsers.compile_mode,
+        "MODE",
+        "compile the denoiser with torch.compile: default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs",
+        bare="default",
+    ),
+    Option("memory_format", parsers.memory_format, "FORMAT", "channels_last or contiguous_format, for the weights (default: as loaded)"),
     Option("batch_size", parsers.positive, "N", "samples in a batch (default: by device and size; halves when memory runs out)"),
     Option(
         "effort",

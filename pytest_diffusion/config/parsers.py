@@ -14,6 +14,7 @@ PROFILES = ("standard", "thorough")
 KINDS = ("vp", "sigma", "edm", "flow")
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "image_minus_noise")
 DTYPES = ("float32", "float16", "bfloat16")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 def positive(text: str) -> int:
@@ -150,6 +151,8 @@ profile = one_of("the profile", PROFILES)
 kind = one_of("the kind", KINDS)
 prediction = one_of("the prediction type", PREDICTIONS)
 dtype = one_of("the dtype", DTYPES)
+compile_mode = one_of("the mode of torch.compile", COMPILE_MODES)
+memory_format = one_of("the memory format", ("contiguous_format", "channels_last"))
 progress = one_of("the progress", ("auto", "bar", "log", "off"))
 cache_dir = checked_url
 budget = parsed_duration

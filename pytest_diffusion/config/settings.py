@@ -63,6 +63,8 @@ class Settings:
     scheduler_baseline: str | None = None
     device: str | None = None
     dtype: str | None = None
+    compile: str | None = None
+    memory_format: str | None = None
     batch_size: int | None = None
     effort: float = 1.0
     progress: str = "auto"

@@ -43,11 +43,16 @@ def denoiser(pipeline: Any) -> torch.nn.Module | None:
 
 def uncompiled(pipeline: Any) -> AbstractContextManager[Any]:
     """A context in which a compiled denoiser runs uncompiled, so that hooks on it are called."""
-    parts = [module for part in modules(pipeline).values() for module in part.modules()]
-    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+    if is_compiled(pipeline):
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
     return nullcontext()
+
+
+def is_compiled(pipeline: Any) -> bool:
+    """Whether a part of the pipeline, or a part of a part, is compiled."""
+    parts = [module for part in modules(pipeline).values() for module in part.modules()]
+    return any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
 def is_text_conditioned(pipeline: Any) -> bool:

@@ -14,6 +14,7 @@ from pytest_diffusion.data.hub import hub_failure
 from pytest_diffusion.data.objects import load_object
 from pytest_diffusion.models.capabilities import FAMILY_PARTS, denoiser, dtype_of, family_of_parts, modules
 from pytest_diffusion.models.code import refuse_code
+from pytest_diffusion.models.kernels import apply_protocol
 from pytest_diffusion.models.lora import add_lora
 from pytest_diffusion.models.memory import is_offloaded
 from pytest_diffusion.models.parts import load_parts
@@ -61,6 +62,7 @@ def load_pipeline(settings: Settings, *, flag: str = "--diffusion-model") -> Any
         part.eval()
         if dtype is not None and not offloaded and any(parameter.dtype != dtype for parameter in part.parameters()):
             part.to(dtype)
+    apply_protocol(pipeline, settings)
     return pipeline
 
 

@@ -30,6 +30,7 @@ from pytest_diffusion.data.batches import BatchSize, batch_size_of
 from pytest_diffusion.models.call import call_pipeline
 from pytest_diffusion.models.capabilities import device_of, dtype_of, image_size, is_text_conditioned
 from pytest_diffusion.models.fingerprint import config_text, fingerprint
+from pytest_diffusion.models.kernels import protocol_of
 from pytest_diffusion.samples.room import require_disk
 from pytest_diffusion.samples.seeds import seeds_of
 from pytest_diffusion.samples.store import Samples, SampleStore, held_below
@@ -82,6 +83,7 @@ def sample_identity(pipeline: Any, prompts: Sequence[str] | None, settings: Sett
         "batch_size": automatic_batch_size(settings, pipeline),
         "dtype": dtype_of(pipeline),
         "device": device_of(pipeline).type,
+        **protocol_of(pipeline, settings),
         "versions": package_versions(),
     }
 

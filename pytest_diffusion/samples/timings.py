@@ -76,5 +76,6 @@ def _file(settings: Settings) -> Path:
 
 def _key(settings: Settings) -> str:
     """What decides the time of an image, and this machine."""
-    names = ("model", "lora", "scheduler", "steps", "guidance_scale", "height", "width", "dtype", "device", "batch_size")
+    model = ("model", "lora", "scheduler", "dtype", "device", "compile", "memory_format")
+    names = (*model, "steps", "guidance_scale", "height", "width", "batch_size")
     return checksum(json.dumps([socket.gethostname(), *(getattr(settings, name) for name in names)]), size=8)
