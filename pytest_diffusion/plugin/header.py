@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from pytest_diffusion.config.extensions import broken_extensions
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.threads import threads_text
 from pytest_diffusion.config.versions import package_versions
 from pytest_diffusion.verdicts.text import shown
 
@@ -34,5 +35,6 @@ def header_lines(settings: Settings) -> list[str]:
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         entries.append(shown(f"{item.name}={text}"))
     cost = [f"cost: {cost_of(settings)}"] if draws_samples(settings) else []
-    lines = [", ".join(entries), *cost, ", ".join(f"{name} {found}" for name, found in package_versions().items()), *broken_extensions()]
+    versions = ", ".join([*(f"{name} {found}" for name, found in package_versions().items()), *filter(None, [threads_text()])])
+    lines = [", ".join(entries), *cost, versions, *broken_extensions()]
     return [f"diffusion: {line}" for line in lines]

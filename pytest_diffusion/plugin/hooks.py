@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.threads import wait_passively
 from pytest_diffusion.plugin.stash import FIGURES, NUMBERS, RUN, SETTINGS, VERDICTS, active_settings, is_given
 
 
@@ -66,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_command_line(config)
         if is_given(config):
+            wait_passively()
             settings = active_settings(config)[0]
             check_comparison(settings)
             show_progress(config, settings)
