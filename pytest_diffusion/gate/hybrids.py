@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from pytest_diffusion.maths.paired import paired_mean
 from pytest_diffusion.models.capabilities import modules
@@ -213,7 +213,7 @@ def _share(name: str, whole: tuple[Values, Values], forward: Values, backward: V
     share = part / total
     influence = (part_rows - share * rows) / total
     error = paired_mean(influence - influence.mean(), clusters)
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, error.degrees)) * error.standard_error if error.degrees >= 1 else math.inf
+    half = float(stdtrit(error.degrees, (1 + _LEVEL) / 2)) * error.standard_error if error.degrees >= 1 else math.inf
     return Share(name, share, (share - half, share + half))
 
 

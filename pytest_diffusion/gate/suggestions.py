@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+from scipy.special import ndtri
 
 from pytest_diffusion.config.margins import Margins
 from pytest_diffusion.gate.trial import IDLE, Figure, Trial
@@ -175,7 +175,7 @@ def pairs_needed(figure: Figure, margin: float, margins: Margins) -> int | None:
     room = margin - max(0.0, figure.loss)
     if room <= 0 or not math.isfinite(figure.error):
         return None
-    quantiles = float(stats.norm.ppf(1 - margins.alpha) + stats.norm.ppf(_POWER))
+    quantiles = float(ndtri(1 - margins.alpha) + ndtri(_POWER))
     return max(1, math.ceil(figure.pairs * (quantiles * figure.error / room) ** 2))
 
 

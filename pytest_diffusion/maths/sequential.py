@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit  # not scipy.stats, which takes a second to load
 
 _GRID = 151
 _LOWEST, _HIGHEST = -7.0, 8.0
@@ -98,18 +97,20 @@ class OneLook:
 
     def critical(self, count: int, alpha: float) -> float:
         """How many standard errors a one-sided difference must exceed."""
-        return float(norm.isf(alpha))
+        return float(-ndtri(alpha))
 
     def p_value(self, scores: Mapping[int, float]) -> float:
         """One-sided p-value of a difference in standard errors, by the number of pairs."""
         (score,) = scores.values()
-        return float(norm.sf(score))
+        return float(ndtr(-score))
 
 
 @lru_cache(maxsize=4096)
 def boundary(alpha: float, times: tuple[float, ...]) -> float:
     """The height that a Brownian motion exceeds at any of the times, increasing in (0, 1], with probability alpha."""
-    low, high = 0.0, float(norm.isf(alpha / (2 * len(times)))) + 1.0
+    from scipy.optimize import brentq
+
+    low, high = 0.0, float(-ndtri(alpha / (2 * len(times)))) + 1.0
     return float(brentq(lambda height: crossing_probability(height, times) - alpha, low, high, xtol=1e-9))
 
 
@@ -124,19 +125,19 @@ def crossing_probability(height: float, times: tuple[float, ...]) -> float:
         return 1.0
     if len(times) == 1 or height > _HIGHEST:
         # So far out, the grid would be too coarse; the reflection principle gives a bound.
-        return float(norm.sf(height / math.sqrt(times[0]))) if len(times) == 1 else float(2 * norm.sf(height))
+        return float(ndtr(-height / math.sqrt(times[0]))) if len(times) == 1 else float(2 * ndtr(-height))
     grid = np.linspace(_LOWEST, height, _GRID)
     step = grid[1] - grid[0]
     weights = np.where(np.arange(_GRID) % 2, 4.0, 2.0) * step / 3  # Simpson's rule
     weights[[0, -1]] /= 2
     spread = math.sqrt(times[0])
-    crossed = float(norm.sf(height / spread))
+    crossed = float(ndtr(-height / spread))
     density = np.exp(-0.5 * (grid / spread) ** 2) / (spread * math.sqrt(2 * math.pi))
     kernels: dict[float, np.ndarray] = {}
     for before, after in itertools.pairwise(times):
         spread = round(math.sqrt(after - before), 12)
         mass = density * weights
-        crossed += float(mass @ norm.sf((height - grid) / spread))
+        crossed += float(mass @ ndtr((grid - height) / spread))
         if spread not in kernels:
             kernels[spread] = np.exp(-0.5 * ((grid[:, None] - grid[None, :]) / spread) ** 2) / (spread * math.sqrt(2 * math.pi))
         density = kernels[spread] @ mass
@@ -148,12 +149,12 @@ def as_normal(ratio: float, degrees: float) -> float:
     if math.isinf(ratio) or math.isnan(ratio):
         return ratio
     # From the tail that is small, so that no digits are lost.
-    return float(-norm.isf(t.sf(-ratio, degrees))) if ratio < 0 else float(norm.isf(t.sf(ratio, degrees)))
+    return float(ndtri(stdtr(degrees, ratio))) if ratio < 0 else float(-ndtri(stdtr(degrees, -ratio)))
 
 
 def as_ratio(score: float, degrees: float) -> float:
     """The inverse of `as_normal`: so many standard errors, estimated with `degrees` of freedom, are as unlikely as a normal score."""
-    return float(t.isf(norm.sf(score), degrees))
+    return float(-stdtrit(degrees, ndtr(-score)))
 
 
 def holm(p_values: Mapping[str, float], alpha: float, *, family: int | None = None) -> set[str]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest, mannwhitneyu, permutation_test, spearmanr
 
 from pytest_diffusion.verdicts.quantiles import Z95
 
@@ -39,6 +38,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % score interval of a proportion, within [0, 1]; (0, 1) without any trial. Source: Wilson 1927."""
     if trials < 1:
         return 0.0, 1.0
+    from scipy.stats import binomtest  # here and below: it takes a second to load
+
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     # The ends are 0 and 1 exactly in exact arithmetic; rounding must not move them.
     return (0.0 if successes == 0 else float(interval.low)), (1.0 if successes == trials else float(interval.high))
@@ -46,12 +47,16 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def auroc(inliers: torch.Tensor, outliers: torch.Tensor) -> float:
     """Probability that an outlier scores above an inlier, ties counting half. Source: Hanley & McNeil 1982."""
+    from scipy.stats import mannwhitneyu
+
     statistic = mannwhitneyu(outliers.double().numpy(), inliers.double().numpy(), method="asymptotic").statistic
     return float(statistic) / (len(inliers) * len(outliers))
 
 
 def rank_correlations(values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Spearman's correlation of each row of values (N, K) with `order` (K,), (N,), float64; 0 for a row that does not vary."""
+    from scipy.stats import spearmanr
+
     found = [0.0 if bool((row == row[0]).all()) else float(spearmanr(row.numpy(), order.numpy()).statistic) for row in values]
     return torch.tensor(found, dtype=torch.float64)
 
@@ -113,6 +118,7 @@ def sign_flip_p_value(statistic: Callable[[torch.Tensor], torch.Tensor], count: 
     `statistic` maps signs (draws, count), float64, to values (draws,). All 2^count combinations are tried if there are at
     most `draws` of them. Source: Fisher 1935, section 21.
     """
+    from scipy.stats import permutation_test
 
     def of_signs(signs: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         return statistic(torch.from_numpy(np.array(signs, ndmin=2))).numpy().reshape(signs.shape[:-1])

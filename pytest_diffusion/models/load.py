@@ -77,7 +77,7 @@ def load_scheduler(settings: Settings) -> Any | None:
     if source is None:
         return None
     try:
-        entry = diffusers.DiffusionPipeline.load_config(source).get("scheduler", [None, None])
+        entry = _index_of(source).get("scheduler", [None, None])
         scheduler_class = getattr(diffusers, entry[1] or "", None)
         scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler") if scheduler_class is not None else None
     except (OSError, ValueError, TypeError) as error:
@@ -103,9 +103,7 @@ def default_device() -> str:
 
 def family_of_index(model: str | None, scheduler: Any) -> str:
     """`family` of a diffusers folder or hub id, read from its index without loading any weights."""
-    import diffusers
-
-    index = diffusers.DiffusionPipeline.load_config(_index_source(model))
+    index = _index_of(str(_index_source(model)))
     parts = {name for name in FAMILY_PARTS if isinstance(index.get(name), list | tuple) and index[name][0]}
     return family_of_parts(parts, scheduler)
 
@@ -152,6 +150,17 @@ def load_callable(value: str, *, settings: Settings | None = None) -> Any:
     if not callable(pipeline) or not hasattr(pipeline, "scheduler"):
         raise ModelError(f"{value} returned {type(pipeline).__name__}; expected a callable pipeline with a scheduler.")
     return pipeline
+
+
+def _index_of(source: str) -> dict[str, Any]:
+    """The model_index.json of a folder or hub id: `DiffusionPipeline.load_config`, without the seconds that loading all pipelines takes."""
+    from diffusers.configuration_utils import ConfigMixin
+
+    class Index(ConfigMixin):  # type: ignore[misc]
+        config_name = "model_index.json"
+
+    index: dict[str, Any] = Index.load_config(source)
+    return index
 
 
 def _index_source(model: str | None) -> str | None:
