@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test test-cpu paired selftest mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
+.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -21,6 +21,10 @@ SCHEDULERS ?= tests/conformance
 test-cpu: $(STAMP)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 	  $(BIN)/python -m pytest -n 2 --dist worksteal $(SCHEDULERS)
+
+# Nightly: every test, those too that a landing leaves out; about twice as long.
+nightly: $(STAMP)
+	OMP_NUM_THREADS=1 NIGHTLY=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 # Nightly: what changes in the code do the tests notice? Goes on where it stopped; docs/testing.md explains it.
 mutants: $(STAMP)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from pytest_diffusion.cli import main
+from tests.nightly import nightly
 
 OPTIONS = ["--diffusion-model=demo", "--diffusion-num-samples=300", "--diffusion-steps=6"]
 
@@ -42,12 +43,15 @@ def alone(tmp_path_factory):
     return store(folder)
 
 
-@pytest.mark.parametrize(("engine", "mark"), [("torchrun", "pytest_diffusion.generate"), ("ray", "ray::_Worker")])
+@pytest.mark.parametrize(
+    ("engine", "mark"),
+    [("torchrun", "pytest_diffusion.generate"), pytest.param("ray", "ray::_Worker", marks=nightly("Ray takes a minute to start"))],
+)
 def test_a_worker_that_is_killed_changes_no_byte(tmp_path, alone, engine, mark):
     if engine == "ray":
         pytest.importorskip("ray", reason="Ray (extra: ray) is not installed")
     process = start(tmp_path / "run", f"--engine={engine}", "--num-workers=2")
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list((tmp_path / "run").glob("cache/samples/*/shards/*.json")):
         assert time.monotonic() < until, process.communicate()[0]
         time.sleep(0.05)

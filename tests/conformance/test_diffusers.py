@@ -28,7 +28,7 @@ def test_every_class_in_its_defaults(name):
 
 @pytest.mark.parametrize(
     ("name", "config", "expected"),
-    mostly_nightly(CONFIGURATIONS, "one of three documented configurations runs always", every=3),
+    mostly_nightly(CONFIGURATIONS, "one of six documented configurations runs always", every=6),
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_documented_configurations(name, config, expected):

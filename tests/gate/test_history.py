@@ -11,10 +11,12 @@ from benchmarks.history import History
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.gate.damage import Target
 from pytest_diffusion.models.fingerprint import fingerprint
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ON_THE_DEMO = [one for one in FAULTS if one.family == DEMO]
 TRAINS = {"average_not_used"}
+ADAPTERS_AT_NIGHT = {"adapter_keys_skipped", "adapter_without_effect"}
 
 
 def named(names):
@@ -45,7 +47,15 @@ def test_there_are_many_and_each_names_its_reports():
     assert all(one.threads for one in FAULTS)
 
 
-@pytest.mark.parametrize("fault", [one for one in ON_THE_DEMO if one.damage.name not in TRAINS], ids=lambda one: one.damage.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(one, marks=[nightly("trains an adapter for a minute")] if one.damage.name in ADAPTERS_AT_NIGHT else [])
+        for one in ON_THE_DEMO
+        if one.damage.name not in TRAINS
+    ],
+    ids=lambda one: one.damage.name,
+)
 def test_a_defect_shows_while_it_lasts_and_is_taken_back(demo_pipeline, fault):
     if fault.before is not None and "adapter" in (fault.before.__doc__ or ""):
         pytest.importorskip("peft")

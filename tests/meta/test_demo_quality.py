@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+from tests.nightly import nightly
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), nightly("a minute; the demo's weights do not change, and `make demo` judges them")]
 
 
 def test_the_demo_reaches_its_targets(demo_settings, monkeypatch):
