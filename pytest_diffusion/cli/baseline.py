@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffusion.config.options import OPTIONS
+from pytest_diffusion.config.remote import is_url
 from pytest_diffusion.verdicts.errors import SettingsError
 
 _NOT_HERE = (
@@ -22,7 +23,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     save = actions.add_parser("save", help="draw the samples of a model, score them, and keep the scores")
     save.add_argument("model", metavar="MODEL", help="whatever --diffusion-model takes")
-    save.add_argument("--to", required=True, metavar="FILE.diffusion", help="where the scores are kept")
+    save.add_argument("--to", required=True, metavar="FILE.diffusion", help="where the scores are kept: a file, or a URL of fsspec")
     for option in OPTIONS:
         if option.name in _NOT_HERE:
             continue
@@ -43,13 +44,12 @@ def _save(options: argparse.Namespace) -> int:
     from pytest_diffusion.config.settings import resolve
     from pytest_diffusion.gate.save import save_model
 
-    path = Path(options.to)
-    if path.suffix != ".diffusion":
+    if Path(options.to).suffix != ".diffusion":
         raise SettingsError(f"--to is {options.to!r}; expected a name that ends in .diffusion, by which --diffusion-baseline knows it.")
     given = {option.name: getattr(options, option.ini, None) for option in OPTIONS}
     # Named as its own baseline, so that options of the comparison are taken.
     settings, _ = resolve(options={**given, "model": options.model, "baseline": options.model}, ini={})
-    saved = save_model(settings, path, say=lambda text: print(f"pytest-diffusion: {text}", file=sys.stderr))  # noqa: T201
+    saved = save_model(settings, options.to, say=lambda text: print(f"pytest-diffusion: {text}", file=sys.stderr))  # noqa: T201
     _describe(saved)
     return 0
 
@@ -57,7 +57,7 @@ def _save(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from pytest_diffusion.gate.saved import load_baseline
 
-    if not Path(options.file).is_file():
+    if not is_url(options.file) and not Path(options.file).is_file():
         raise SettingsError(f"the file {options.file} does not exist.")
     _describe(load_baseline(options.file))
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_diffusion.config.options import OPTIONS, Option
 from pytest_diffusion.config.parsers import split_lora
+from pytest_diffusion.config.remote import is_url
 from pytest_diffusion.config.sources import Kind, check_source, model_source, source_of
 from pytest_diffusion.config.thresholds import Thresholds, lacks_family, load_thresholds
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
@@ -177,9 +178,13 @@ def _validate_comparison(settings: Settings) -> None:
             raise SettingsError("--diffusion-lenses: paired compares with a baseline; name it with --diffusion-baseline.")
         return
     kind = baseline_kind(settings.baseline)
+    if kind == "report" and is_url(settings.baseline):
+        raise SettingsError(
+            f"--diffusion-baseline: {settings.baseline} is a report; download it, or name a saved baseline (NAME.diffusion)."
+        )
     if kind == "model":
         check_source("model", settings.baseline, trusts_code=settings.trust_remote_code, flag="--diffusion-baseline")
-    elif not Path(settings.baseline).is_file():
+    elif not is_url(settings.baseline) and not Path(settings.baseline).is_file():
         raise SettingsError(f"--diffusion-baseline: the file {settings.baseline} does not exist.")
     if settings.lora is not None:
         if kind != "model":

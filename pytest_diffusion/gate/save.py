@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError
 Say = Callable[[str], object]
 
 
-def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
+def save_model(settings: Settings, to: str, *, say: Say) -> SavedBaseline:
     """Save the baseline of the model that the settings name. Raises what loading and drawing raises, before anything is written."""
     pipeline = load_pipeline(settings)
     own = [own_preset(settings.model) or family(pipeline)] if lacks_family(settings.thresholds) else []
@@ -48,8 +47,8 @@ def save_model(settings: Settings, path: Path, *, say: Say) -> SavedBaseline:
     retention = _reference(pipeline, settings, settings.retention, margins.references)
     prompts = prompts_of(settings.prompts, settings.reference) if is_text_conditioned(pipeline) else None
     measured = measure_baseline(_side(pipeline, prompts, settings, say), margins, reference, retention, say=say)
-    save_baseline(path, measured.tensors, measured.about)
-    return load_baseline(str(path))
+    save_baseline(to, measured.tensors, measured.about)
+    return load_baseline(to)
 
 
 def measure_baseline(

@@ -6,6 +6,7 @@ are scores that were measured on the baseline's own machine, together with its n
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.cache import StoreWarning, checksum
+from pytest_diffusion.config.remote import is_url
+from pytest_diffusion.config.remote_files import read_url, write_url
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.features.extractors import Extractor
 from pytest_diffusion.features.image_scores import ImageScorer
@@ -126,16 +129,33 @@ class SavedBaseline:
         return lambda count: values[:count]
 
 
-def save_baseline(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write a saved baseline, whole or not at all. Raises SettingsError where it cannot be written."""
-    write_sealed(path, tensors, {"format": FORMAT, **about})
-    if not path.is_file():
-        raise SettingsError(f"{path} cannot be written.")
+def save_baseline(to: str, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Write a saved baseline to a path or URL, whole or not at all. Raises SettingsError where it cannot be written."""
+    if is_url(to):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "own.diffusion"
+            save_baseline(str(path), tensors, about)
+            write_url(to, path.read_bytes(), "--to")
+        return
+    write_sealed(Path(to), tensors, {"format": FORMAT, **about})
+    if not Path(to).is_file():
+        raise SettingsError(f"{to} cannot be written.")
 
 
 def load_baseline(value: str) -> SavedBaseline:
-    """A saved baseline. Raises SettingsError, in one sentence, for a file that is damaged, of another kind or of another version."""
-    path = Path(value)
+    """A saved baseline, at a path or URL.
+
+    Raises SettingsError, in one sentence, for a file that is damaged, of another kind or of another version.
+    """
+    if is_url(value):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "own.diffusion"
+            path.write_bytes(read_url(value, _FLAG))
+            return _loaded(path, value)
+    return _loaded(Path(value), value)
+
+
+def _loaded(path: Path, value: str) -> SavedBaseline:
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always", StoreWarning)
         found = read_sealed(path, "scores")

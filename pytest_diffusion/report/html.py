@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
@@ -12,7 +13,6 @@ from pytest_diffusion.checks import LENS_TITLES, all_checks
 from pytest_diffusion.checks.pictures import Picture
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
-from pytest_diffusion.conformance.laws import Law
 from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import Report
@@ -21,6 +21,9 @@ from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows,
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
+
+if TYPE_CHECKING:
+    from pytest_diffusion.conformance.laws import Law
 
 
 @dataclass

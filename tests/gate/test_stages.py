@@ -167,7 +167,7 @@ def test_fewer_pairs_than_the_first_look_are_refused(demo_pipeline, settings):
 def kept(settings, tmp_path_factory):
     path = tmp_path_factory.mktemp("kept") / "demo.diffusion"
     said = []
-    save_model(replace(settings, retention="demo"), path, say=said.append)
+    save_model(replace(settings, retention="demo"), str(path), say=said.append)
     assert said[:1] == ["denoising_loss: 256 images"] or said[0].startswith("denoising_loss")
     return path
 

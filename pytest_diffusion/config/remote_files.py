@@ -1,0 +1,43 @@
+"""Single files in an object store, as a saved baseline: read into memory and written whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_diffusion.config.remote import Remote, checked_url, why
+from pytest_diffusion.verdicts.errors import SettingsError
+
+
+def read_url(url: str, flag: str) -> bytes:
+    """The bytes of a file. Raises SettingsError, with the option, where the file does not exist or its store does not give it."""
+    remote, name = _place(url, flag)
+    try:
+        data = remote.get(name)
+    except Exception as error:  # each store has errors of its own
+        raise SettingsError(f"{flag}: {url} cannot be read: {why(error)}.") from None
+    if data is None:
+        raise SettingsError(f"{flag}: the file {url} does not exist.")
+    return data
+
+
+def write_url(url: str, data: bytes, flag: str) -> None:
+    """Write a file, or replace it. Raises SettingsError, with the option, where the store does not take it."""
+    remote, name = _place(url, flag)
+    try:
+        remote.put(name, data)
+    except Exception as error:  # each store has errors of its own
+        raise SettingsError(f"{flag}: {url} cannot be written: {why(error)}.") from None
+
+
+def _place(url: str, flag: str) -> tuple[Remote, str]:
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        checked_url(url)
+    except ValueError as error:
+        raise SettingsError(f"{flag}: {error}.") from None
+    if protocol not in fsspec.available_protocols():
+        raise SettingsError(f"{flag} is {url!r}; fsspec knows no {protocol}.")
+    folder, _, name = url.rpartition("/")
+    return Remote(folder, Path()), name

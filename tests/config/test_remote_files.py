@@ -1,0 +1,57 @@
+"""A saved baseline in an object store: written whole, read back, and refused with a reason."""
+
+import pytest
+import torch
+
+from pytest_diffusion.config import remote
+from pytest_diffusion.config.remote_files import read_url, write_url
+from pytest_diffusion.config.settings import Settings, resolve, validate
+from pytest_diffusion.gate.saved import load_baseline, save_baseline
+from pytest_diffusion.verdicts.errors import SettingsError
+from tests.config.loopback_s3 import loopback_s3
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+URL = "s3://bucket/team/main.diffusion"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    with loopback_s3(monkeypatch) as proxy:
+        monkeypatch.setattr(remote, "_PAUSE", 0.01)
+        yield proxy
+
+
+def test_a_baseline_that_was_saved_to_a_store_is_read_from_it(s3):
+    tensors = {"scores.clip_score": torch.arange(4.0)}
+    save_baseline(URL, tensors, {"model": "demo"})
+    found = load_baseline(URL)
+    assert found.path == URL
+    assert found.about["model"] == "demo"
+    assert torch.equal(found.tensors["scores.clip_score"], tensors["scores.clip_score"])
+    validate(Settings(model="demo", baseline=URL))
+
+
+def test_a_damaged_file_is_no_baseline(s3):
+    write_url(URL, b"half of it", "--to")
+    with pytest.raises(SettingsError, match=rf"--diffusion-baseline: {URL} is damaged"):
+        load_baseline(URL)
+
+
+def test_what_is_not_there_or_not_given_is_said(s3):
+    with pytest.raises(SettingsError, match=r"--diffusion-baseline: the file s3://bucket/team/none\.diffusion does not exist"):
+        read_url("s3://bucket/team/none.diffusion", "--diffusion-baseline")
+    with pytest.raises(SettingsError, match=r"--to: s3://nobody/x\.diffusion cannot be written: "):
+        write_url("s3://nobody/x.diffusion", b"", "--to")
+    with pytest.raises(SettingsError, match="fsspec knows no s9"):
+        read_url("s9://bucket/x.diffusion", "--diffusion-baseline")
+    with pytest.raises(SettingsError, match="it carries credentials"):
+        read_url("s3://key:word@bucket/x.diffusion", "--diffusion-baseline")
+
+
+def test_a_report_is_not_read_from_a_store():
+    with pytest.raises(SettingsError, match="is a report; download it"):
+        resolve(options={"model": "demo", "baseline": "s3://bucket/report.json"}, ini={})
