@@ -104,7 +104,7 @@ def _run(folder: str, *command: str) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=256, help="of the slow model")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long the slow model's denoiser sleeps at each call")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "SLEEP"), help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args()
@@ -122,8 +122,9 @@ def main() -> None:
         ratio = statistics.median(started) / statistics.median(bare)
         shown = f"{statistics.median(started):.1f} s over {statistics.median(bare):.1f} s"
         row("schedule-only run, import to first verdict over bare imports", ratio, "<= 1.3", ratio <= 1.3, shown)
-        for name, sleep in (("the demo", 0.0), (f"a model of {options.seconds} s a call", options.seconds)):
-            own = [f"--diffusion-cache-dir={Path(folder) / str(sleep)}", f"--diffusion-num-samples={options.samples}"]
+        slow = f"a model of {options.seconds} s a call"
+        for name, sleep, samples in (("the demo", 0.0, 1000), (slow, options.seconds, options.samples)):
+            own = [f"--diffusion-cache-dir={Path(folder) / str(sleep)}", f"--diffusion-num-samples={samples}"]
             arguments = [*common, "run", str(sleep), *asked[:-1], *own, "--diffusion-lenses=metrics"]
             _run(folder, *arguments, "--diffusion-num-samples=8", "--diffusion-steps=1")  # writes the bytecode
             own_seconds, loading, whole = _run(folder, *arguments)

@@ -140,8 +140,7 @@ def _cross(left: _Side, right: _Side) -> float:
         factor = right.statistics.factor
         covariance = left.statistics.covariance
         triangular = factor.shape[0] == factor.shape[1]
-        product = _congruence(covariance, factor) if triangular else factor.T @ covariance @ factor
-        values = torch.linalg.eigvalsh(product)
+        values = _eigenvalues(_congruence(covariance, factor) if triangular else factor.T @ covariance @ factor)
         if _is_precise(values):
             return float(values.clamp(min=0).sqrt().sum())
         return float(torch.linalg.svdvals(covariance_factor(covariance).T @ factor).sum())
@@ -150,11 +149,31 @@ def _cross(left: _Side, right: _Side) -> float:
     few, many = (left, right) if left.rows is not None else (right, left)
     assert few.rows is not None
     assert many.statistics is not None
-    values = torch.linalg.eigvalsh(few.rows @ many.statistics.covariance @ few.rows.T)
+    values = _eigenvalues(few.rows @ many.statistics.covariance @ few.rows.T)
     # Centred rows have rank N − 1. The smallest eigenvalue is rounding error, and its square root would be too large.
     if _is_precise(values[1:]):
         return float(values[1:].clamp(min=0).sqrt().sum())
     return float(torch.linalg.svdvals(few.rows @ many.statistics.factor).sum())
+
+
+def _congruence(covariance: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """LᵀΣL for lower triangular L, of which only the lower triangle is right. By LAPACK, which computes half of each product."""
+    from scipy.linalg.lapack import dsygst
+
+    # Transposed views have LAPACK's order of entries, so that neither matrix is copied: Σ is symmetric, and L's transpose is upper.
+    product, info = dsygst(covariance.cpu().numpy().T, lower.cpu().numpy().T, itype=2, lower=0)
+    assert info == 0, info
+    return torch.from_numpy(product.T)
+
+
+def _eigenvalues(matrix: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues of a symmetric matrix, of which the lower triangle is read, in ascending order. Raises LinAlgError without convergence.
+
+    By scipy: 1.2 to 1.6 times as fast as `torch.linalg.eigvalsh` for widths of 256 to 1,024 on one thread, and as fast for 2,048.
+    """
+    from scipy.linalg import eigh
+
+    return torch.from_numpy(eigh(matrix.cpu().numpy().T, lower=False, eigvals_only=True, driver="evd", check_finite=False))
 
 
 def _is_precise(values: torch.Tensor) -> bool:
@@ -171,20 +190,6 @@ def _is_precise(values: torch.Tensor) -> bool:
     rounding = torch.finfo(values.dtype).eps * largest
     roots = values.clamp(min=0).sqrt()
     return float((rounding / roots.clamp(min=math.sqrt(rounding))).sum()) <= 1e-10 * float(roots.sum())
-
-
-def _congruence(covariance: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-    """LᵀΣL for lower triangular L. Only half of each product is computed, because the rest is zero or symmetric."""
-    size = len(lower)
-    panel = max(64, size // 8)
-    half = torch.empty_like(covariance)
-    for start in range(0, size, panel):
-        torch.mm(covariance[:, start:], lower[start:, start : start + panel], out=half[:, start : start + panel])
-    product = torch.zeros_like(covariance)
-    for start in range(0, size, panel):
-        # eigvalsh reads the lower triangle.
-        product[start : start + panel, : start + panel] = lower[start:, start : start + panel].T @ half[start:, : start + panel]
-    return product
 
 
 def _influences(features: ArrayLike, reference: Source) -> list[torch.Tensor]:
