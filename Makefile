@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs wheel picture peers bench clean
+.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site wheel picture peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -34,9 +34,14 @@ mutants: $(STAMP)
 corruptions: $(STAMP)
 	OMP_NUM_THREADS=1 CORRUPTIONS=10000 $(BIN)/python -m pytest -n 2 tests/samples/test_corruption.py
 
-# Writes the page of checks from their declarations; a test holds it equal.
+# Writes the pages of checks and of public names from their declarations; tests hold them equal.
 docs: $(STAMP)
 	$(BIN)/python -m docs.checks_page
+	$(BIN)/python -m docs.api_page
+
+# The documentation as a site, in build/site: a broken link or a missing reference fails.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -63,6 +68,8 @@ bench: peers
 	$(PEERS)/bin/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.scale
 
 # The lowest versions of all that is declared, on this Python, and the newest on another one; torch is that of
 # constraints.txt, since another build costs gigabytes. Old versions warn of what is newer than they are.
