@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,58 +50,73 @@ def _rate(count: int) -> float:
         return 64 * (len(times) - count) / (times[-1] - times[count - 1])
 
 
-class _Clock:
-    """Time of one of many simulated ranks: what its own calls cost really, and a fixed second for each shard that it makes."""
+@dataclass
+class _Rank:
+    """One of many simulated ranks: its clock, what its own calls cost really, and where it is in its pass over the pieces."""
 
-    def __init__(self) -> None:
-        self.now, self.own = 0.0, 0.0
+    first: int
+    now: float = 0.0
+    own: float = 0.0
+    held: Any = None
+    piece: range = range(0)
+    trying: Iterator[range] = field(default_factory=lambda: iter(()))
+    misses: int = 0
+    pause: float = 0.05
 
 
-def coordination(seconds: float = 1.0) -> str:
-    """Share of a rank's time that goes into claims, looks and records, with 1,024 ranks on one folder, in turns.
+def coordination(seconds: float = 1.0, each: int = 8) -> str:
+    """Share of ranks' time that goes into claims, looks and records, with 1,024 of them on one folder, each with 8 shards to make.
 
-    Each step of each rank is done for real on real files, one after another, and its duration is added to the rank's clock; a shard
-    costs a fixed second. So this leaves out what ranks wait for one another in the file system.
+    The ranks take turns, in the order of their clocks. What each of their calls costs is measured on real files and added to the clock;
+    a shard costs a fixed second. So this leaves out what ranks wait for one another in the file system. Waiting at the end of the job,
+    when all shards are claimed, is not counted as coordination.
     """
     import heapq
 
     from filelock import SoftFileLease, Timeout
 
     with tempfile.TemporaryDirectory() as folder:
-        shards = 2 * RANKS
+        shards = each * RANKS
         store = SampleStore(Path(folder), IDENTITY)
         store.claims.mkdir()
         pieces = [range(64 * one, 64 * one + 64) for one in range(shards)]
         images = np.zeros((64, 3, 4, 4), dtype=np.uint8)
         record = {"batch_size": 64, "seeds": [0] * 64, "prompts": None, "finite": [True] * 64}
-        clocks = [_Clock() for _ in range(RANKS)]
-        queue: list[tuple[float, int, Any, int]] = [(0.0, rank, None, rank * shards // RANKS) for rank in range(RANKS)]
-        heapq.heapify(queue)
-        done = 0
-        while queue and done < shards:
-            now, rank, held, place = heapq.heappop(queue)
+        ranks = [_Rank(first=number * each) for number in range(RANKS)]
+        turns = [(0.0, number) for number in range(RANKS)]
+        while turns:
+            _, number = heapq.heappop(turns)
+            rank, later = ranks[number], 0.0
             begun = time.perf_counter()
-            later = 0.0
-            if held is not None:
-                store.write(pieces[place], images, record, count=64 * shards)
-                held.release()
-                held, done = None, done + 1
-            for step in range(shards):
-                at = (place + step) % shards
-                if not store.unrecorded([pieces[at]]):
+            if rank.held is not None:
+                store.write(rank.piece, images, record, count=64 * shards)
+                rank.held.release()
+                rank.held, rank.misses = None, 0
+            goes_on = True
+            while rank.held is None and goes_on and not later:
+                piece = next(rank.trying, None) if rank.misses < claims.MISSES else None
+                if piece is None:
+                    waiting = store.unrecorded([*pieces[rank.first :], *pieces[: rank.first]])
+                    goes_on = bool(waiting)
+                    later = rank.pause if rank.misses else 0.0
+                    rank.trying, rank.misses, rank.pause = iter(claims.to_try(waiting, store.claims)), 0, min(2 * rank.pause, 5.0)
                     continue
-                lease = SoftFileLease(store.claims / f"{pieces[at].start:07d}.lock", lease_duration=claims.LEASE)
+                rank.misses += 1
+                # No renewal: a process has one claim, and a thousand renewing threads in one process are no part of its cost.
+                lease = SoftFileLease(store.claims / f"{piece.start:07d}.lock", lease_duration=86_400)
                 try:
                     lease.acquire(timeout=0)
                 except Timeout:
                     continue
-                held, place, later = lease, at, seconds
-                break
+                if store.unrecorded([piece]):
+                    rank.held, rank.piece, rank.pause, later = lease, piece, 0.05, seconds
+                else:
+                    lease.release()
             spent = time.perf_counter() - begun
-            clocks[rank].now, clocks[rank].own = now + spent + later, clocks[rank].own + spent
-            if held is not None:
-                heapq.heappush(queue, (clocks[rank].now, rank, held, place))
-        share = sum(clock.own for clock in clocks) / sum(clock.now for clock in clocks)
+            rank.now, rank.own = rank.now + spent + later, rank.own + spent
+            if goes_on:
+                heapq.heappush(turns, (rank.now, number))
+        share = sum(rank.own for rank in ranks) / sum(rank.now for rank in ranks)
         return f"coordination of {RANKS} simulated ranks, {shards} shards of {seconds:g} s: {100 * share:.2f} % of their time (goal 1 %)"
 
 

@@ -8,6 +8,7 @@ store too. Two processes that make the same piece all the same, after a network 
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ CLAIMS = "claims"
 """Folder of an entry of the cache in which processes claim what they make."""
 LEASE = 30.0
 """Seconds after which a claim that is not renewed may be taken; all processes of a job must agree on it."""
+MISSES = 8
+"""Pieces in a row that others had, after which it is looked anew which are free. Of pieces that are all claimed, no more are asked for
+before the next pause: a dead process is found by the many that wait."""
 _SHORTEST, _LONGEST = 0.05, 5.0
 """Seconds between two looks at pieces that other processes make."""
 _RANKS = (("RANK", "WORLD_SIZE"), ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"))
@@ -79,26 +83,24 @@ def share(
     begun = told = time.monotonic()
     pause = _SHORTEST
     while waiting:
-        held = list[range]()
-        for piece in waiting:
-            if not unfinished([piece]):
-                continue
+        before, misses = len(waiting), 0
+        for piece in to_try(waiting, folder):
+            if misses == MISSES:
+                break
+            misses += 1
             with _writing(folder):
                 is_here = _claimed(leases[piece], empty)
             if not is_here:
-                held.append(piece)
                 continue
             try:
                 with elsewhere.claimed(leases[piece].lock_file) as is_ours:
-                    if not is_ours:
-                        held.append(piece)
-                    elif unfinished([piece]):
+                    if is_ours and unfinished([piece]):
                         make(piece)
+                        misses = 0
             finally:
                 leases[piece].release()
-        has_made = len(held) < len(waiting)
-        waiting = unfinished(held)
-        if has_made or len(waiting) < len(held):
+        waiting = unfinished(waiting)
+        if len(waiting) < before:
             pause = _SHORTEST
             continue
         if waiting:
@@ -110,6 +112,17 @@ def share(
                 told = now
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
+
+
+def to_try(waiting: Sequence[range], folder: Path) -> list[range]:
+    """The pieces that nobody has claimed, in order; where there are none, a few of those that somebody has, who may be dead.
+
+    One listing of the folder: with a thousand processes, asking for the claim of each piece costs more than to make one.
+    """
+    with _writing(folder):
+        names = set(os.listdir(folder))  # noqa: PTH208 - there may be thousands
+    free = [piece for piece in waiting if f"{piece.start:07d}.lock" not in names]
+    return free or random.sample(list(waiting), min(len(waiting), MISSES))
 
 
 def is_claimed(folder: Path) -> bool:

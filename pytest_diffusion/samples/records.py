@@ -57,6 +57,10 @@ class Records:
             names |= {own.name} if own.name not in self._refused and is_published(own) else set()
         else:
             names |= self._published()
+        # Most shards are whole, under their own names.
+        wanted = [one for one in wanted if self._path(one).name not in names]
+        if not wanted:
+            return []
         present = list(_ranges(names))
         stop = max(one.stop for one in wanted)
         missing = gaps(present, range(stop), stop)

@@ -6,7 +6,7 @@ import pytest
 from filelock import SoftFileLease
 
 from pytest_diffusion.config import claims
-from pytest_diffusion.config.claims import LEASE, Place, is_claimed, local_rank, place, share
+from pytest_diffusion.config.claims import LEASE, MISSES, Place, is_claimed, local_rank, place, share, to_try
 from pytest_diffusion.verdicts.errors import SetupError
 
 PIECES = [range(start, start + 4) for start in range(0, 40, 4)]
@@ -123,3 +123,39 @@ def test_whether_anybody_holds_a_claim(tmp_path):
     assert is_claimed(tmp_path)
     os.utime(dead, (1e9, 1e9))
     assert not is_claimed(tmp_path)
+
+
+def test_pieces_that_nobody_has_are_tried_first_and_of_the_others_a_few(tmp_path):
+    for piece in PIECES[:8]:
+        (tmp_path / f"{piece.start:07d}.lock").touch()
+    assert to_try(PIECES, tmp_path) == PIECES[8:]
+    some = to_try(PIECES[:8], tmp_path)
+    assert sorted(some, key=PIECES.index) == PIECES[:8]
+    many = [range(start, start + 1) for start in range(100)]
+    for piece in many:
+        (tmp_path / f"{piece.start:07d}.lock").touch()
+    assert len(set(to_try(many, tmp_path))) == MISSES
+
+
+def test_what_others_have_made_meanwhile_is_looked_up_anew_after_some_misses(tmp_path):
+    """A list of free pieces grows old while a long job goes on; each miss costs a claim."""
+    own = worker(tmp_path)
+    many = [range(start, start + 1) for start in range(100)]
+    looks, asked = [], []
+
+    def unfinished(some):
+        if len(some) > 1:
+            looks.append(len(some))
+            if len(looks) == 1:
+                return list(some)  # then all but the last are made by others
+            for piece in some[:-1]:
+                (tmp_path / f"{piece.start}.done").touch()
+        else:
+            asked.append(some[0].start)
+            if some[0].start < 99:
+                return []
+        return own["unfinished"](some)
+
+    share(many, own["folder"], unfinished=unfinished, make=own["make"], say=print)
+    assert asked == [*range(MISSES), 99]
+    assert (tmp_path / "99.done").exists()
