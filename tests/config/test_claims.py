@@ -157,5 +157,5 @@ def test_what_others_have_made_meanwhile_is_looked_up_anew_after_some_misses(tmp
         return own["unfinished"](some)
 
     share(many, own["folder"], unfinished=unfinished, make=own["make"], say=print)
-    assert asked == [*range(MISSES), 99]
+    assert list(dict.fromkeys(asked)) == [*range(MISSES), 99]
     assert (tmp_path / "99.done").exists()
