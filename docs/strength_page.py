@@ -48,9 +48,11 @@ def history(path: Path) -> str:
     caught, undecided = sum(bool(one["caught_by"]) for one in found), sum(bool(one["undecided"]) for one in found)
     low, high = wilson_interval(caught, len(found))
     lines = [
-        f"Compared with the parent, {caught} of {len(found)} are caught ({100 * low:.0f} to {100 * high:.0f} %);",
-        f"{undecided} more are not decided at the largest number of pairs or images, so that the gate stays closed.",
-        f"Sound copies that are called worse: {sum(bool(one['caught_by']) for one in sound)} of {len(sound)}.",
+        f"Compared with the parent, {caught} of {len(found)} are shown to be worse ({100 * low:.0f} to {100 * high:.0f} %).",
+        f"{undecided} more are not decided at the largest number of pairs or images; as nothing undecided opens the gate, it opens for",
+        f"{len(found) - caught - undecided} of {len(found)}. Of {len(sound)} sound copies, one of each model,",
+        f"{sum(bool(one['caught_by']) for one in sound)} are called worse and it opens for",
+        f"{sum(not one['caught_by'] and not one['undecided'] for one in sound)}.",
     ]
     if asked := [one for one in found if one["absolute"] is not None]:
         lines.append(f"Of {len(asked)} on the demo, the absolute checks catch {sum(bool(one['absolute']) for one in asked)}.")
