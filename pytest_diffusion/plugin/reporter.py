@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,11 @@ class Reporter:
             terminalreporter.write_line("diffusion: nothing was run, and the report of an earlier run is left as it is.")
         if self.decision is not None or self.entries or self.written:
             summarise(terminalreporter, self.decision, self.entries, self.written, self.facts)
+        if self.decision is not None and os.environ.get("GITHUB_ACTIONS") == "true":
+            from pytest_diffusion.report.annotations import workflow_commands
+
+            for line in workflow_commands(self.decision):
+                terminalreporter.write_line(line)
 
 
 def _excuse(report: pytest.TestReport) -> str:

@@ -131,6 +131,8 @@ def test_python_runs(case, pytester, shared_cache, demo_settings):
         assert not outcomes.get("errors")
         return
     names = stand_ins(demo_settings) | {"__name__": "block"}
+    if case[0] == "docs/report.md":
+        pytester.runpytest("--diffusion-model=demo", "--diffusion-lenses=schedule", "-p", "no:cacheprovider")
     if case[0] == "docs/oracle.md":
         names["images"] = names["grey"]
     exec(compile(code, case[0], "exec"), names)
