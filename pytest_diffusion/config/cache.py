@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -79,10 +78,13 @@ def written_whole(path: Path, *, publishes: bool = True) -> Iterator[Path]:
 
 def _discard_parts_of_the_dead(path: Path) -> None:
     """Remove incomplete files of the same name whose process, on this machine, is gone."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}.*.part"):
-        if not _is_being_written(part):
-            with suppress(OSError):
-                part.unlink()
+    with suppress(OSError):
+        # Not glob, which takes ten times as long for a folder of thousands.
+        names = os.listdir(path.parent)  # noqa: PTH208
+        for part in [path.with_name(name) for name in names if name.startswith(f".{path.name}.{_HOST}.") and name.endswith(".part")]:
+            if not _is_being_written(part):
+                with suppress(OSError):
+                    part.unlink()
 
 
 def discard_leftovers(folder: Path) -> None:

@@ -58,7 +58,7 @@ class Records:
         else:
             names |= self._published()
         # Most shards are whole, under their own names.
-        wanted = [one for one in wanted if self._path(one).name not in names]
+        wanted = [one for one in wanted if _name(one) not in names]
         if not wanted:
             return []
         present = list(_ranges(names))
@@ -133,7 +133,11 @@ class Records:
         return record
 
     def _path(self, indices: range) -> Path:
-        return self.folder / f"{indices.start:07d}-{indices.stop:07d}.json"
+        return self.folder / _name(indices)
+
+
+def _name(indices: range) -> str:
+    return f"{indices.start:07d}-{indices.stop:07d}.json"
 
 
 def indices_of(record: Record) -> range:
