@@ -17,6 +17,7 @@ from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
+from pytest_diffusion.report.glance import glance
 from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_text, suggested_rows
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
@@ -68,8 +69,9 @@ def render(report: Report) -> str:
         "suggested": suggested_rows(report.facts),
         "limits": limit_rows(report.facts),
     }
+    drawn = {"gallery": gallery, "glance": glance([(section.title, section.entries) for section in sections])}
     template = environment.get_template("report.html.j2")
-    return template.render(report=report, sections=sections, verdicts=verdicts, gallery=gallery, comparison=comparison, selftest=selftest)
+    return template.render(report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, **drawn)
 
 
 def _section(lens: str, title: str, entries: list[Entry]) -> Section:
