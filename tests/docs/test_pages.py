@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,21 @@ def test_the_page_of_public_names_is_written_anew():
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m docs.api_page"
     helpers = {name for name in pytest_diffusion.__all__ if name.startswith("assert_")}
     assert {name for name in pytest_diffusion.__all__ if f".{name}\n" in page() or f"`{name}`" in page()} >= helpers
+
+
+def test_extras_that_are_named_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = set(project["optional-dependencies"])
+    files = [*PAGES, *(ROOT / "examples" / "ci").iterdir(), ROOT / "action.yml"]
+    named = {
+        one
+        for path in files
+        for found in re.findall(r"pytest-diffusion\[([\w,]+)\]", path.read_text(encoding="utf-8"))
+        for one in found.split(",")
+    }
+    assert named
+    assert named <= known
+    assert all(f"| `{name}` |" in TEXTS["docs/install.md"] for name in known - {"dev"})
 
 
 def test_every_page_is_in_the_sites_list():
