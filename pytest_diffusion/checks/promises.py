@@ -8,7 +8,7 @@ from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.config.parsers import LENSES
 from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.config.thresholds import Thresholds, is_preset
-from pytest_diffusion.data.columns import prompt_columns
+from pytest_diffusion.data.columns import places_of
 from pytest_diffusion.verdicts.gate import Promise
 from pytest_diffusion.verdicts.run import Entry
 
@@ -18,10 +18,12 @@ PAIRS = "paired_guards"
 
 RETENTION = "paired_retention_loss"
 """The check of the images that must not be forgotten."""
-SLICES = "paired_scores_by_slice"
-"""The check of the prompts by slice."""
-LOSS_SLICES = "paired_denoising_by_slice"
-"""The check of the reference's captions by slice: the only one for a column that the prompts do not have."""
+SLICES = {
+    "prompts": "paired_scores_by_slice",
+    "reference": "paired_denoising_by_slice",
+    "retention": "paired_retention_by_slice",
+}
+"""The checks by slice, by whose table has the column."""
 SELFTEST = "selftest"
 """The check of the gate itself."""
 
@@ -42,7 +44,7 @@ def kept_in_mind(promises: Iterable[Promise], entries: Collection[Entry], *, is_
     is_worse = any(entry.verdict.lens == "paired" and entry.verdict.outcome == "fail" for entry in entries)
     # A loss is the same, and is not measured, where no part differs that it depends on.
     same = {entry.verdict.check for entry in entries if entry.verdict.outcome == "skipped" and entry.verdict.message.startswith("same: ")}
-    dropped = {PAIRS, RETENTION, SLICES, LOSS_SLICES} if is_worse or is_identical else {RETENTION, LOSS_SLICES} & same
+    dropped = {PAIRS, RETENTION, *SLICES.values()} if is_worse or is_identical else {RETENTION, *SLICES.values()} & same
     left = [promise for promise in promises if promise.name not in dropped]
     return [promise for promise in left if not is_identical or not (promise.is_presets or promise.kind == "reference")]
 
@@ -66,8 +68,10 @@ def _options(settings: Settings) -> Iterator[Promise]:
         if settings.retention is not None and not is_report:
             yield Promise("check", RETENTION, "--diffusion-retention", lens="paired")
         if settings.slices and not is_report:
-            has_slices = "words" in settings.slices or prompt_columns(settings.prompts, settings.reference, settings.slices)
-            yield Promise("check", SLICES if has_slices else LOSS_SLICES, "--diffusion-slices", lens="paired")
+            columns = [name for name in settings.slices if name != "words"]
+            places = {*places_of(columns, settings.prompts, settings.reference, settings.retention).values()}
+            for place in dict.fromkeys(["prompts"] * ("words" in settings.slices) + sorted(places)):
+                yield Promise("check", SLICES[place], "--diffusion-slices", lens="paired")
     if settings.selftest_require:
         yield Promise("check", SELFTEST, "--diffusion-selftest-require", lens="selftest")
     if origin["reference"] and not is_preset(origin["reference"]):

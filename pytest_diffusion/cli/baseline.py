@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_diffusion.config.options import OPTIONS
 from pytest_diffusion.config.remote import is_url
+from pytest_diffusion.config.remote_files import require_place
 from pytest_diffusion.verdicts.errors import SettingsError
 
 _NOT_HERE = (
@@ -46,6 +47,8 @@ def _save(options: argparse.Namespace) -> int:
 
     if Path(options.to).suffix != ".diffusion":
         raise SettingsError(f"--to is {options.to!r}; expected a name that ends in .diffusion, by which --diffusion-baseline knows it.")
+    if is_url(options.to):
+        require_place(options.to, "--to")
     given = {option.name: getattr(options, option.ini, None) for option in OPTIONS}
     # Named as its own baseline, so that options of the comparison are taken.
     settings, _ = resolve(options={**given, "model": options.model, "baseline": options.model}, ini={})

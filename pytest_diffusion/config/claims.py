@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,7 +86,7 @@ def share(
     while waiting:
         before, misses = len(waiting), 0
         for piece in to_try(waiting, folder):
-            if misses == MISSES:
+            if misses == MISSES and not elsewhere.has_store:
                 break
             misses += 1
             with _writing(folder):
@@ -122,7 +123,8 @@ def to_try(waiting: Sequence[range], folder: Path) -> list[range]:
     with _writing(folder):
         names = set(os.listdir(folder))  # noqa: PTH208 - there may be thousands
     free = [piece for piece in waiting if f"{piece.start:07d}.lock" not in names]
-    return free or random.sample(list(waiting), min(len(waiting), MISSES))
+    # A generator of its own: processes whose random numbers are seeded alike must not all ask for the same ones.
+    return free or random.Random(uuid.uuid4().int).sample(list(waiting), min(len(waiting), MISSES))  # noqa: S311
 
 
 def is_claimed(folder: Path) -> bool:

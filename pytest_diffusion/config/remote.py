@@ -155,8 +155,9 @@ class Remote:
         except (NotImplementedError, FileNotFoundError):
             return 0.0
 
-    def require(self) -> None:
-        """Raise SetupError unless the store can be read and written, before anything expensive starts."""
+    def require(self, given: str = "") -> None:
+        """Raise SetupError, with the option as it was given, unless the store can be read and written: before anything expensive starts."""
+        given = given or f"--diffusion-cache-dir={self.url}"
         name = f"probe-{uuid.uuid4().hex}"
         try:
             self.put(name, b"pytest-diffusion")
@@ -164,9 +165,9 @@ class Remote:
                 raise OSError("what was written is not what is read")
             self.remove(name)
         except ImportError as error:
-            raise SetupError(f"--diffusion-cache-dir={self.url} needs a package that is not installed: {why(error)}") from error
+            raise SetupError(f"{given} needs a package that is not installed: {why(error)}") from error
         except Exception as error:  # each store has its own
-            raise SetupError(f"--diffusion-cache-dir={self.url} cannot be used: {type(error).__name__}: {why(error)}.") from error
+            raise SetupError(f"{given} cannot be used: {type(error).__name__}: {why(error)}.") from error
 
 
 def is_url(text: str) -> bool:

@@ -29,6 +29,11 @@ class RemoteClaims:
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         """By name, the claim of another process as it was last seen to change, and when by our own clock."""
 
+    @property
+    def has_store(self) -> bool:
+        """Whether others may hold pieces whose claims cannot be seen in the folder."""
+        return self._found is not None
+
     @contextmanager
     def claimed(self, lock_file: str) -> Iterator[bool]:
         """Whether the claim is ours in the block; it is given back after it."""

@@ -29,6 +29,11 @@ def write_url(url: str, data: bytes, flag: str) -> None:
         raise SettingsError(f"{flag}: {url} cannot be written: {why(error)}.") from None
 
 
+def require_place(url: str, flag: str) -> None:
+    """Raise SettingsError or SetupError where a file cannot be written to this URL: before hours are spent on what it will hold."""
+    _place(url, flag)[0].require(f"{flag}={url}")
+
+
 def _place(url: str, flag: str) -> tuple[Remote, str]:
     import fsspec
 
@@ -40,4 +45,6 @@ def _place(url: str, flag: str) -> tuple[Remote, str]:
     if protocol not in fsspec.available_protocols():
         raise SettingsError(f"{flag} is {url!r}; fsspec knows no {protocol}.")
     folder, _, name = url.rpartition("/")
+    if not folder.partition("://")[2].strip("/"):
+        raise SettingsError(f"{flag}: {url} names no folder or bucket before the file.")
     return Remote(folder, Path()), name

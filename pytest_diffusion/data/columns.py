@@ -25,6 +25,19 @@ def prompt_columns(prompts: str | None, reference: str | None, names: Sequence[s
     }
 
 
+def places_of(names: Sequence[str], prompts: str | None, reference: str | None, retention: str | None) -> dict[str, str]:
+    """For each column whose table it slices by: "prompts", else "reference", else "retention".
+
+    A column that no file has is the reference's, which may be a data set of the hub.
+    """
+    tables = {
+        "prompts": prompt_columns(prompts, reference, names),
+        "reference": prompt_columns(None, reference, names),
+        "retention": prompt_columns(None, retention, names),
+    }
+    return {name: next((place for place, columns in tables.items() if name in columns), "reference") for name in names}
+
+
 def require_columns(names: Sequence[str], tables: Sequence[str | None]) -> None:
     """Raise SetupError for a column that none of these prompts and references has.
 
@@ -36,7 +49,13 @@ def require_columns(names: Sequence[str], tables: Sequence[str | None]) -> None:
     if not paths:
         shown = next((table for table in tables if table is not None), "the built-in list")
         raise SetupError(f"{_OPTION}: {names[0]} is a column, and {shown} has none; name a .jsonl or .csv of prompts, or use words.")
-    columns = {key for path in paths for _, row in read_rows(path, _OPTION) for key, value in row.items() if value is not None}
+    columns = {
+        key
+        for path in paths
+        for _, row in read_rows(path, _OPTION)
+        for key, value in row.items()
+        if isinstance(key, str) and value is not None
+    }
     for name in names:
         if name not in columns:
             shown = " and ".join(map(str, dict.fromkeys(paths)))

@@ -21,8 +21,11 @@ def read_rows(path: Path, option: str) -> list[tuple[int, dict[str, Any]]]:
 
     Raises SetupError, with option, file and line, for a line that is not JSON.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        text = file.read()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise SetupError(f"{option}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:

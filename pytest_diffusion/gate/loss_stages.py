@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.data.columns import places_of
 from pytest_diffusion.data.references import Reference
 from pytest_diffusion.gate.attribution import TEXT_PARTS, of_loss
 from pytest_diffusion.gate.comparison import Comparison
@@ -17,15 +18,15 @@ from pytest_diffusion.gate.figures import clusters_of
 from pytest_diffusion.gate.floor import Losses, floors_of_losses
 from pytest_diffusion.gate.hybrids import with_parts
 from pytest_diffusion.gate.saved import SavedBaseline
-from pytest_diffusion.gate.slices import slicing
+from pytest_diffusion.gate.slices import WORDS, slicing
 from pytest_diffusion.models.capabilities import is_text_conditioned
 from pytest_diffusion.verdicts.errors import NotApplicable
 
 _OF_LOSS = ("unet", "transformer", *TEXT_PARTS, "vae")
 _TYPE = "prediction_type"
 _FEWEST_IMAGES = 16
-SLICED = ("denoising_loss", "retention_loss")
-"""Losses that are compared by slice of the captions."""
+SLICED = {"denoising_loss": "reference", "retention_loss": "retention"}
+"""Losses that are compared by slice of the captions, and whose table has the columns."""
 Say = Callable[[str], object]
 
 
@@ -89,6 +90,9 @@ def compare_losses(
 
     clusters = clusters_of(texts)
     wanted = settings.slices if figure in SLICED else ()
+    named = [name for name in wanted if name != WORDS]
+    places = places_of(named, settings.prompts, settings.reference, settings.retention)
+    required = [name for name, place in places.items() if SLICED.get(figure) == place]
     run = run_losses(
         figure,
         own,
@@ -98,7 +102,7 @@ def compare_losses(
         log_snr=log_snr,
         clusters=clusters,
         floor=floor,
-        slicing=slicing(wanted, texts, reference.columns, rules, comparison.slice_alpha),
+        slicing=slicing(wanted, texts, reference.columns, rules, comparison.slice_alpha, required=required),
         say=say,
     )
     if run.decided.word != "worse" or baseline is None or not attributes:

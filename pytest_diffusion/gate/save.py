@@ -96,6 +96,8 @@ def measure_baseline(
         "scheduler": settings.scheduler,
         "scheduler_config": list(settings.scheduler_config),
         "dtype": settings.dtype,
+        "compile": settings.compile,
+        "memory_format": settings.memory_format,
         "prompts": checksums_of(texts) if texts is not None else [],
         "digests": rows.digests,
         "scorers": {name: scorer.identity for scorer in side.scorers for name in scorer.names},

@@ -30,7 +30,7 @@ from pytest_diffusion.verdicts.errors import SettingsError
 from pytest_diffusion.verdicts.plain_json import plain
 
 FORMAT = 1
-_RUN = ("steps", "guidance_scale", "seed", "scheduler", "scheduler_config", "dtype")
+_RUN = ("steps", "guidance_scale", "seed", "scheduler", "scheduler_config", "dtype", "compile", "memory_format")
 """Settings that must be those of the run in which it was saved."""
 _FLAG = "--diffusion-baseline"
 
@@ -70,11 +70,11 @@ class SavedBaseline:
             shown = [f"{width}x{height}" for height, width in (self.about["size"], own)]
             raise SettingsError(f"{_FLAG}: {self.path} was saved with images of {shown[0]}, and this run has {shown[1]}.")
         for name in _RUN:
-            if self.about[name] != plain(getattr(settings, name)):
+            if self.about.get(name) != plain(getattr(settings, name)):
                 flag = name.replace("_", "-")
                 raise SettingsError(
-                    f"{_FLAG}: {self.path} was saved with {name}={self.about[name]}, and this run has {getattr(settings, name)}; "
-                    f"give --diffusion-{flag}={self.about[name]}, or save it again."
+                    f"{_FLAG}: {self.path} was saved with {name}={self.about.get(name)}, and this run has {getattr(settings, name)}; "
+                    f"give --diffusion-{flag}={self.about.get(name)}, or save it again."
                 )
 
     def parts(self, candidate: Any) -> Parts:

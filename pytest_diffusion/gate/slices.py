@@ -12,6 +12,7 @@ import torch
 from pytest_diffusion.config.margins import Margin, Margins
 from pytest_diffusion.gate.figures import clusters_of, score_look
 from pytest_diffusion.gate.looks import Decided, Look, Rules, Word
+from pytest_diffusion.verdicts.errors import SetupError
 
 WORDS = "words"
 """The name under which slices are the words that prompts share."""
@@ -178,11 +179,19 @@ class Slicing:
 
 
 def slicing(
-    names: Sequence[str], texts: list[str] | None, columns: Mapping[str, Sequence[str | None]], rules: Rules, alpha: float
+    names: Sequence[str],
+    texts: list[str] | None,
+    columns: Mapping[str, Sequence[str | None]],
+    rules: Rules,
+    alpha: float,
+    *,
+    required: Sequence[str] = (),
 ) -> Slicing | None:
     """The slices of the texts of all planned pairs, by words and by columns of their table; None where no slice has 8 pairs.
 
     `columns` has a value for each row of the table, which pairs go through again and again. A column that it does not have gives none.
+
+    Raises SetupError for a `required` column by whose values nothing can be sliced: it was asked for, and would not be judged.
     """
     if not names or texts is None:
         return None
@@ -193,4 +202,6 @@ def slicing(
         elif name in columns:
             values = [columns[name][index % len(columns[name])] for index in range(len(texts))]
             found |= {f"{name}={value}": places for value, places in slices_by_values(values).items()}
+        if name in required and not any(one.startswith(f"{name}=") for one in found):
+            raise SetupError(f"--diffusion-slices: no value of the column {name} has {FEWEST_PAIRS} of the {len(texts)} pairs or images.")
     return Slicing(found, texts, rules, alpha) if found else None

@@ -137,7 +137,7 @@ def draw_pairs(
         reference=reference,
         most=looks[-1],
         floors=floors,
-        slicing=slicing(settings.slices, texts, columns, rules, comparison.slice_alpha),
+        slicing=slicing(settings.slices, texts, columns, rules, comparison.slice_alpha, required=list(columns)),
         say=say,
     )
     found = of_pairs(run, ours, baseline, comparison, reference, clusters=clusters_of(texts), say=say) if baseline is not None else {}

@@ -154,7 +154,9 @@ def as_normal(ratio: float, degrees: float) -> float:
 
 def as_ratio(score: float, degrees: float) -> float:
     """The inverse of `as_normal`: so many standard errors, estimated with `degrees` of freedom, are as unlikely as a normal score."""
-    return float(-stdtrit(degrees, ndtr(-score)))
+    ratio = -float(stdtrit(degrees, ndtr(-score)))
+    # Beyond about 37 the normal tail is no number any more, and its quantile has the other sign.
+    return math.inf if score > 0 and not 0 < ratio < math.inf else ratio
 
 
 def holm(p_values: Mapping[str, float], alpha: float, *, family: int | None = None) -> set[str]:

@@ -13,14 +13,19 @@ from pytest_diffusion.verdicts.errors import ModelError
 
 
 def apply_protocol(pipeline: Any, settings: Settings) -> None:
-    """Lay the weights out and compile the denoiser as the settings say. Raises ModelError for a pipeline without a denoiser to compile.
+    """Lay the weights out and compile the denoiser as the settings say.
 
+    Raises ModelError for a pipeline without a denoiser to compile, and for a part that cannot have the layout, as one with convolutions
+    in three dimensions.
     The denoiser is compiled in place (`torch.nn.Module.compile`) at its first call, so that weights and their names stay what they are.
     Checks that hook into the denoiser run it uncompiled.
     """
-    if settings.memory_format == "channels_last":
-        for part in modules(pipeline).values():
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.memory_format is not None:
+        for name, part in modules(pipeline).items():
+            try:
+                part.to(memory_format=getattr(torch, settings.memory_format))  # type: ignore[call-overload]
+            except RuntimeError as error:
+                raise ModelError(f"--diffusion-memory-format: {name} cannot be laid out as {settings.memory_format}: {error}.") from error
     if settings.compile is not None:
         network = denoiser(pipeline)
         if network is None:

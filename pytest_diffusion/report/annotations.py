@@ -14,14 +14,15 @@ MOST = 10
 
 def workflow_commands(decision: Decision) -> list[str]:
     """An `::error` for each reason that closes the gate, worst first, and a `::warning` for each figure that is not decided."""
-    entries = sorted(decision.entries, key=lambda entry: OUTCOMES.index(entry.verdict.outcome))
+    counted = [entry for entry in decision.entries if not entry.excused]
+    entries = sorted(counted, key=lambda entry: OUTCOMES.index(entry.verdict.outcome))
     closing = grouped(entry.verdict for entry in entries if entry.verdict.gates)
     open_ones = ("inconclusive", "undersampled")
     undecided = grouped(entry.verdict for entry in entries if entry.verdict.outcome in open_ones and not entry.verdict.gates)
-    lines = _lines("error", closing) + _lines("warning", undecided)
+    lines = _lines("error", closing)
     if not lines and decision.exit_code != 0:
         lines = [_command("error", f"gate: {decision.gate}", " ".join(decision.reasons))]
-    return lines
+    return lines + _lines("warning", undecided)
 
 
 def _lines(kind: str, found: Sequence[tuple[Verdict, list[str]]]) -> list[str]:

@@ -1,6 +1,9 @@
 import os
+import random
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from filelock import SoftFileLease
@@ -159,3 +162,35 @@ def test_what_others_have_made_meanwhile_is_looked_up_anew_after_some_misses(tmp
     share(many, own["folder"], unfinished=unfinished, make=own["make"], say=print)
     assert list(dict.fromkeys(asked)) == [*range(MISSES), 99]
     assert (tmp_path / "99.done").exists()
+
+
+def test_pieces_that_others_hold_in_a_store_do_not_hide_the_free_ones(tmp_path, monkeypatch):
+    """Their claims cannot be seen in the folder: all pieces are asked for."""
+    held = {f"{start:07d}.lock" for start in range(0, 80, 4)}
+
+    class Elsewhere:
+        has_store = True
+
+        def __init__(self, folder):
+            pass
+
+        @contextmanager
+        def claimed(self, lock_file):
+            yield Path(lock_file).name not in held or (tmp_path / "96.done").exists()
+
+    monkeypatch.setattr(claims, "RemoteClaims", Elsewhere)
+    begun = time.monotonic()
+    share([range(start, start + 4) for start in range(0, 100, 4)], **worker(tmp_path), say=print)
+    assert time.monotonic() - begun < 5
+    assert len(list(tmp_path.glob("*.done"))) == 25
+
+
+def test_which_claims_of_others_are_asked_for_leaves_the_users_random_numbers_alone(tmp_path):
+    many = [range(start, start + 1) for start in range(100)]
+    for piece in many:
+        (tmp_path / f"{piece.start:07d}.lock").touch()
+    random.seed(0)
+    before = random.getstate()
+    chosen = [tuple(to_try(many, tmp_path)) for _ in range(2)]
+    assert random.getstate() == before
+    assert chosen[0] != chosen[1]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from pytest_diffusion.cli import main
 from pytest_diffusion.config import remote
-from pytest_diffusion.config.remote_files import read_url, write_url
+from pytest_diffusion.config.remote_files import read_url, require_place, write_url
 from pytest_diffusion.config.settings import Settings, resolve, validate
 from pytest_diffusion.gate.saved import load_baseline, save_baseline
 from pytest_diffusion.verdicts.errors import SettingsError
@@ -48,8 +49,17 @@ def test_what_is_not_there_or_not_given_is_said(s3):
         write_url("s3://nobody/x.diffusion", b"", "--to")
     with pytest.raises(SettingsError, match="fsspec knows no s9"):
         read_url("s9://bucket/x.diffusion", "--diffusion-baseline")
+    with pytest.raises(SettingsError, match=r"memory://x\.diffusion names no folder or bucket before the file"):
+        read_url("memory://x.diffusion", "--diffusion-baseline")
     with pytest.raises(SettingsError, match="it carries credentials"):
         read_url("s3://key:word@bucket/x.diffusion", "--diffusion-baseline")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(s3, monkeypatch, capsys):
+    monkeypatch.setattr("pytest_diffusion.gate.save.save_model", lambda *_, **__: pytest.fail("drawn"))
+    assert main(["baseline", "save", "demo", "--to", "s3://nobody/x.diffusion"]) == 2
+    assert "--to=s3://nobody/x.diffusion cannot be used: " in capsys.readouterr().err
+    require_place(URL, "--to")
 
 
 def test_a_report_is_not_read_from_a_store():

@@ -50,3 +50,13 @@ def test_a_reference_keeps_the_columns_of_its_table(tmp_path):
     found = load_reference(str(tmp_path / "pairs.jsonl"), height=8, width=8, limit=10)
     assert found.columns == {"topic": ["even", "odd", "even", None], "year": [None, None, None, "2026"]}
     assert load_reference(str(tmp_path), height=8, width=8, limit=10).columns == {}
+
+
+def test_tables_with_too_many_values_or_another_encoding_are_told_in_a_sentence(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,topic\na cat, a dog,animals\n")
+    with pytest.raises(SetupError, match="is 'style'; expected one of: prompt, topic"):
+        require_columns(["style"], (str(path),))
+    path.write_bytes("prompt,topic\ncaf\u00e9,food\n".encode("latin-1"))
+    with pytest.raises(SetupError, match=r"--diffusion-slices: .*prompts.csv is not UTF-8 \(byte 16\); save it as UTF-8"):
+        require_columns(["topic"], (str(path),))

@@ -24,7 +24,7 @@ from pytest_diffusion.gate.side import Rows, SavedSide
 from pytest_diffusion.gate.slice_checks import paired_denoising_by_slice, paired_retention_by_slice, paired_scores_by_slice, slice_checks
 from pytest_diffusion.gate.slices import FEWEST_PAIRS, MOST_SLICES, slices_by_values, slices_by_words, slicing
 from pytest_diffusion.maths.sequential import Plan
-from pytest_diffusion.verdicts.errors import NotApplicable
+from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
 
 COUNT = 256
 COLOURS, SHAPES = ("red", "green", "blue", "purple"), ("circle", "square", "triangle")
@@ -182,8 +182,10 @@ def test_on_the_demo_a_forgotten_colour_is_named_before_an_image_is_drawn(demo_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_losses_are_sliced_by_a_column_of_the_images(demo_pipeline, shared_cache):
-    options = {"model": "demo", "baseline": "demo", "cache_dir": str(shared_cache), "slices": ["hue", "of_the_prompts_alone"]}
+def test_losses_are_sliced_by_a_column_of_the_images(demo_pipeline, shared_cache, tmp_path):
+    options = {"model": "demo", "baseline": "demo", "cache_dir": str(shared_cache), "slices": ["hue", "topic"]}
+    (tmp_path / "prompts.csv").write_text("prompt,topic\na cat,of the prompts alone\n")
+    options["prompts"] = str(tmp_path / "prompts.csv")
     settings = replace(resolve(options=options, ini={})[0], num_samples=256)
     plain = load_reference("demo", height=32, width=32, limit=256)
     reference = replace(plain, columns={"hue": ["purple" if "purple" in text else "other" for text in plain.prompts]})
@@ -224,13 +226,39 @@ def test_without_slices_there_is_no_verdict():
 def test_slices_that_were_asked_for_must_be_judged():
     settings = Settings(model="demo", baseline="demo", slices=("words",))
     thresholds = load_thresholds(["demo", "finetune"])
-    assert [one.by for one in promises_of(settings, thresholds) if one.name == SLICES] == ["--diffusion-slices"]
-    assert not [one for one in promises_of(replace(settings, slices=()), thresholds) if one.name == SLICES]
+    assert [one.by for one in promises_of(settings, thresholds) if one.name in SLICES.values()] == ["--diffusion-slices"]
+    assert not [one for one in promises_of(replace(settings, slices=()), thresholds) if one.name in SLICES.values()]
     # A column that the images alone have slices the losses alone.
     of_images = replace(settings, slices=("topic",))
     named = [one.name for one in promises_of(of_images, thresholds) if one.by == "--diffusion-slices"]
     assert named == ["paired_denoising_by_slice"] == [slice_checks()[0].name]
-    assert not [one for one in kept_in_mind(promises_of(settings, thresholds), [], is_identical=True) if one.name == SLICES]
+    assert list(SLICES.values()) == [slice_checks()[place].name for place in (2, 0, 1)]
+    assert not [one for one in kept_in_mind(promises_of(settings, thresholds), [], is_identical=True) if one.name in SLICES.values()]
+
+
+def test_each_column_is_promised_where_its_table_is(tmp_path):
+    tables = {}
+    for name, column in (("prompts", "topic"), ("reference", "style"), ("retention", "year")):
+        tables[name] = tmp_path / f"{name}.csv"
+        tables[name].write_text(f"prompt,image,{column}\na cat,cat.png,x\n")
+    given = {name: str(path) for name, path in tables.items()}
+    settings = Settings(model="demo", baseline="demo", **given, slices=("words", "topic"))
+    thresholds = load_thresholds(["demo", "finetune"])
+
+    def promised(*slices):
+        found = promises_of(replace(settings, slices=slices), thresholds)
+        return {one.name for one in found if one.by == "--diffusion-slices"}
+
+    assert promised("words") == promised("topic") == {"paired_scores_by_slice"}
+    assert promised("words", "style") == {"paired_scores_by_slice", "paired_denoising_by_slice"}
+    assert promised("year") == {"paired_retention_by_slice"}
+
+
+def test_a_column_that_was_asked_for_and_slices_nothing_is_an_error():
+    rare = {"topic": [str(index) for index in range(COUNT)]}
+    assert slicing(["topic"], PROMPTS, rare, RULES, 0.05) is None
+    with pytest.raises(SetupError, match="--diffusion-slices: no value of the column topic has 8 of the 256 pairs or images"):
+        slicing(["words", "topic"], PROMPTS, rare, RULES, 0.05, required=["topic"])
 
 
 def test_slices_that_cannot_be_told_are_not_called_the_same():

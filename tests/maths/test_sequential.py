@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
+from pytest_diffusion.config.margins import Margin, Margins
+from pytest_diffusion.gate.looks import Look, Rules
 from pytest_diffusion.maths.sequential import Plan, as_normal, as_ratio, boundary, crossing_probability, holm
+from pytest_diffusion.maths.statistics import Estimate
 
 
 def even(looks):
@@ -108,6 +111,24 @@ def test_power_and_cost_are_those_of_the_design():
     stopped = np.where(crossed.any(1), np.array(looks)[crossed.argmax(1)], 1000)
     assert crossed.any(1).mean() == pytest.approx(0.92, abs=0.01)
     assert stopped.mean() < 700
+
+
+@pytest.mark.parametrize("degrees", [1, 15, 20, math.inf])
+@pytest.mark.parametrize("score", [36.0, 37.6, 38.5, 40.0, 1e3, math.inf])
+def test_far_scores_ask_for_no_smaller_ratio(degrees, score):
+    """Where the tail of the normal distribution is no number any more, nothing is shown; an interval turned round would show anything."""
+    assert as_ratio(score, degrees) >= score
+    assert as_ratio(-score, degrees) <= -score
+
+
+def test_a_first_look_of_a_long_plan_decides_nothing():
+    plan, margins = Plan(10_000), Margins({"clip_score": Margin(margin=0.5, source="a test")}, pairs=10_000)
+    for direction in (-1, 0, 1):
+        look = Look(16, Estimate(-3.0 * (direction or 1), 1.5, 15), 87.0, 90.0, 5.0)
+        rules = Rules(margins, {"clip_score": direction}, plan, family=1)
+        found = rules.decide({"clip_score": [look]})
+        assert found["clip_score"].word == "cannot tell"
+        assert not rules.is_over(found)
 
 
 def test_scores_and_ratios_are_each_others_inverse():

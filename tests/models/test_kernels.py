@@ -71,3 +71,13 @@ def test_a_pipeline_without_a_denoiser_cannot_be_compiled():
 def test_unknown_values_are_refused(option, text):
     with pytest.raises(SettingsError, match=f"--diffusion-{option.replace('_', '-')}.*{text}"):
         settings_of(**{option: text})
+
+
+def test_weights_are_laid_out_as_they_were_asked_for(demo_copy):
+    demo_copy.unet.to(memory_format=torch.channels_last)
+    settings = settings_of(memory_format="contiguous_format")
+    apply_protocol(demo_copy, settings)
+    assert protocol_of(demo_copy, settings) == {}
+    demo_copy.unet.extra = torch.nn.Conv3d(2, 2, 3)
+    with pytest.raises(ModelError, match="--diffusion-memory-format: unet cannot be laid out as channels_last"):
+        apply_protocol(demo_copy, settings_of(memory_format="channels_last"))

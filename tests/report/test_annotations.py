@@ -1,5 +1,7 @@
 """Annotations for GitHub: one for each reason, escaped, and none where there is nothing to say."""
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_diffusion.report.annotations import MOST, workflow_commands
@@ -37,6 +39,13 @@ def test_lines_and_signs_that_would_end_a_command_are_escaped():
 def test_a_closed_gate_without_a_verdict_says_why_and_an_open_one_nothing():
     assert said(gate="empty", reasons=["Nothing was judged."]) == ["::error title=gate%3A empty::Nothing was judged."]
     assert said(entry("fid", 0.5), gate="open", code=0) == []
+
+
+def test_a_warning_does_not_hide_why_the_gate_is_closed_and_what_is_excused_is_not_told():
+    close = entry("kid", 1.0, interval=(0.5, 1.5), strict=False)
+    lines = said(close, reasons=["1 test failed."])
+    assert [line.partition(" ")[0] for line in lines] == ["::error", "::warning"]
+    assert said(replace(close, excused="xfail"), gate="open", code=0) == []
 
 
 def test_no_more_than_github_shows():
