@@ -186,6 +186,15 @@ def checked_url(text: str) -> str:
     return text
 
 
+def require_protocol(url: str, flag: str) -> None:
+    """Raise SettingsError, with the option, for a kind of store that fsspec does not know."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    if protocol not in fsspec.available_protocols():
+        raise SettingsError(f"{flag} is {url!r}; fsspec knows no {protocol}. Use one of its protocols, as s3, gs, az or hf.")
+
+
 def remote_folder(url: str, root: Path) -> Path:
     """The folder of this machine before a store, which is looked at once."""
     if root not in _REMOTES:
@@ -193,11 +202,7 @@ def remote_folder(url: str, root: Path) -> Path:
             checked_url(url)
         except ValueError as error:
             raise SettingsError(f"the URL of the cache cannot be used: {error}.") from None
-        protocol = url.partition("://")[0]
-        import fsspec
-
-        if protocol not in fsspec.available_protocols():
-            raise SettingsError(f"--diffusion-cache-dir is {url!r}; fsspec knows no {protocol}.")
+        require_protocol(url, "--diffusion-cache-dir")
         remote = Remote(url, root)
         remote.require()
         _REMOTES[root] = remote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_diffusion.config.remote import Remote, checked_url, why
+from pytest_diffusion.config.remote import Remote, checked_url, require_protocol, why
 from pytest_diffusion.verdicts.errors import SettingsError
 
 
@@ -35,16 +35,12 @@ def require_place(url: str, flag: str) -> None:
 
 
 def _place(url: str, flag: str) -> tuple[Remote, str]:
-    import fsspec
-
-    protocol = url.partition("://")[0]
     try:
         checked_url(url)
     except ValueError as error:
         raise SettingsError(f"{flag}: {error}.") from None
-    if protocol not in fsspec.available_protocols():
-        raise SettingsError(f"{flag} is {url!r}; fsspec knows no {protocol}.")
+    require_protocol(url, flag)
     folder, _, name = url.rpartition("/")
     if not folder.partition("://")[2].strip("/"):
-        raise SettingsError(f"{flag}: {url} names no folder or bucket before the file.")
+        raise SettingsError(f"{flag}: {url} names no folder or bucket before the file; expected one, as s3://bucket/parent.diffusion.")
     return Remote(folder, Path()), name

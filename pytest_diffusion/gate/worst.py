@@ -24,12 +24,13 @@ def worst_pairs(run: PairedRun, *, count: int = SHOWN) -> list[dict[str, Any]]:
     is the distance of its images. Empty where images of either side are not at hand.
     """
     ours, theirs = run.candidate, run.baseline
-    if ours.images is None or theirs.images is None or ours.images.shape != theirs.images.shape:
+    pictures = _pictures(run)
+    if pictures is None:
         return []
     names = [name for name in ours.scores if name in theirs.scores and name not in TONES]
     losses = [_loss(ours.scores[name], theirs.scores[name], figure_named(name).direction or 1) for name in names]
     if not losses:
-        distance = (ours.images.float() - theirs.images.float()).square().flatten(1).mean(1)
+        distance = (pictures[0].float() - pictures[1].float()).square().flatten(1).mean(1)
         losses = [distance.double()]
     order = torch.stack(losses).amax(0).argsort(descending=True)[:count].tolist()
     return [_pair(run, index, names) for index in order]
@@ -37,13 +38,17 @@ def worst_pairs(run: PairedRun, *, count: int = SHOWN) -> list[dict[str, Any]]:
 
 def worst_of_slices(run: PairedRun) -> list[dict[str, Any]]:
     """For the first slices that are worse: name, figure, and the pairs that lost most there. Empty where images are not at hand."""
-    if run.candidate.images is None or run.baseline.images is None or run.candidate.images.shape != run.baseline.images.shape:
-        return []
-    named = [one for one in run.slices or [] if one.is_named][:SLICES_SHOWN]
+    named = [one for one in run.slices or [] if one.is_named][:SLICES_SHOWN] if _pictures(run) is not None else []
     return [
         {"slice": one.name, "figure": one.figure, "pairs": [_pair(run, index, [one.figure]) for index in one.worst[:PAIRS_OF_SLICE]]}
         for one in named
     ]
+
+
+def _pictures(run: PairedRun) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The images of candidate and baseline, where both are at hand and have one shape."""
+    ours, theirs = run.candidate.images, run.baseline.images
+    return (ours, theirs) if ours is not None and theirs is not None and ours.shape == theirs.shape else None
 
 
 def _loss(candidate: torch.Tensor, baseline: torch.Tensor, direction: int) -> torch.Tensor:
