@@ -13,8 +13,8 @@ _OWN = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 def wait_passively() -> bool:
     """Have threads of OpenMP that wait give their core away, where torch is not loaded yet; tells whether it was done.
 
-    By default they spin. Beside another busy process, the thread that the others wait for then has no core to run on: the demo's gate
-    took 5.8 times as long on two cores (docs/performance.md).
+    By default they spin. Beside other busy processes, the thread that the others wait for then has no core to run on: with three of them
+    on two cores, the demo's metrics took 100 s in place of 48 s (docs/performance.md).
     """
     if "torch" in sys.modules or any(name in os.environ for name in _OWN):
         return False
