@@ -71,10 +71,10 @@ class SavedBaseline:
             raise SettingsError(f"{_FLAG}: {self.path} was saved with images of {shown[0]}, and this run has {shown[1]}.")
         for name in _RUN:
             if self.about.get(name) != plain(getattr(settings, name)):
-                flag = name.replace("_", "-")
+                flag, saved = f"--diffusion-{name.replace('_', '-')}", self.about.get(name)
                 raise SettingsError(
-                    f"{_FLAG}: {self.path} was saved with {name}={self.about.get(name)}, and this run has {getattr(settings, name)}; "
-                    f"give --diffusion-{flag}={self.about.get(name)}, or save it again."
+                    f"{_FLAG}: {self.path} was saved with {name}={saved}, and this run has {getattr(settings, name)}; "
+                    f"{f'leave {flag} out' if saved in (None, [], ()) else f'give {flag}={saved}'}, or save it again."
                 )
 
     def parts(self, candidate: Any) -> Parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -67,7 +66,8 @@ def _strip(entries: Sequence[Entry]) -> tuple[str, int]:
         else:
             x = _x(distance / Z95)
             place = round(x / _STEP)
-            level, told = stacks[place], f"{number(distance / Z95)} half intervals inside its limit"
+            side = "inside" if distance >= 0 else "outside"
+            level, told = stacks[place], f"{number(abs(distance) / Z95)} half intervals {side} its limit"
             stacks[place] += 1
         placed.append((x, level, entry, told))
     height = max(_ROW, (max(level for _, level, _, _ in placed) + 1) * _STEP + 4)
@@ -82,6 +82,4 @@ def _mark(x: float, y: float, entry: Entry, told: str) -> str:
 
 
 def _x(halves: float) -> float:
-    if math.isnan(halves):
-        halves = _LOWEST
     return _LABEL + _PLOT * (min(max(halves, _LOWEST), _HIGHEST) - _LOWEST) / (_HIGHEST - _LOWEST)

@@ -50,6 +50,14 @@ OURS = [case for case in commands() if case[1][0] == "pytest-diffusion"]
 PYTHON = list(blocks("python", leave=("docs/findings.md",)))  # tests/conformance/test_findings.py runs those
 
 
+def test_there_is_something_to_try():
+    """An empty list of cases would pass without a look."""
+    assert len(PYTEST) >= 12
+    assert len(OURS) >= 12
+    assert len(PYTHON) >= 10
+    assert len(MESSAGES) >= 20
+
+
 def test_the_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 150
 

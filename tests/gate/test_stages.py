@@ -14,6 +14,7 @@ from pytest_diffusion.data.prompts import load_prompts
 from pytest_diffusion.data.references import Reference, load_reference, num_reference_images
 from pytest_diffusion.features.clip import load_clip
 from pytest_diffusion.features.extractors import load_extractor
+from pytest_diffusion.gate import stages
 from pytest_diffusion.gate.comparison import Comparison
 from pytest_diffusion.gate.floor import TWINS, rounded_weights
 from pytest_diffusion.gate.loss_stages import compare_losses, is_same_for
@@ -22,7 +23,7 @@ from pytest_diffusion.gate.save import save_model
 from pytest_diffusion.gate.saved import load_baseline
 from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.fingerprint import fingerprint
-from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError
+from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 from tests.families.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -146,6 +147,14 @@ def pairs(candidate, baseline, settings, *, saved=None, **rest):
     )
 
 
+def test_a_column_that_slices_no_prompts_is_told_before_a_pair_is_drawn(demo_pipeline, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "run_pairs", lambda *_, **__: pytest.fail("drawn"))
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,topic\n" + "".join(f"a cat,topic {index}\n" for index in range(300)))
+    with pytest.raises(SetupError, match="no value of the column topic has 8 of the"):
+        pairs(damaged(demo_pipeline, "unet", 0.05), demo_pipeline, replace(settings, prompts=str(path), slices=("words", "topic")))
+
+
 def test_pairs_share_prompts_and_seeds_and_have_a_floor(demo_pipeline, settings):
     found = pairs(damaged(demo_pipeline, "unet", 0.05), demo_pipeline, settings)
     assert found.pairs == found.planned == 16
@@ -197,6 +206,10 @@ def test_a_saved_baseline_that_does_not_fit_is_refused_in_one_sentence(kept, dem
     saved = load_baseline(str(kept))
     with pytest.raises(SettingsError, match="was saved with steps=4, and this run has 5; give --diffusion-steps=4, or save it again"):
         saved.require_fit(demo_pipeline, replace(settings, steps=5))
+    with pytest.raises(
+        SettingsError, match="was saved with compile=None, and this run has default; leave --diffusion-compile out, or save"
+    ):
+        saved.require_fit(demo_pipeline, replace(settings, compile="default"))
     with pytest.raises(SettingsError, match="was saved with images of 32x32, and this run has 64x64"):
         saved.require_fit(demo_pipeline, replace(settings, height=64, width=64))
     with pytest.raises(SettingsError, match=r"only one of .* is conditioned on text"):
