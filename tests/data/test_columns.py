@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from pytest_diffusion.data.columns import prompt_columns, require_columns
+from pytest_diffusion.data.columns import places_of, prompt_columns, require_columns
 from pytest_diffusion.data.references import load_reference
 from pytest_diffusion.verdicts.errors import SetupError
 
@@ -60,3 +60,10 @@ def test_tables_with_too_many_values_or_another_encoding_are_told_in_a_sentence(
     path.write_bytes("prompt,topic\ncaf\u00e9,food\n".encode("latin-1"))
     with pytest.raises(SetupError, match=r"--diffusion-slices: .*prompts.csv is not UTF-8 \(byte 16\); save it as UTF-8"):
         require_columns(["topic"], (str(path),))
+
+
+def test_a_table_of_pairs_is_that_of_the_prompts_too(table):
+    assert places_of(["topic"], None, table, None) == {"topic": "prompts"}
+    assert places_of(["topic"], "prompts.txt", table, None) == {"topic": "reference"}
+    assert places_of(["topic"], "prompts.txt", None, table) == {"topic": "retention"}
+    assert places_of(["topic"], None, "hf:someone/pairs", None) == {"topic": "reference"}

@@ -40,6 +40,16 @@ def test_what_lies_beyond_stands_at_the_edge_and_nothing_lies_on_another():
     assert all(math.isfinite(x + y) for _, x, y, _ in found)
 
 
+def test_marks_that_would_touch_are_stacked_and_those_apart_are_not():
+    found = marks(entry("a", 5.0, 1.0), entry("b", 5.03, 1.0), entry("c", 7.0, 1.0))
+    places = {title.partition(":")[0]: (x, y) for _, x, y, title in found}
+    (left, low), (right, high), (far, beside) = (places[name] for name in "abc")
+    assert abs(left - right) < 4
+    assert low != high
+    assert abs(far - left) > 50
+    assert beside in (low, high)
+
+
 def test_outcomes_differ_in_shape_and_figures_without_an_interval_stand_apart():
     text = glance([(TITLE, [entry("inside", 5.0, 1.0), entry("close", 10.0, 1.0), entry("beyond", 15.0, 1.0), entry("exact", 0.0, None)])])
     assert "<circle" in text
