@@ -6,6 +6,7 @@ baseline's. For two parts this is the Shapley value (Shapley 1953), and the shar
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,11 +91,11 @@ def _listed(shares: Sequence[Share]) -> str:
 
 @contextmanager
 def with_parts(pipeline: Any, parts: Mapping[str, Any]) -> Iterator[None]:
-    """The pipeline with other parts, which are taken back at the end."""
+    """The pipeline with other parts, in the dtype of those they stand for; its own are taken back at the end."""
     kept = {name: getattr(pipeline, name) for name in parts}
     try:
         for name, part in parts.items():
-            setattr(pipeline, name, part)
+            setattr(pipeline, name, _in_dtype_of(kept[name], part))
         yield
     finally:
         for name, part in kept.items():
@@ -145,7 +146,8 @@ def _share_of_part(
 
 def _shares_of_blocks(candidate: Any, baseline: Any, name: str, measure: Measure) -> list[Share]:
     """Shares of the denoiser's blocks in what the baseline loses with the candidate's denoiser."""
-    ours, theirs = getattr(candidate, name), getattr(baseline, name)
+    theirs = getattr(baseline, name)
+    ours = _in_dtype_of(theirs, getattr(candidate, name))
     groups = blocks_of(ours, theirs)
     if len(groups) < 2:
         return []
@@ -180,6 +182,14 @@ def blocks_of(ours: torch.nn.Module, theirs: torch.nn.Module) -> dict[str, list[
 def _differs(ours: torch.nn.Module, theirs: torch.nn.Module, parent: str, key: str) -> bool:
     one, other = (whole_state_dict(module.get_submodule(parent)._modules[key] or torch.nn.Identity()) for module in (ours, theirs))
     return one.keys() != other.keys() or any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def _in_dtype_of(own: Any, part: Any) -> Any:
+    """The part, or a copy of it in the dtype of the pipeline's own: a float16 parent and a fine-tune stored as float32 are usual."""
+    if not isinstance(own, torch.nn.Module) or not isinstance(part, torch.nn.Module):
+        return part
+    dtypes = [next((weight.dtype for weight in module.parameters()), None) for module in (own, part)]
+    return part if dtypes[0] in (None, dtypes[1]) else copy.deepcopy(part).to(dtypes[0])
 
 
 @contextmanager
@@ -237,4 +247,6 @@ def _why_not(candidate: Any, baseline: Any, name: str) -> str:
     common = one.keys() & other.keys()
     if not common or any(one[key].shape != other[key].shape for key in common):
         return "its shapes differ"
-    return "its dtype differs" if any(one[key].dtype != other[key].dtype for key in common) else ""
+    dtypes = {(one[key].dtype, other[key].dtype) for key in common}
+    rounded = all(mine == yours or (mine.is_floating_point and yours.is_floating_point) for mine, yours in dtypes)
+    return "" if rounded else "its weights are quantised in one of the models"

@@ -108,14 +108,30 @@ def test_parts_that_do_not_fit_are_refused_with_the_reason():
     candidate, baseline = model(a=1, b=1, c=1, d=1), model(a=0, b=0, c=0)
     candidate.b = part(1, size=4)
     candidate.c = torch.nn.Conv2d(1, 1, 1)
-    candidate.a = part(1).double()
+    candidate.a.weight = torch.nn.Parameter(torch.ones(1, 3, dtype=torch.int8), requires_grad=False)
     baseline.e = part(0)
     found = blame(candidate, baseline, ["a", "b", "c", "d", "e", "pipeline"], lambda pipeline: pytest.fail("measured"))
     assert found.parts == []
     assert found.text == (
-        "Which part did it cannot be said: a (its dtype differs), b (its shapes differ), c (Conv2d in place of Linear), "
+        "Which part did it cannot be said: a (its weights are quantised in one of the models), b (its shapes differ), "
+        "c (Conv2d in place of Linear), "
         "d (only one of the models has it), e (only one of the models has it), pipeline (it is no part that can be swapped)."
     )
+
+
+def test_a_part_stored_in_another_dtype_is_swapped_in_that_of_the_part_it_stands_for():
+    def measure(pipeline):
+        assert {one.weight.dtype for one in vars(pipeline).values()} == {pipeline.c.weight.dtype}
+        return rows_of(pipeline, lambda a, b, c: a + b + c)
+
+    candidate, baseline = model(a=3, b=1, c=0), model(a=0, b=0, c=0)
+    kept = dict(vars(candidate))
+    for one in vars(baseline).values():
+        one.half()
+    found = {one.part: one.share for one in blame(candidate, baseline, ["a", "b"], measure).parts}
+    assert found == {"a": pytest.approx(0.75), "b": pytest.approx(0.25)}
+    assert vars(candidate) == kept
+    assert {one.weight.dtype for one in vars(candidate).values()} == {torch.float32}
 
 
 def test_parts_are_taken_back_after_an_error():

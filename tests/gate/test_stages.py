@@ -99,6 +99,14 @@ def test_a_damaged_text_encoder_is_told_from_a_trained_one(demo_pipeline, refere
     assert is_same_for("text_encoder_loss", comparison(both, demo_pipeline))
 
 
+def test_a_parent_stored_in_float16_lends_its_text_encoder_to_a_candidate_in_float32(demo_pipeline, reference, settings):
+    parent = copy.deepcopy(demo_pipeline)
+    for part in (parent.unet, parent.text_encoder, parent.vae):
+        part.half()
+    found = losses("text_encoder_loss", damaged(demo_pipeline, "text_encoder", 0.6), parent, reference, settings)
+    assert found.decided.word == "worse"
+
+
 def test_a_damaged_decoder_is_worse_before_anything_is_drawn(demo_pipeline, reference, settings):
     found = losses("reconstruction_loss", damaged(demo_pipeline, "vae.decoder", 0.1), demo_pipeline, reference, settings)
     assert found.decided.word == "worse"

@@ -33,7 +33,7 @@ def test_a_plain_pipeline_has_no_protocol_of_its_own(demo_pipeline):
 
 
 def test_channels_last_gives_the_same_images_at_an_address_of_their_own(demo_pipeline):
-    plain, settings = settings_of(), settings_of(memory_format="channels_last")
+    plain, settings = settings_of(), settings_of(memory_format="channels_last", device="cpu")
     pipeline = load_pipeline(settings)
     assert protocol_of(pipeline, settings) == {"memory_format": "channels_last"}
     # What was asked for and is not so is not said to be so.
