@@ -1,4 +1,4 @@
-"""The command `pytest-diffusion`: baselines, comparisons, generation, thresholds and the cache. Each command has its module."""
+"""The command `pytest-diffusion`: baselines, comparisons, generation, thresholds, histories and the cache. Each command has its module."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pytest_diffusion.cli import baseline, cache, compare, generate, thresholds
+from pytest_diffusion.cli import baseline, cache, compare, generate, history, thresholds
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     found = argparse.ArgumentParser(
-        prog="pytest-diffusion", description="Saved baselines, comparisons, generation, thresholds and the cache of pytest-diffusion."
+        prog="pytest-diffusion",
+        description="Baselines, comparisons, generation, thresholds, histories and the cache of pytest-diffusion.",
     )
     commands = found.add_subparsers(dest="command", required=True)
-    for module in (baseline, compare, generate, thresholds, cache):
+    for module in (baseline, compare, generate, thresholds, history, cache):
         module.add_parser(commands)
     return found
 

@@ -235,6 +235,20 @@ OPTIONS = (
         "let a model's folder or repository run code of its own, which is refused otherwise",
         is_switch=True,
     ),
+    Option(
+        "history",
+        parsers.cache_dir,
+        "FILE_OR_URL",
+        "an SQLite file, or a URL of one, to which the figures of each run are added; the report shows their trend",
+        is_path=True,
+    ),
+    Option(
+        "fail_on_drop",
+        parsers.drops,
+        "CHECK:AMOUNT,...",
+        "how much worse figures may be than those of the history's last run with an open gate, as fid:5%,clip_score:0.5",
+        is_list=True,
+    ),
     Option("budget", parsers.budget, "TIME", "longest that drawing samples may take, as 2h: a run that would take longer does not start"),
     Option("progress", parsers.progress, "HOW", "how stages are shown: auto, bar, log (a line a minute) or off (default: auto)"),
     Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -102,6 +103,28 @@ def layers(text: str) -> tuple[str, ...]:
     if not layers:
         raise ValueError("expected names or prefixes of layers, separated by commas")
     return layers
+
+
+def drops(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    for part in parts:
+        drop(part)
+    if not parts:
+        raise ValueError("expected CHECK:AMOUNT, as in fid:5%,clip_score:0.5")
+    return parts
+
+
+def drop(text: str) -> tuple[str, float, bool]:
+    """The check, the amount, and whether it is a share of the earlier figure, of `fid:5%`."""
+    name, colon, amount = text.partition(":")
+    is_share = amount.endswith("%")
+    try:
+        size = float(amount.removesuffix("%"))
+    except ValueError:
+        size = -1.0
+    if not colon or not name or not math.isfinite(size) or size < 0:
+        raise ValueError(f"{text!r} is not CHECK:AMOUNT, as fid:5% or clip_score:0.5 (at least 0)")
+    return name, size / 100 if is_share else size, is_share
 
 
 def entry(text: str) -> str:

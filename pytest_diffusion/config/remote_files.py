@@ -8,16 +8,19 @@ from pytest_diffusion.config.remote import Remote, checked_url, require_protocol
 from pytest_diffusion.verdicts.errors import SettingsError
 
 
-def read_url(url: str, flag: str) -> bytes:
-    """The bytes of a file. Raises SettingsError, with the option, where the file does not exist or its store does not give it."""
+def read_url(url: str, flag: str, *, missing: bytes | None = None) -> bytes:
+    """The bytes of a file. Raises SettingsError, with the option, where its store does not give it, or it does not exist.
+
+    With `missing`, these are the bytes of a file that does not exist.
+    """
     remote, name = _place(url, flag)
     try:
         data = remote.get(name)
     except Exception as error:  # each store has errors of its own
         raise SettingsError(f"{flag}: {url} cannot be read: {why(error)}.") from None
-    if data is None:
+    if data is None and missing is None:
         raise SettingsError(f"{flag}: the file {url} does not exist.")
-    return data
+    return data if data is not None else missing or b""
 
 
 def write_url(url: str, data: bytes, flag: str) -> None:

@@ -68,6 +68,8 @@ class Settings:
     memory_format: str | None = None
     batch_size: int | None = None
     effort: float = 1.0
+    history: str | None = None
+    fail_on_drop: tuple[str, ...] = ()
     progress: str = "auto"
     budget: float | None = None
     features: str = "inception"

@@ -58,6 +58,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the settings, if there are any, and register the reporter where reports are written."""
     config.addinivalue_line("markers", "diffusion(model=..., num_samples=..., ...): override --diffusion-* options for one test")
+    from pytest_diffusion.plugin.history import check_history
     from pytest_diffusion.plugin.progress import show_progress
     from pytest_diffusion.plugin.selection import take_check_ids
     from pytest_diffusion.plugin.usage import check_command_line, check_comparison
@@ -70,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
             wait_passively()
             settings = active_settings(config)[0]
             check_comparison(settings)
+            check_history(settings)
             show_progress(config, settings)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None

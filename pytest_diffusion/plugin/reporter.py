@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from pytest_diffusion.config.settings import Settings, baseline_kind
 from pytest_diffusion.config.thresholds import Thresholds, is_preset
 from pytest_diffusion.config.versions import package_versions
 from pytest_diffusion.plugin.course import runs_tests
+from pytest_diffusion.plugin.history import RunHistory
 from pytest_diffusion.plugin.selection import is_typed, selection_text
 from pytest_diffusion.plugin.stash import REPORT_FILES, active_settings, is_given
 from pytest_diffusion.report.write import ReportFiles
@@ -22,6 +23,9 @@ from pytest_diffusion.verdicts.errors import SettingsError
 from pytest_diffusion.verdicts.gate import Course, Decision, Promise, decide
 from pytest_diffusion.verdicts.run import Carried, Entry
 from pytest_diffusion.verdicts.text import shown
+
+if TYPE_CHECKING:
+    from pytest_diffusion.report.contents import Report
 
 
 class Reporter:
@@ -85,17 +89,20 @@ class Reporter:
         is_active = settings.model is not None or settings.scheduler is not None
         if not is_active and not ((self.entries or self.notes) and is_given(self.config, "report")):
             return
-        self.decision = self._decide(settings, thresholds, exit_status=int(exitstatus))
-        self._write(settings)
-        files = self._files(settings)
-        if files.errors:
+        history = RunHistory(settings, self.config.rootpath)
+        self.decision = self._decide(settings, thresholds, history, exit_status=int(exitstatus))
+        report = self._write(settings, history)
+        errors = self._files(settings).errors or history.add(report)
+        if errors:
             # The file that can be written must not call a gate open that the exit code closes.
-            self.decision = self._decide(settings, thresholds, exit_status=int(exitstatus), broken_report=files.errors[0])
-            self._write(settings)
-        if is_active or files.errors:
+            self.decision = self._decide(settings, thresholds, history, exit_status=int(exitstatus), broken_report=errors[0])
+            self._write(settings, history)
+        if is_active or errors:
             session.exitstatus = self.decision.exit_code
 
-    def _decide(self, settings: Settings, thresholds: Thresholds, *, exit_status: int, broken_report: str = "") -> Decision:
+    def _decide(
+        self, settings: Settings, thresholds: Thresholds, history: RunHistory, *, exit_status: int, broken_report: str = ""
+    ) -> Decision:
         from pytest_diffusion.checks.promises import kept_in_mind, promises_of
 
         # Thresholds by the model's family are known only to the process that has the model.
@@ -110,7 +117,8 @@ class Reporter:
             broken_report,
         )
         skipped_fail_by = self.facts.get("skipped_fail_by", thresholds.skipped_fail_by)
-        entries = [*self.entries, *self._against_report(settings, thresholds)]
+        drops = history.drops(self.entries, strict=thresholds.inconclusive_fails)
+        entries = [*self.entries, *self._against_report(settings, thresholds), *drops]
         left = kept_in_mind(dict.fromkeys(promises), self.entries, is_identical=bool(self.facts.get("identical")))
         return decide(entries, course, left, skipped_fail_by=skipped_fail_by)
 
@@ -150,7 +158,7 @@ class Reporter:
         html = self.config.invocation_params.dir / settings.report
         return self.config.stash.setdefault(REPORT_FILES, ReportFiles(html))
 
-    def _write(self, settings: Settings) -> None:
+    def _write(self, settings: Settings, history: RunHistory) -> Report:
         from pytest_diffusion.report.contents import Report
 
         assert self.decision is not None
@@ -165,12 +173,16 @@ class Reporter:
             settings,
             command=_command(self.config, settings),
             expected=list(self._expected(settings)),
-            facts={name: value for name, value in self.facts.items() if name not in ("promises", "skipped_fail_by")},
+            facts={
+                **{name: value for name, value in self.facts.items() if name not in ("promises", "skipped_fail_by")},
+                **history.facts(self.entries),
+            },
             versions=package_versions(),
             notes=self.notes,
             extra={str(title): str(text) for title, text in context["extra"].items()},
         )
         self.written = self._files(settings).write(report)
+        return report
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,6 +19,7 @@ from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.glance import glance
 from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_text, suggested_rows
+from pytest_diffusion.report.trend import trend_rows, trend_text
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
 from pytest_diffusion.verdicts.run import Entry
 from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Verdict
@@ -70,8 +71,11 @@ def render(report: Report) -> str:
         "limits": limit_rows(report.facts),
     }
     drawn = {"gallery": gallery, "glance": glance([(section.title, section.entries) for section in sections])}
+    trend = {"text": trend_text(report.facts), "rows": trend_rows(report.facts, paired)}
     template = environment.get_template("report.html.j2")
-    return template.render(report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, **drawn)
+    return template.render(
+        report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn
+    )
 
 
 def _section(lens: str, title: str, entries: list[Entry]) -> Section:

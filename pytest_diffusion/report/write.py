@@ -23,7 +23,7 @@ _UNFINISHED = """<!DOCTYPE html>
 <style>:root {{ color-scheme: light dark }} body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 3em auto }}</style>
 </head><body><h1>{title}</h1><p>{text}</p></body></html>
 """
-_IGNORED = ("report", "cache_dir", "batch_size", "progress", "budget")
+_IGNORED = ("report", "cache_dir", "batch_size", "progress", "budget", "history", "fail_on_drop")
 """Settings in which two reports may differ and still judge the same samples of the same model."""
 
 

