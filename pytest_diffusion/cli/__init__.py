@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pytest_diffusion.cli import baseline, cache, compare, generate, history, thresholds
+from pytest_diffusion.cli import baseline, cache, compare, generate, history, judge, thresholds
 from pytest_diffusion.verdicts.errors import ModelError, SettingsError
 
 
@@ -14,10 +14,10 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     found = argparse.ArgumentParser(
         prog="pytest-diffusion",
-        description="Baselines, comparisons, generation, thresholds, histories and the cache of pytest-diffusion.",
+        description="Baselines, comparisons, verdicts, generation, thresholds, histories and the cache.",
     )
     commands = found.add_subparsers(dest="command", required=True)
-    for module in (baseline, compare, generate, thresholds, history, cache):
+    for module in (baseline, compare, judge, generate, thresholds, history, cache):
         module.add_parser(commands)
     return found
 

@@ -118,7 +118,7 @@ def names_of(value: str) -> tuple[str, ...]:
         return (f"clip_{_short(rest)}", f"alignment_{_short(rest)}") if rest else ("clip_score", "alignment")
     if kind in ("dinov2", "vlm") and rest:
         return (f"{'subject' if kind == 'dinov2' else kind}_{_short(rest)}",)
-    return (_short(rest or value),)
+    return (_short(rest.rpartition(".")[2] if kind == "torchmetrics" else rest or value),)
 
 
 def _renamed(scorer: ImageScorer, names: tuple[str, ...]) -> ImageScorer:

@@ -29,6 +29,13 @@ def _check_clip(flag: str, value: str) -> None:
         raise SettingsError(f"{flag}: the folder {value} does not exist.")
 
 
+def _check_metric(flag: str, value: str) -> None:
+    module, _, name = value.partition(":")[2].rpartition(".")
+    if not module or not name.isidentifier():
+        raise SettingsError(f"{flag} is {value!r}; expected torchmetrics:package.Class, as torchmetrics:torchmetrics.image.TotalVariation.")
+    check_callable(flag, f"{module}:{name}")
+
+
 _LOADERS = "pytest_diffusion.features.extractors"
 _SCORERS = "pytest_diffusion.features.image_scores"
 SOURCES = (
@@ -54,6 +61,14 @@ SOURCES = (
     Source("score", "clip:PATH_OR_ID", f"{_SCORERS}:load_clip_shaped", lambda value: value.startswith("clip:"), _check_named),
     Source("score", "dinov2:PATH_OR_ID", f"{_SCORERS}:load_subject_similarity", lambda value: value.startswith("dinov2:"), _check_named),
     Source("score", "vlm:PATH_OR_ID", f"{_SCORERS}:load_yes_logit", lambda value: value.startswith("vlm:"), _check_named),
+    Source(
+        "score",
+        "torchmetrics:package.Class",
+        "pytest_diffusion.features.foreign_metrics:load_metric",
+        lambda value: value.startswith("torchmetrics:"),
+        _check_metric,
+        "torchmetrics",
+    ),
     Source("score", "package.module:callable", f"{_SCORERS}:load_own_scorer", lambda value: ":" in value, check_callable, "callable"),
     Source("scorer", "a folder or a hub id", "pytest_diffusion.features.clip:load_clip_at", lambda value: True, _check_clip),
 )
