@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site wheel picture peers bench clean
+.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site wheel picture axe peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -52,6 +52,10 @@ lint: $(STAMP)
 picture: demo
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1 \
 	  --window-size=1100,1500 --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(REPORT)
+
+# What axe-core finds in the demo's report; needs Chromium and npm.
+axe: demo
+	$(BIN)/python -m benchmarks.accessibility $(REPORT)
 
 # The peers live in an environment of their own, on top of ours: torch-fidelity's metrics want a working torchvision,
 # and with torch-fidelity installed and no torchvision torchmetrics cannot be imported.

@@ -50,7 +50,7 @@ def glance(strips: Sequence[tuple[str, Sequence[Entry]]]) -> str:
         f'<text x="{_LABEL + _PLOT + 20}" y="10">without an interval</text>'
     )
     size = f'viewBox="0 0 {_LABEL + _PLOT + _EXACT} {top}"'
-    head = f'<svg class="glance" role="img" aria-label="Distance of each figure to its limit: {escape(said)}" {size}>'
+    head = f'<svg class="glance" role="group" aria-label="Distance of each figure to its limit: {escape(said)}" {size}>'
     return Markup(f"{head}{frame}{''.join(parts)}</svg>")  # noqa: S704 - our own SVG; texts are escaped
 
 

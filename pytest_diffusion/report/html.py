@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -13,9 +15,10 @@ from pytest_diffusion.checks import LENS_TITLES, all_checks
 from pytest_diffusion.checks.pictures import Picture
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
+from pytest_diffusion.report.advice import first_lines, meaning, outcomes_of
 from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
-from pytest_diffusion.report.contents import Report
+from pytest_diffusion.report.contents import OUTCOMES, Report
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.glance import glance
 from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_text, suggested_rows
@@ -48,6 +51,8 @@ def render(report: Report) -> str:
     environment.filters["number"] = _number
     environment.filters["limits"] = _limits
     environment.filters["distance"] = _distance
+    environment.filters["meaning"] = lambda verdict: meaning(verdict, _declared(verdict))
+    environment.filters["rank"] = lambda verdict: OUTCOMES.index(verdict.outcome)
     sections = []
     for lens, title in [*LENS_TITLES.items(), ("", "Your own tests")]:
         chosen = [entry for entry in report.entries if entry.verdict.lens == lens]
@@ -70,8 +75,13 @@ def render(report: Report) -> str:
         "suggested": suggested_rows(report.facts),
         "limits": limit_rows(report.facts),
     }
-    drawn = {"gallery": gallery, "glance": glance([(section.title, section.entries) for section in sections])}
+    drawn: dict[str, Any] = {"gallery": gallery, "glance": glance([(section.title, section.entries) for section in sections])}
     trend = {"text": trend_text(report.facts), "rows": trend_rows(report.facts, paired)}
+    # The one script of the page is named by its hash: no other one may run.
+    script = (data_folder("templates") / "report.js").read_text(encoding="utf-8")
+    drawn["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    drawn["script"] = Markup(script)  # noqa: S704 - our own file
+    drawn["first"], drawn["outcomes"] = first_lines(report), outcomes_of(verdicts)
     template = environment.get_template("report.html.j2")
     return template.render(
         report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn

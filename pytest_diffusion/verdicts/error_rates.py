@@ -73,6 +73,13 @@ class ErrorRates:
             f"If the true figures are those measured, {_share(self.chance)} of runs with other seeds would not be open for these."
         )
 
+    @property
+    def short(self) -> str:
+        """The nearest figure and the chance, in one line."""
+        side = "inside" if self.distance >= 0 else "outside"
+        where = f"{self.nearest} is the nearest to its limit, {abs(self.distance):.1f} standard errors {side}"
+        return f"{where}; with other seeds, {_share(self.chance)} of runs of this model would not be open"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)

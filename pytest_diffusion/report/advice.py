@@ -1,0 +1,78 @@
+"""What an outcome means and what to do next, in a line for each check; and what the first screen says besides the gate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_diffusion.checks.registry import Check
+from pytest_diffusion.report.contents import Report
+from pytest_diffusion.verdicts.text import number
+from pytest_diffusion.verdicts.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from pytest_diffusion.conformance.laws import Law
+
+_NEXT: dict[Outcome, str] = {
+    "fail": "look at its plot and pictures below; where you have the model in production, --diffusion-baseline says which part did it.",
+    "inconclusive": "draw more samples, or move the limit if it was a guess: nothing is shown in either direction.",
+    "undersampled": "draw as many samples as the limit needs.",
+    "missing": "run it, or take what asks for it out of the file or the command.",
+    "broken": "mend what the message names: the terminal has the whole error.",
+    "reported": "give it a limit in a thresholds file if it matters to you.",
+}
+
+
+def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
+    """What the check finds, what a pass does not mean, and for any other outcome the next step."""
+    parts = []
+    if isinstance(declared, Check):
+        parts += [f"It finds {declared.sees}."] if declared.sees else []
+        parts += [f"It does not see {declared.blind_to}."] if declared.blind_to and verdict.outcome == "pass" else []
+    if verdict.outcome in _NEXT:
+        parts.append(f"Next: {_NEXT[verdict.outcome]}")
+    return " ".join(parts)
+
+
+def first_lines(report: Report) -> list[tuple[str, str]]:
+    """Compared with what, how sure, at what cost, and what was not looked at: a name and a text each."""
+    settings, entries = report.shown_settings, report.entries
+    files = settings.get("thresholds") or ["default"]
+    against = [f"the model {settings['baseline']}"] if settings.get("baseline") else []
+    against += [f"the limits of {', '.join(map(str, files))}"]
+    against += [f"the images of {settings['reference']}"] if settings.get("reference") else []
+    lines = [("Compared with", ", ".join(against))]
+    if report.error_rates is not None:
+        lines.append(("How sure", report.error_rates.short))
+    lines.append(("Cost", _cost(report)))
+    found = Counter(entry.verdict.outcome for entry in entries)
+    unseen = [
+        f"{found['skipped']} checks had nothing to measure" if found["skipped"] else "",
+        f"{found['reported']} figures have no limit" if found["reported"] else "",
+        f"{len(report.decision.left_out)} checks were not run" if report.decision.left_out else "",
+    ]
+    lines.append(("Not looked at", "; ".join(filter(None, unseen)) or "nothing of the checklist was left out"))
+    return lines
+
+
+def _cost(report: Report) -> str:
+    seconds = sum(entry.seconds for entry in report.entries)
+    samples = report.facts.get("generated")
+    drawn = f", {samples} samples were drawn" if samples else ", no sample was drawn" if samples == 0 else ""
+    return f"{duration(seconds)} in the checks{drawn}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: 12 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{number(seconds) if seconds < 10 else whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def outcomes_of(entries: Sequence[Verdict]) -> list[tuple[str, int]]:
+    """The outcomes that a page has, and how often, for its filter."""
+    return list(Counter(verdict.outcome for verdict in entries).items())
