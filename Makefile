@@ -108,6 +108,7 @@ selftest: $(STAMP)
 	  --diffusion-selftest-require=denoiser_noise,few_bits,channels_swapped diffusion::selftest
 
 wheel: $(STAMP)
+	rm -rf dist
 	$(BIN)/python -m build
 
 $(STAMP): pyproject.toml constraints.txt

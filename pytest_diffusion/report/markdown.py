@@ -7,11 +7,13 @@ import re
 from pytest_diffusion.report.compared import comparison_table, comparison_text
 from pytest_diffusion.report.contents import Report, grouped
 from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_text
+from pytest_diffusion.report.trend import trend_rows, trend_text
 
 
 def summary(report: Report) -> str:
     """The gate, the command, and a table of verdicts with the worst first."""
     lines = [f"## Diffusion quality: gate {report.gate}", "", _code(report.command), ""]
+    lines += [", ".join(f"{count} {outcome}" for outcome, count in report.counts.items()) + "\n"] if report.counts else []
     lines += [f"{_text(reason)}\n" for reason in report.decision.reasons]
     if report.decision.left_out:
         lines.append(f"Not run: {', '.join(report.decision.left_out)}\n")
@@ -19,11 +21,17 @@ def summary(report: Report) -> str:
     if told := comparison_text(verdicts, report.facts):
         lines += [*(f"{_text(line)}\n" for line in told)]
         lines.append(comparison_table(one for one in verdicts if one.lens == "paired"))
+    if since := trend_text(report.facts):
+        lines += [*(f"{_text(line)}\n" for line in since)]
+        if changed := trend_rows(report.facts, verdicts):
+            lines += ["| check | last release | now | change |", "|---|---|---|---|"]
+            lines += [f"| {one.check} | {one.before} | {one.now} | {one.change} |" for one in changed]
+            lines.append("")
     if rows := selftest_rows(report.facts):
         lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         lines += [f"| {' | '.join(map(_text, row))} |" for row in rows]
         lines += ["", *(f"{_text(line)}\n" for line in selftest_text(report.facts))]
-    lines += ["| outcome | check | message |", "|---|---|---|"]
+    lines += ["", "| outcome | check | message |", "|---|---|---|"]
     for verdict, checks in grouped(entry.verdict for entry in report.entries):
         lines.append(f"| {verdict.outcome} | {', '.join(checks)} | {_text(verdict.message)} |")
     return "\n".join(lines) + "\n"

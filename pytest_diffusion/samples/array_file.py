@@ -15,6 +15,10 @@ HEADER = 128
 """Bytes before the first pixel: numpy pads the header of a four-axis array to this size."""
 
 
+_BINARY: int = getattr(os, "O_BINARY", 0)
+"""Windows changes line ends without it."""
+
+
 def shape_of(found: bytes) -> tuple[int, ...] | None:
     """The shape in the header of an array's file; None where it cannot be read."""
     try:
@@ -35,6 +39,14 @@ def header(shape: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
+def _write_at(file: int, data: bytes | memoryview, offset: int) -> int:
+    """Write at a place, and return how many bytes were written; in two calls where the system has no `pwrite`, as Windows."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file, data, offset)
+    os.lseek(file, offset, os.SEEK_SET)
+    return os.write(file, data)
+
+
 class ArrayFile:
     """An array of images, uint8 (N, 3, H, W), on disk: its header and its length tell for how many there is room."""
 
@@ -52,11 +64,11 @@ class ArrayFile:
 
     def make_room(self, count: int, shape: Sequence[int]) -> bool:
         """Set header and length; disk space is used only when pixels are written. Says whether the header was damaged."""
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o644)
         try:
-            head, held, found = header((count, *shape)), os.fstat(file).st_size, os.pread(file, HEADER, 0)
+            head, held, found = header((count, *shape)), os.fstat(file).st_size, os.read(file, HEADER)
             if found != head:
-                os.pwrite(file, head, 0)
+                _write_at(file, head, 0)
             if held != (size := HEADER + count * math.prod(shape)):
                 os.ftruncate(file, size)
             return bool(held) and shape_of(found) is None
@@ -65,11 +77,11 @@ class ArrayFile:
 
     def write(self, first: int, pixels: NDArray[np.uint8]) -> None:
         """Write images at their place, and wait until the disk has them."""
-        file = os.open(self.path, os.O_WRONLY)
+        file = os.open(self.path, os.O_WRONLY | _BINARY)
         try:
             view, offset = pixels.data.cast("B"), HEADER + first * pixels[0].nbytes
             while view:  # as many calls as the system needs
-                written = os.pwrite(file, view, offset)
+                written = _write_at(file, view, offset)
                 view, offset = view[written:], offset + written
             os.fsync(file)
         finally:

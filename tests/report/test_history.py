@@ -14,6 +14,7 @@ from pytest_diffusion.gate.drops import drop_verdicts
 from pytest_diffusion.plugin.history import check_history
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.report.history import History, Run, commit_of, protocol_key
+from pytest_diffusion.report.markdown import summary
 from pytest_diffusion.report.trend import plot, spark, trend_facts, trend_rows, trend_text
 from pytest_diffusion.verdicts.errors import SettingsError
 from pytest_diffusion.verdicts.gate import Decision
@@ -104,6 +105,15 @@ def test_the_report_says_what_changed_since_the_last_release(history):
     assert second.startswith("1 figures of this run have none there that was measured in the same way")
     assert trend_text({}) == []
     assert "none of them with an open gate" in trend_text({"history": trend_facts(History(found.place + "2"), own)})[0]
+
+
+def test_the_markdown_has_the_counts_and_the_change_since_the_last_release(history):
+    found = history(report(verdict(value=28.0)))
+    own = report(verdict())
+    text = summary(replace(own, facts={**own.facts, "history": trend_facts(found, [verdict()])}))
+    assert "\n1 pass\n" in text
+    assert "\n| fid | 28 [27, 29] | 30 [29, 31] | +2 [+0.586, +3.41] |\n" in text
+    assert "last release" not in summary(own)
 
 
 def test_a_picture_of_one_run_or_of_nothing_finite_is_left_out():
