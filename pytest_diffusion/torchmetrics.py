@@ -1,7 +1,7 @@
 """The figures as `torchmetrics.Metric`: collected over batches and processes, computed in float64, with an interval beside the value.
 
 Each is equal to the plain function of `pytest_diffusion` on all that was collected. States are features, not images, and are
-gathered over processes when `compute` is called, whatever each process holds.
+gathered over processes when `compute` is called; each process must then hold some of each side, not as many as the others.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@
     bar.querySelector("output").textContent = `${count} of ${rows.length} rows`;
   };
   bar.addEventListener("input", show);
+  bar.addEventListener("submit", (event) => event.preventDefault());
   for (const head of document.querySelectorAll("table.checks th")) {
     const button = document.createElement("button");
     button.type = "button";
@@ -32,7 +33,8 @@
       const order = (a, b) => {
         const [x, y] = [key(a), key(b)];
         const [m, n] = [parseFloat(x), parseFloat(y)];
-        return Number.isNaN(m) || Number.isNaN(n) ? x.localeCompare(y) : m - n;
+        if (Number.isNaN(m) !== Number.isNaN(n)) return Number.isNaN(m) ? 1 : -1; // what is no number comes last
+        return Number.isNaN(m) ? x.localeCompare(y) : m - n;
       };
       const sorted = [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a)));
       body.append(...sorted);

@@ -30,6 +30,7 @@ def judged(tmp_path, capsys):
         ({"value": 20.0, "interval": [19.0, 21.0]}, 1, "inconclusive", "closed"),
         ({"num_samples": 500}, 1, "undersampled", "closed"),
         ({"value": float("nan")}, 1, "fail", "closed"),
+        ({"value": 25.0, "interval": [24.0, float("inf")]}, 1, "fail", "closed"),
     ],
 )
 def test_the_outcomes_are_those_of_a_run(judged, tmp_path, change, code, outcome, gate):
@@ -70,6 +71,11 @@ def test_a_figure_without_chance_is_called_exact(judged):
         ({"fid": {**FID, "samples": 3}}, "the entry is 'samples'"),
         ({"fid": 12.0}, "expected an object with value"),
         ({}, "holds no figures"),
+        ({"fid": {**FID, "value": float("inf")}}, "the value inf does not lie in its interval"),
+        ('{"fid": {"value": 25}, "fid": {"value": 12}}', "a key stands there twice"),
+        ({"fid\x1b[31m": FID}, "is no name of a check"),
+        ({"fid": {**FID, "value": 10**400}}, "value is too large"),
+        ("[" * 100_000, "is no JSON file"),
         ("[1]", "holds no figures"),
         ("{", "is no JSON file"),
     ],
@@ -82,7 +88,22 @@ def test_a_bad_file_is_told_in_one_line(judged, figures, message):
 
 
 def test_a_report_is_judged_again_by_other_limits(judged, tmp_path, capsys):
-    (tmp_path / "limits.toml").write_text("[log_snr_last]\nat_most = 0.0\n")
+    verdict = {"check": "fid", "outcome": "reported", "message": "", "nodeid": "diffusion::fid"}
+    measured = {"value": 12.0, "interval": [11.0, 13.0], "num_samples": 5000, "num_reference": 5000, "protocol": {"extractor": "inception"}}
+    report = {
+        "schema": 2,
+        "gate": "open",
+        "exit_code": 0,
+        "settings": {},
+        "command": "",
+        "run": {},
+        "versions": {},
+        "notes": [],
+        "created": "",
+    }
+    code, said = judged({**report, "verdicts": [{**verdict, "measurement": measured}]})
+    assert code == 0, said
+    assert said.startswith("pass ")
     assert main(["judge", str(tmp_path / "nowhere.json"), "--thresholds", "default"]) == 2
     assert "nowhere.json does not exist" in capsys.readouterr().err
     assert judged({"schema": 2, "verdicts": []})[0] == 2

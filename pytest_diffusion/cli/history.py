@@ -55,7 +55,8 @@ def run_compare(options: argparse.Namespace) -> int:
     if len(options.runs) not in (0, 2):
         raise SettingsError("history compare: give two runs, or none for the last release and the last run.")
     before, after = (_run(history, text) for text in options.runs) if options.runs else _last_two(history)
-    _say(f"{before.created} ({before.commit_id[:7] or before.id[:8]}) against {after.created} ({after.commit_id[:7] or after.id[:8]})")
+    told = [f"{run.created} ({run.subject}, {run.commit_id[:7] or run.id[:8]})" for run in (before, after)]
+    _say(" against ".join(told))
     compared = 0
     for check in [name for name in after.verdicts if name in before.verdicts]:
         line = f"{check:<28}{_figure(before, check):<28}{_figure(after, check):<28}"
@@ -81,7 +82,10 @@ def run_plot(options: argparse.Namespace) -> int:
     checks = options.check or sorted({name for run in history.runs for name, one in run.measurements.items() if one.interval is not None})
     if not checks:
         raise SettingsError(f"{options.history} holds no figure with an interval: name one with --check.")
-    plot(history, checks).savefig(options.to)
+    try:
+        plot(history, checks).savefig(options.to)
+    except OSError as error:
+        raise SettingsError(f"history plot: {options.to} could not be written: {error}.") from None
     _say(options.to)
     return _OK
 

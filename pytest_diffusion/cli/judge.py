@@ -60,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
 def figures_of(path: Path) -> dict[str, Measurement]:
     """The figures of a file by check. Raises SettingsError, with the figure's name, for whatever is wrong."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise SettingsError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is no JSON file: {error}.") from None
     if isinstance(data, dict) and "verdicts" in data:
         from pytest_diffusion.report.earlier import measurements_of
@@ -71,7 +71,17 @@ def figures_of(path: Path) -> dict[str, Measurement]:
         return measurements_of(path)
     if not isinstance(data, dict) or not data:
         raise SettingsError(f'{path} holds no figures; expected an object, as {{"fid": {{"value": 12.3, "interval": [11.9, 12.7], ...}}}}.')
+    for name in data:
+        if not name.isidentifier():
+            raise SettingsError(f"{path}: {name!a} is no name of a check.")
     return {str(name): _measurement(f"{path} [{name}]", str(name), figure) for name, figure in data.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose keys stands there once: the last of two would hide the first."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return dict(pairs)
 
 
 def _measurement(where: str, name: str, figure: Any) -> Measurement:
@@ -106,7 +116,10 @@ def _number(where: str, figure: Mapping[str, Any], key: str) -> float:
     value = figure.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SettingsError(f"{where}: {key} is {value!r}; expected a number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise SettingsError(f"{where}: {key} is too large.") from None
 
 
 def _count(where: str, figure: Mapping[str, Any], key: str) -> int | None:
@@ -120,7 +133,7 @@ def _interval(where: str, given: Any, value: float) -> tuple[float, float]:
     if not isinstance(given, list) or len(given) != 2:
         raise SettingsError(f"{where}: interval is {given!r}; expected two numbers, [low, high].")
     low, high = (_number(where, {"interval": end}, "interval") for end in given)
-    if not low <= value <= high and math.isfinite(value):
+    if not low <= value <= high and not math.isnan(value):
         raise SettingsError(f"{where}: the value {value:g} does not lie in its interval [{low:g}, {high:g}].")
     return low, high
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from pytest_diffusion.verdicts.verdict import Measurement, Verdict, judge
 
 PREFIX = "drop_"
 """Before the name of a check, for its drop."""
+Release = tuple[Measurement, str]
+"""A figure, and the release that it is of, in words."""
 _FLAG = "--diffusion-fail-on-drop"
 _IGNORED = ("versions",)
 
@@ -19,18 +22,17 @@ _IGNORED = ("versions",)
 def drop_verdicts(
     asked: Sequence[str],
     verdicts: Mapping[str, Verdict],
-    release: Callable[[str], Measurement | None],
-    told: str,
+    release: Callable[[str], Release | None],
     *,
     strict: bool = True,
 ) -> list[Verdict]:
     """A verdict for each `CHECK:AMOUNT`, on the change since the last release, as that of two independent samples.
 
-    `release(check)` is the figure of the last release, or None; `told` says which run that is, empty where there is none. With nothing
-    to compare with, as in the first run, a verdict is `inconclusive` and does not close the gate; a figure that this run does not
-    have is `missing`, and closes it.
+    `release(check)` is the figure of the last release that measured the check, and which run that is; None where there is none. With
+    nothing to compare with, as in the first run, a verdict is `inconclusive` and does not close the gate; a figure that this run does
+    not have is `missing`, and closes it.
     """
-    return [_verdict(*drop(text), verdicts, release, told, strict) for text in asked]
+    return [_verdict(*drop(text), verdicts, release, strict) for text in asked]
 
 
 def direction_of(limits: Limits | None) -> int:
@@ -45,8 +47,7 @@ def _verdict(
     amount: float,
     is_share: bool,
     verdicts: Mapping[str, Verdict],
-    release: Callable[[str], Measurement | None],
-    told: str,
+    release: Callable[[str], Release | None],
     strict: bool,
 ) -> Verdict:
     name, own = f"{PREFIX}{check}", verdicts.get(check)
@@ -54,15 +55,21 @@ def _verdict(
     if own is None or own.measurement is None:
         why = f": {own.message}" if own is not None else ", since it was not run."
         return Verdict(name, "missing", f"{check} is asked for by {_FLAG}, but it was not measured{why}", lens=lens, title=title)
-    earlier = release(check)
-    if earlier is None:
-        why = f"{told} did not measure it" if told else "the history holds no run with an open gate"
-        return Verdict(name, "inconclusive", f"No drop of {check} can be told: {why}.", lens=lens, title=title, gates=False)
+    found = release(check)
+    if found is None:
+        message = f"No drop of {check} can be told: the history holds no run with an open gate that measured it."
+        return Verdict(name, "inconclusive", message, lens=lens, title=title, gates=False)
+    earlier, told = found
+    if not math.isfinite(earlier.value) and earlier.value != own.measurement.value:
+        message = f"No drop of {check} can be told: it is {own.measurement.value}, and was {earlier.value} at {told}."
+        return Verdict(name, "inconclusive", message, lens=lens, title=title, gates=strict)
     try:
         change = difference(own.measurement, earlier, ignore=_IGNORED)
     except ProtocolMismatchError as error:
         message = f"No drop of {check} since {told} can be told. {error}"
         return Verdict(name, "inconclusive", message, lens=lens, title=title, gates=strict)
+    if earlier.value == own.measurement.value and math.isinf(earlier.value):
+        change, is_share = replace(change, value=0.0, interval=None), False  # the difference of two infinite figures is no number
     size = amount * abs(earlier.value) if is_share else amount
     direction = direction_of(own.limits)
     limits = Limits(

@@ -9,7 +9,6 @@ from typing import Any
 from pytest_diffusion.config.settings import Settings
 from pytest_diffusion.verdicts.errors import SettingsError, SetupError, unknown_name
 from pytest_diffusion.verdicts.run import Entry
-from pytest_diffusion.verdicts.verdict import Measurement
 
 
 def check_history(settings: Settings) -> None:
@@ -18,6 +17,8 @@ def check_history(settings: Settings) -> None:
         raise SettingsError("--diffusion-fail-on-drop needs --diffusion-history=FILE_OR_URL: it compares with the last release there.")
     if settings.history is None:
         return
+    if settings.model is None and settings.scheduler is None:
+        raise SettingsError("--diffusion-history needs --diffusion-model or --diffusion-scheduler: it keeps the figures of the checklist.")
     from pytest_diffusion.report.history import History
 
     try:
@@ -29,7 +30,9 @@ def check_history(settings: Settings) -> None:
         from pytest_diffusion.config.parsers import drop
         from pytest_diffusion.conformance.suite import all_laws
 
-        names = [*(one.name for one in all_checks()), *(one.name for one in all_laws())]
+        lenses = (*settings.lenses, "always") if settings.lenses else None
+        checks = [one.name for one in all_checks() if lenses is None or one.lens in lenses]
+        names = checks if settings.model is not None else [one.name for one in all_laws()]
         known = sorted({name for name in names if not name.startswith("paired_")})
         for name, _, _ in map(drop, settings.fail_on_drop):
             if name.startswith("paired_"):
@@ -57,16 +60,17 @@ class RunHistory:
         """The verdicts of `--diffusion-fail-on-drop`."""
         if not self._settings.fail_on_drop:
             return []
-        from pytest_diffusion.gate.drops import drop_verdicts
+        from pytest_diffusion.gate.drops import Release, drop_verdicts
 
-        release = self._history.last_release if self._history is not None else None
-        told = f"the release of {release.created[:10]}" + (f" ({release.commit_id[:7]})" if release.commit_id else "") if release else ""
-
-        def figure(check: str) -> Measurement | None:
-            return release.measurements.get(check) if release is not None else None
+        def figure(check: str) -> Release | None:
+            release = self._history.last_release_with(check) if self._history is not None else None
+            if release is None:
+                return None
+            named = ", ".join(filter(None, (release.subject, release.commit_id[:7])))
+            return release.measurements[check], f"the release of {release.created[:10]} ({named})"
 
         own = {entry.verdict.check: entry.verdict for entry in entries if entry.is_of_checklist}
-        found = drop_verdicts(self._settings.fail_on_drop, own, figure, told, strict=strict)
+        found = drop_verdicts(self._settings.fail_on_drop, own, figure, strict=strict)
         return [Entry(verdict, f"diffusion::{verdict.check}") for verdict in found]
 
     def facts(self, entries: Sequence[Entry]) -> dict[str, Any]:

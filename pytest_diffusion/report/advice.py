@@ -38,7 +38,7 @@ def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
 def first_lines(report: Report) -> list[tuple[str, str]]:
     """Compared with what, how sure, at what cost, and what was not looked at: a name and a text each."""
     settings, entries = report.shown_settings, report.entries
-    files = settings.get("thresholds") or ["default"]
+    files = report.facts.get("thresholds") or settings.get("thresholds") or ["default"]
     against = [f"the model {settings['baseline']}"] if settings.get("baseline") else []
     against += [f"the limits of {', '.join(map(str, files))}"]
     against += [f"the images of {settings['reference']}"] if settings.get("reference") else []
@@ -50,6 +50,8 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
     unseen = [
         f"{found['skipped']} checks had nothing to measure" if found["skipped"] else "",
         f"{found['reported']} figures have no limit" if found["reported"] else "",
+        f"{found['broken']} checks broke" if found["broken"] else "",
+        f"{found['missing']} checks are missing" if found["missing"] else "",
         f"{len(report.decision.left_out)} checks were not run" if report.decision.left_out else "",
     ]
     lines.append(("Not looked at", "; ".join(filter(None, unseen)) or "nothing of the checklist was left out"))
@@ -57,7 +59,8 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def _cost(report: Report) -> str:
-    seconds = sum(entry.seconds for entry in report.entries)
+    # A test with several verdicts took its time once, and that of an earlier run is not of this one.
+    seconds = sum({entry.nodeid: entry.seconds for entry in report.entries if not entry.of_run}.values())
     samples = report.facts.get("generated")
     drawn = f", {samples} samples were drawn" if samples else ", no sample was drawn" if samples == 0 else ""
     return f"{duration(seconds)} in the checks{drawn}"

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Run:
         settings, facts = report.shown_settings, report.facts
         own = [entry.verdict for entry in report.entries if entry.is_of_checklist and not entry.of_run]
         return cls(
-            checksum(json.dumps([report.created, report.command, os.getpid()]), size=8),
+            uuid.uuid4().hex,
             report.created,
             report.gate,
             report.decision.exit_code,
@@ -106,6 +107,10 @@ class History:
     def last_release(self) -> Run | None:
         """The last run whose gate was open."""
         return next((run for run in reversed(self.runs) if run.is_release), None)
+
+    def last_release_with(self, check: str) -> Run | None:
+        """The last run with an open gate that measured a check: jobs of other lenses may write into the same history."""
+        return next((run for run in reversed(self.runs) if run.is_release and check in run.measurements), None)
 
     def earlier(self, check: str, measurement: Measurement) -> list[tuple[Run, Measurement]]:
         """Runs in which the check was measured in the same way, oldest first. What was measured otherwise cannot be compared."""
@@ -171,7 +176,7 @@ def _insert(file: sqlite3.Connection, run: Run) -> None:
 def _runs(path: Path, place: str) -> list[Run]:
     if not path.exists() or not path.stat().st_size:
         return []
-    with _errors(place), closing(_opened(path)) as file:
+    with _errors(place), closing(_opened(path, reads=True)) as file:
         verdicts: dict[str, dict[str, Verdict]] = {}
         for run, check, outcome, measurement, limits in file.execute("SELECT run, check_name, outcome, measurement, limits FROM figures"):
             data = {"check": check, "outcome": outcome, "message": "", "measurement": json.loads(measurement), "limits": json.loads(limits)}
@@ -180,16 +185,17 @@ def _runs(path: Path, place: str) -> list[Run]:
         return [Run(**dict(zip(_COLUMNS, row, strict=True)), verdicts=verdicts.get(row[0], {})) for row in rows]
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """The file, made where there is none. Its journal is a file beside it while a run is written; other processes wait."""
+def _opened(path: Path, *, reads: bool = False) -> sqlite3.Connection:
+    """The file, made where there is none, unless it is only read. Its journal lies beside it while a run is written; others wait."""
     if path.exists() and path.stat().st_size and not _is_sqlite(path):
         raise ValueError("it is no SQLite file")
-    file = sqlite3.connect(path, timeout=_WAIT)
+    file = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if reads else 'rwc'}", timeout=_WAIT, uri=True)
     try:
         with file:
-            file.execute("BEGIN IMMEDIATE")
+            if not reads:
+                file.execute("BEGIN IMMEDIATE")
             version = file.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if version == 0 and not reads and not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     file.execute(statement)
                 file.execute(f"PRAGMA user_version = {_VERSION}")

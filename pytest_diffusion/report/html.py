@@ -52,6 +52,7 @@ def render(report: Report) -> str:
     environment.filters["limits"] = _limits
     environment.filters["distance"] = _distance
     environment.filters["meaning"] = lambda verdict: meaning(verdict, _declared(verdict))
+    environment.filters["limit_key"] = _limit_key
     environment.filters["rank"] = lambda verdict: OUTCOMES.index(verdict.outcome)
     sections = []
     for lens, title in [*LENS_TITLES.items(), ("", "Your own tests")]:
@@ -149,6 +150,14 @@ def _limits(verdict: Verdict) -> str:
     parts = [f"≥ {_number(limits.at_least)}"] if limits.at_least is not None else []
     parts += [f"≤ {_number(limits.at_most)}"] if limits.at_most is not None else []
     return ", ".join(parts)
+
+
+def _limit_key(verdict: Verdict) -> float | str:
+    """By which a table is sorted by its limits."""
+    limits = verdict.limits
+    if limits is None or not limits.is_set:
+        return ""
+    return limits.at_most if limits.at_most is not None else limits.at_least or 0.0
 
 
 def _distance(verdict: Verdict) -> str:

@@ -37,7 +37,6 @@ class Row:
 
 def trend_facts(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Plain values: the last release, and for each figure the earlier runs that measured it in the same way, and how many did otherwise."""
-    release = history.last_release
     trends = {}
     for verdict in verdicts:
         own = verdict.measurement
@@ -45,6 +44,7 @@ def trend_facts(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]
             continue
         same = history.earlier(verdict.check, own)
         measured = sum(verdict.check in run.measurements for run in history.runs)
+        release = history.last_release_with(verdict.check)
         is_same = release is not None and any(run.id == release.id for run, _ in same)
         trends[verdict.check] = {
             "unit": own.unit,
@@ -54,6 +54,7 @@ def trend_facts(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]
             if release is not None and is_same
             else None,
         }
+    release = history.last_release
     named = ("created", "commit_id", "gate", "weights", "subject")
     told = {name: getattr(release, name) for name in named} if release is not None else None
     place = shown(history.place) if is_url(history.place) else history.place
@@ -97,7 +98,8 @@ def trend_rows(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[Ro
 
 def spark(points: Sequence[tuple[float, tuple[float, float] | None]]) -> Markup:
     """SVG of figures with their intervals, oldest first; the last one, which is this run's, stands out."""
-    kept = [(value, interval or (value, value)) for value, interval in points if math.isfinite(value)]
+    finite = [(value, interval) for value, interval in points if math.isfinite(value)]
+    kept = [(value, interval if interval and not any(map(math.isnan, interval)) else (value, value)) for value, interval in finite]
     if len(kept) < 2:
         return Markup()
     lows, highs = [low for _, (low, _) in kept], [high for _, (_, high) in kept]

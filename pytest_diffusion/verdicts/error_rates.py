@@ -78,7 +78,8 @@ class ErrorRates:
         """The nearest figure and the chance, in one line."""
         side = "inside" if self.distance >= 0 else "outside"
         where = f"{self.nearest} is the nearest to its limit, {abs(self.distance):.1f} standard errors {side}"
-        return f"{where}; with other seeds, {_share(self.chance)} of runs of this model would not be open"
+        told = "of runs would not be open for such figures, if the true ones are those measured"
+        return f"{where}; with other seeds, {_share(self.chance)} {told}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -17,6 +17,8 @@ PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 class LengthOfPrompt(Metric):
     """The number of letters of the prompt, plus the brightest pixel: it must get uint8 and one prompt at a time."""
 
+    higher_is_better = True
+
     def __init__(self):
         super().__init__()
         self.add_state("total", default=torch.tensor(0.0))
@@ -43,6 +45,10 @@ class Map(LengthOfPrompt):
         return self.total
 
 
+class Undecided(LengthOfPrompt):
+    higher_is_better = None
+
+
 class Needy(LengthOfPrompt):
     def __init__(self, model):
         super().__init__()
@@ -54,7 +60,8 @@ def scorer(name, prompts=PROMPTS):
 
 def test_each_image_has_the_metrics_own_value():
     found = scorer("torchmetrics.image.TotalVariation")(IMAGES, None)
-    expected = [float(TotalVariation()(image[None].float() / 255)) for image in IMAGES]
+    # Less of it is better, so that the score is the negative.
+    expected = [-float(TotalVariation()(image[None].float() / 255)) for image in IMAGES]
     assert found["TotalVariation"].tolist() == pytest.approx(expected)
     assert names_of("torchmetrics:torchmetrics.image.TotalVariation") == ("TotalVariation",)
 
@@ -68,6 +75,7 @@ def test_a_metric_with_prompts_gets_the_images_own():
     ("name", "message"),
     [
         ("Three", "takes 3 arguments; expected images, or images and prompts"),
+        ("Undecided", "does not say whether more of it is better"),
         ("Needy", "cannot be made: TypeError"),
         ("scorer", "cannot be made: TypeError"),
         ("Absent", "cannot be made: AttributeError"),

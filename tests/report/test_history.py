@@ -1,6 +1,7 @@
 """The history: what a run leaves there, what is compared with it, and what is refused."""
 
 import json
+import math
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -117,6 +118,7 @@ def test_the_markdown_has_the_counts_and_the_change_since_the_last_release(histo
 
 
 def test_a_picture_of_one_run_or_of_nothing_finite_is_left_out():
+    assert "nan" not in spark([(1.0, (math.nan, math.nan)), (2.0, (1.0, 3.0))])
     assert spark([(1.0, None)]) == spark([(float("nan"), None), (float("inf"), None)]) == ""
 
 
@@ -129,9 +131,29 @@ def test_a_line_joins_what_was_measured_in_the_same_way_alone(history):
     assert lines == [[0, 2], [1]]
 
 
-def drop(asked, now, before, *, told="the release of 2026-11-01", strict=True):
-    (found,) = drop_verdicts([asked], {"fid": now} if now is not None else {}, lambda check: before, told, strict=strict)
+def drop(asked, now, before, *, strict=True):
+    release = (before, "the release of 2026-11-01") if before is not None else None
+    (found,) = drop_verdicts([asked], {"fid": now} if now is not None else {}, lambda check: release, strict=strict)
     return found
+
+
+@pytest.mark.parametrize("asked", ["fid:5", "fid:5%"])
+def test_an_infinite_figure_that_stays_so_is_no_drop(asked):
+    own = verdict(value=-math.inf, half=None)
+    assert drop(asked, own, own.measurement).outcome == "pass"
+    finite, undefined = verdict(half=None), verdict(value=math.nan, half=None)
+    for before in (own, undefined):
+        found = drop(asked, finite, before.measurement)
+        assert (found.outcome, found.gates) == ("inconclusive", True)
+    assert drop(asked, verdict(value=math.inf, half=None), finite.measurement).outcome == "fail"
+
+
+def test_a_release_of_another_lens_does_not_hide_the_one_that_measured_the_check(history):
+    found = history(report(verdict(value=28.0)), report(verdict("kid"), created="2026-11-02"))
+    assert found.last_release.verdicts.keys() == {"kid"}
+    assert found.last_release_with("fid").measurements["fid"].value == 28.0
+    assert found.last_release_with("cmmd") is None
+    assert [row.check for row in trend_rows({"history": trend_facts(found, [verdict()])}, [verdict()])] == ["fid"]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +179,9 @@ def test_a_drop_is_judged_with_the_intervals_of_both_runs(now, limits, asked, ou
 
 
 def test_what_cannot_be_compared_is_never_called_the_same():
-    first = drop("fid:5", verdict(), None, told="")
+    first = drop("fid:5", verdict(), None)
     assert (first.outcome, first.gates) == ("inconclusive", False)
-    assert "the history holds no run with an open gate" in first.message
+    assert "the history holds no run with an open gate that measured it" in first.message
     otherwise = drop("fid:5", verdict(), verdict(num_samples=400).measurement)
     assert (otherwise.outcome, otherwise.gates) == ("inconclusive", True)
     assert "num_samples" in otherwise.message
@@ -172,37 +194,41 @@ def test_a_file_that_is_no_history_is_refused_before_the_run(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("not a database, but long enough to be read as one")
     with pytest.raises(SettingsError, match=r"--diffusion-history: .*notes.txt cannot be used: it is no SQLite file"):
-        check_history(Settings(history=str(text)))
+        check_history(Settings(model="m", history=str(text)))
     assert text.read_text().startswith("not a database")
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as file:
         file.execute("CREATE TABLE mine (a)")
     with pytest.raises(SettingsError, match=r"it is no history of this version \(1\): its version is 0"):
-        check_history(Settings(history=str(other)))
+        check_history(Settings(model="m", history=str(other)))
     with pytest.raises(SettingsError, match=r"the folder .*nowhere does not exist"):
-        check_history(Settings(history=str(tmp_path / "nowhere" / "h.sqlite")))
+        check_history(Settings(model="m", history=str(tmp_path / "nowhere" / "h.sqlite")))
 
 
 def test_a_drop_needs_a_history_and_a_figure(tmp_path):
     place = str(tmp_path / "h.sqlite")
+    with pytest.raises(SettingsError, match="needs --diffusion-model or --diffusion-scheduler"):
+        check_history(Settings(history=place))
+    with pytest.raises(SettingsError, match="the check is 'fid'"):
+        check_history(Settings(model="m", lenses=("schedule",), fail_on_drop=("fid:5%",), history=place))
     with pytest.raises(SettingsError, match="needs --diffusion-history"):
         check_history(Settings(fail_on_drop=("fid:5%",)))
     with pytest.raises(SettingsError, match="Did you mean 'fid'"):
-        check_history(Settings(fail_on_drop=("fidd:5%",), history=place))
+        check_history(Settings(model="m", fail_on_drop=("fidd:5%",), history=place))
     with pytest.raises(SettingsError, match="is a change against the baseline"):
-        check_history(Settings(fail_on_drop=("paired_fid:5%",), history=place))
-    check_history(Settings(fail_on_drop=("fid:5%",), history=place))
+        check_history(Settings(model="m", fail_on_drop=("paired_fid:5%",), history=place))
+    check_history(Settings(model="m", fail_on_drop=("fid:5%",), history=place))
 
 
 def test_many_jobs_write_at_once_and_none_is_lost(tmp_path):
     place = str(tmp_path / "h.sqlite")
 
     def add(day):
-        History(place).add(Run.of(report(verdict(), created=f"2026-10-{day:02}"), ""))
+        History(place).add(Run.of(report(verdict(), created=f"2026-10-{(day + 1) // 2:02}"), ""))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(1, 17)))
-    assert [run.created for run in History(place).runs] == [f"2026-10-{day:02}" for day in range(1, 17)]
+    assert [run.created for run in History(place).runs] == sorted([f"2026-10-{day:02}" for day in range(1, 9)] * 2)
 
 
 def test_the_job_names_the_commit(monkeypatch, tmp_path):
