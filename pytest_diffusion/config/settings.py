@@ -24,7 +24,7 @@ SOURCES_BY_SETTING: tuple[tuple[Kind, str], ...] = (
     ("scheduler", "scheduler"),
 )
 """Kinds of sources, and the setting whose value names one."""
-_NOT_FROM_FILES = ("model", "baseline", "lora", "thresholds", "report", "cache_dir", "trust_remote_code")
+_NOT_FROM_FILES = ("model", "baseline", "lora", "thresholds", "report", "cache_dir", "history", "trust_remote_code")
 """Settings that a file of limits may not decide: what is judged, by what, and where files are written."""
 
 

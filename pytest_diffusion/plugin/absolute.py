@@ -21,7 +21,7 @@ from pytest_diffusion.verdicts.plain_json import with_numbers
 
 _NOT_ASKED = (
     *("baseline", "lora", "retention", "scorer", "subject", "slices", "max_samples", "selftest", "selftest_require"),
-    *("report", "cache_dir"),
+    *("report", "cache_dir", "history", "fail_on_drop"),
 )
 """Options of the comparison, and of files."""
 _LEFT_OUT = ("cacheprovider", "xdist", "faulthandler", "logging", "threadexception", "unraisableexception", "randomly")

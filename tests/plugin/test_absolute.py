@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_a_session_that_ran_nothing_says_nothing(demo_copy, demo_settings, tmp_p
 def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2")
     environment = dict(os.environ)
-    settings = replace(demo_settings, lenses=("schedule", "latent"), num_samples=8)
+    # A damaged copy is no run of the history.
+    history = str(tmp_path.parent / f"{tmp_path.name}.sqlite")
+    settings = replace(demo_settings, lenses=("schedule", "latent"), num_samples=8, history=history, fail_on_drop=("log_snr_first:5%",))
     sound = judged(demo_copy, settings, tmp_path)
     assert sound["log_snr_first"]["outcome"] == "pass"
     assert sound["log_snr_first"]["at_least"] == pytest.approx(6.8)
@@ -34,3 +37,4 @@ def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_s
     assert any(name.startswith("vae_") or "latent" in name for name in changed), changed
     assert dict(os.environ) == environment
     assert not list(tmp_path.iterdir())
+    assert not Path(history).exists()

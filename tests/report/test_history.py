@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_diffusion.cli import main
-from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.config.settings import Settings, resolve
 from pytest_diffusion.gate.drops import drop_verdicts
 from pytest_diffusion.plugin.history import check_history
 from pytest_diffusion.report.contents import Report
@@ -203,6 +203,12 @@ def test_a_file_that_is_no_history_is_refused_before_the_run(tmp_path):
         check_history(Settings(model="m", history=str(other)))
     with pytest.raises(SettingsError, match=r"the folder .*nowhere does not exist"):
         check_history(Settings(model="m", history=str(tmp_path / "nowhere" / "h.sqlite")))
+
+
+def test_a_file_of_limits_may_not_say_where_a_history_is_written(tmp_path):
+    (tmp_path / "limits.toml").write_text('[settings]\nhistory = "somewhere.sqlite"\n')
+    with pytest.raises(SettingsError, match="may not set history"):
+        resolve(options={"model": "demo", "thresholds": [str(tmp_path / "limits.toml")]}, ini={})
 
 
 def test_a_drop_needs_a_history_and_a_figure(tmp_path):
