@@ -122,7 +122,7 @@ class _OfManifolds(_OfTwoSets):
 
     def __init__(self, features: Features = None, *, k: int | None = None, **kwargs: Any) -> None:
         super().__init__(features, **kwargs)
-        self._k = k or self._k
+        self._k = self._k if k is None else k
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Both figures by name, float64."""

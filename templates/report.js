@@ -30,14 +30,13 @@
       for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const key = (row) => row.children[place].dataset.key ?? row.children[place].textContent.trim();
-      const order = (a, b) => {
+      const order = (a, b) => { // what is no number comes last, in both directions
         const [x, y] = [key(a), key(b)];
         const [m, n] = [parseFloat(x), parseFloat(y)];
-        if (Number.isNaN(m) !== Number.isNaN(n)) return Number.isNaN(m) ? 1 : -1; // what is no number comes last
-        return Number.isNaN(m) ? x.localeCompare(y) : m - n;
+        if (Number.isNaN(m) !== Number.isNaN(n)) return Number.isNaN(m) ? 1 : -1;
+        return (up ? 1 : -1) * (Number.isNaN(m) ? x.localeCompare(y) : m - n);
       };
-      const sorted = [...body.rows].sort((a, b) => (up ? order(a, b) : order(b, a)));
-      body.append(...sorted);
+      body.append(...[...body.rows].sort(order));
     });
   }
   for (const image of document.querySelectorAll("figure img")) {

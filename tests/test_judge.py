@@ -67,6 +67,7 @@ def test_a_figure_without_chance_is_called_exact(judged):
         ({"fid": {**FID, "interval": [13, 14]}}, "the value 12 does not lie in its interval"),
         ({"fid": {**FID, "interval": [13]}}, "expected two numbers"),
         ({"fid": {**FID, "num_samples": 2.5}}, "expected a whole number"),
+        ({"fid": {**FID, "num_samples": 0}}, "expected a whole number of at least 1"),
         ({"fid": {**FID, "value": "12"}}, "value is '12'; expected a number"),
         ({"fid": {**FID, "samples": 3}}, "the entry is 'samples'"),
         ({"fid": 12.0}, "expected an object with value"),
@@ -101,9 +102,18 @@ def test_a_report_is_judged_again_by_other_limits(judged, tmp_path, capsys):
         "notes": [],
         "created": "",
     }
-    code, said = judged({**report, "verdicts": [{**verdict, "measurement": measured}]})
+    sound = {**verdict, "measurement": measured}
+    code, said = judged({**report, "verdicts": [sound]})
     assert code == 0, said
     assert said.startswith("pass ")
+    # What had no figure in that run has none now.
+    broken = {**verdict, "check": "kid", "outcome": "broken", "message": "no CLIP", "nodeid": "diffusion::kid"}
+    code, said = judged({**report, "verdicts": [sound, broken]})
+    assert code != 0
+    assert "gate: closed" in said
+    code, said = judged({**report, "verdicts": [sound], "expected": ["fid", "cmmd"]})
+    assert code == 1
+    assert "gate: partial" in said
     assert main(["judge", str(tmp_path / "nowhere.json"), "--thresholds", "default"]) == 2
     assert "nowhere.json does not exist" in capsys.readouterr().err
     assert judged({"schema": 2, "verdicts": []})[0] == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
+from pytest_diffusion.verdicts.text import with_interval
 
 if TYPE_CHECKING:
     from pytest_diffusion.report.history import History, Run
@@ -48,8 +49,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     """One line for each figure of two runs: both values, their change with its interval, or why they cannot be compared."""
-    from pytest_diffusion.verdicts.protocol import ProtocolMismatchError, difference
-    from pytest_diffusion.verdicts.text import number
+    from pytest_diffusion.verdicts.protocol import VERSIONS, ProtocolMismatchError, difference
 
     history = _history(options.history)
     if len(options.runs) not in (0, 2):
@@ -61,13 +61,12 @@ def run_compare(options: argparse.Namespace) -> int:
     for check in [name for name in after.verdicts if name in before.verdicts]:
         line = f"{check:<28}{_figure(before, check):<28}{_figure(after, check):<28}"
         try:
-            change = difference(after.measurements[check], before.measurements[check], ignore=("versions",))
+            change = difference(after.measurements[check], before.measurements[check], ignore=VERSIONS)
         except ProtocolMismatchError as error:
             _say(f"{line}{error}")
             continue
         compared += 1
-        interval = f" [{number(change.interval[0])}, {number(change.interval[1])}]" if change.interval is not None else ""
-        _say(f"{line}{number(change.value)}{interval}")
+        _say(f"{line}{with_interval(change.value, change.interval)}")
     return _OK if compared else _NOTHING
 
 
@@ -123,11 +122,8 @@ def _run(history: History, text: str) -> Run:
 
 
 def _figure(run: Run, check: str) -> str:
-    from pytest_diffusion.verdicts.text import number
-
     found = run.measurements[check]
-    interval = f" [{number(found.interval[0])}, {number(found.interval[1])}]" if found.interval is not None else ""
-    return f"{number(found.value)}{interval} {found.unit}".rstrip()
+    return f"{with_interval(found.value, found.interval)} {found.unit}".rstrip()
 
 
 def _say(line: str) -> None:

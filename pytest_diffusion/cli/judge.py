@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
-    from pytest_diffusion.verdicts.verdict import Measurement
+    from pytest_diffusion.verdicts.verdict import Measurement, Verdict
 
 _KEYS = ("value", "interval", "exact", "num_samples", "num_reference", "unit", "extractor", "protocol")
 
@@ -38,10 +38,10 @@ def run(options: argparse.Namespace) -> int:
 
     thresholds = load_thresholds(options.thresholds)
     strict = thresholds.inconclusive_fails
-    found = figures_of(Path(options.figures))
+    found, kept, expected = figures_of(Path(options.figures))
     verdicts = [judge(name, one, thresholds.for_check(name), strict=strict, raised_by="") for name, one in found.items()]
-    entries = [Entry(verdict, f"diffusion::{verdict.check}") for verdict in verdicts]
-    decision = decide(entries, Course(), promises_of(Settings(), thresholds))
+    entries = [Entry(verdict, f"diffusion::{verdict.check}") for verdict in (*verdicts, *kept)]
+    decision = decide(entries, Course(expected=expected), promises_of(Settings(), thresholds))
     shown = worst_first(decision.entries)
     for entry in shown:
         _say(f"{entry.verdict.outcome:<13}{entry.verdict.check:<24}{entry.verdict.message}")
@@ -57,8 +57,12 @@ def run(options: argparse.Namespace) -> int:
     return decision.exit_code
 
 
-def figures_of(path: Path) -> dict[str, Measurement]:
-    """The figures of a file by check. Raises SettingsError, with the figure's name, for whatever is wrong."""
+def figures_of(path: Path) -> tuple[dict[str, Measurement], list[Verdict], tuple[str, ...]]:
+    """The figures of a file by check. Raises SettingsError, with the figure's name, for whatever is wrong.
+
+    Of a report also the verdicts without a figure, which other limits do not mend (broken, missing, skipped), and the names of the
+    checks that a whole run has.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
@@ -66,15 +70,17 @@ def figures_of(path: Path) -> dict[str, Measurement]:
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is no JSON file: {error}.") from None
     if isinstance(data, dict) and "verdicts" in data:
-        from pytest_diffusion.report.earlier import measurements_of
+        from pytest_diffusion.report.earlier import measurements_of, report_of
 
-        return measurements_of(path)
+        report = report_of(path)
+        kept = [entry.verdict for entry in report.entries if entry.is_of_checklist and entry.verdict.measurement is None]
+        return measurements_of(path), kept, tuple(report.expected)
     if not isinstance(data, dict) or not data:
         raise SettingsError(f'{path} holds no figures; expected an object, as {{"fid": {{"value": 12.3, "interval": [11.9, 12.7], ...}}}}.')
     for name in data:
         if not name.isidentifier():
             raise SettingsError(f"{path}: {name!a} is no name of a check.")
-    return {str(name): _measurement(f"{path} [{name}]", str(name), figure) for name, figure in data.items()}
+    return {name: _measurement(f"{path} [{name}]", name, figure) for name, figure in data.items()}, [], ()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

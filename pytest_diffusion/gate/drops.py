@@ -8,15 +8,12 @@ from dataclasses import replace
 
 from pytest_diffusion.config.parsers import drop
 from pytest_diffusion.verdicts.limits import Limits
-from pytest_diffusion.verdicts.protocol import ProtocolMismatchError, difference
+from pytest_diffusion.verdicts.protocol import DROP, VERSIONS, ProtocolMismatchError, difference
 from pytest_diffusion.verdicts.verdict import Measurement, Verdict, judge
 
-PREFIX = "drop_"
-"""Before the name of a check, for its drop."""
 Release = tuple[Measurement, str]
 """A figure, and the release that it is of, in words."""
 _FLAG = "--diffusion-fail-on-drop"
-_IGNORED = ("versions",)
 
 
 def drop_verdicts(
@@ -50,7 +47,7 @@ def _verdict(
     release: Callable[[str], Release | None],
     strict: bool,
 ) -> Verdict:
-    name, own = f"{PREFIX}{check}", verdicts.get(check)
+    name, own = f"{DROP}{check}", verdicts.get(check)
     lens, title = (own.lens if own is not None else ""), f"change of {check} since the last release"
     if own is None or own.measurement is None:
         why = f": {own.message}" if own is not None else ", since it was not run."
@@ -64,7 +61,7 @@ def _verdict(
         message = f"No drop of {check} can be told: it is {own.measurement.value}, and was {earlier.value} at {told}."
         return Verdict(name, "inconclusive", message, lens=lens, title=title, gates=strict)
     try:
-        change = difference(own.measurement, earlier, ignore=_IGNORED)
+        change = difference(own.measurement, earlier, ignore=VERSIONS)
     except ProtocolMismatchError as error:
         message = f"No drop of {check} since {told} can be told. {error}"
         return Verdict(name, "inconclusive", message, lens=lens, title=title, gates=strict)

@@ -12,15 +12,12 @@ from pytest_diffusion.gate.looks import Look, Rules
 from pytest_diffusion.gate.measured import limits_of
 from pytest_diffusion.maths.sequential import OneLook
 from pytest_diffusion.maths.statistics import Estimate
-from pytest_diffusion.verdicts.protocol import ProtocolMismatchError, difference
+from pytest_diffusion.verdicts.protocol import AGAINST, VERSIONS, ProtocolMismatchError, difference
 from pytest_diffusion.verdicts.quantiles import Z95
 from pytest_diffusion.verdicts.verdict import Measurement, Verdict, judge, skipped
 
-_IGNORED = ("versions",)
 _WITH_MARGINS = ("clip_score", "fid", "kid", "precision", "coverage", "vendi_score")
 """Checks whose figures have the units of the paired figures of the same name."""
-PREFIX = "against_"
-"""Before the name of a check, for its comparison."""
 
 
 def compare_measurements(
@@ -35,9 +32,9 @@ def compare_measurements(
     verdicts = []
     for check in (check for check in candidate if check in baseline and not check.startswith("paired_")):
         try:
-            found[check] = difference(candidate[check], baseline[check], ignore=_IGNORED)
+            found[check] = difference(candidate[check], baseline[check], ignore=VERSIONS)
         except ProtocolMismatchError as error:
-            verdicts.append(skipped(f"{PREFIX}{check}", str(error), lens="paired", title=f"change of {check}"))
+            verdicts.append(skipped(f"{AGAINST}{check}", str(error), lens="paired", title=f"change of {check}"))
     looks = {
         check: _look(change, candidate[check], baseline[check]) for check, change in found.items() if _has_margin(check, change, margins)
     }
@@ -50,7 +47,7 @@ def compare_measurements(
             change = replace(change, relation=decided[check].word, own_limits=limits, interval=decided[check].interval)
         shown = replace(change, name=f"change of {candidate[check].name or check}")
         verdicts.append(
-            judge(f"{PREFIX}{check}", shown, None, lens="paired", title=f"change of {check}, unpaired", strict=strict, raised_by="")
+            judge(f"{AGAINST}{check}", shown, None, lens="paired", title=f"change of {check}, unpaired", strict=strict, raised_by="")
         )
     return verdicts
 

@@ -71,7 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
             wait_passively()
             settings = active_settings(config)[0]
             check_comparison(settings)
-            check_history(settings)
+            if not hasattr(config, "workerinput"):  # only the controller reads and writes it
+                check_history(settings)
             show_progress(config, settings)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_diffusion.checks.registry import Check
@@ -24,6 +22,15 @@ _NEXT: dict[Outcome, str] = {
 }
 
 
+_UNSEEN: dict[Outcome, str] = {
+    "broken": "broken",
+    "missing": "missing",
+    "skipped": "with nothing to measure",
+    "reported": "without a limit",
+}
+"""Outcomes in which nothing was held against a limit, in the words of the first screen."""
+
+
 def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
     """What the check finds, what a pass does not mean, and for any other outcome the next step."""
     parts = []
@@ -37,7 +44,7 @@ def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
 
 def first_lines(report: Report) -> list[tuple[str, str]]:
     """Compared with what, how sure, at what cost, and what was not looked at: a name and a text each."""
-    settings, entries = report.shown_settings, report.entries
+    settings, found = report.shown_settings, report.counts
     files = report.facts.get("thresholds") or settings.get("thresholds") or ["default"]
     against = [f"the model {settings['baseline']}"] if settings.get("baseline") else []
     against += [f"the limits of {', '.join(map(str, files))}"]
@@ -46,15 +53,9 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
     if report.error_rates is not None:
         lines.append(("How sure", report.error_rates.short))
     lines.append(("Cost", _cost(report)))
-    found = Counter(entry.verdict.outcome for entry in entries)
-    unseen = [
-        f"{found['skipped']} checks had nothing to measure" if found["skipped"] else "",
-        f"{found['reported']} figures have no limit" if found["reported"] else "",
-        f"{found['broken']} checks broke" if found["broken"] else "",
-        f"{found['missing']} checks are missing" if found["missing"] else "",
-        f"{len(report.decision.left_out)} checks were not run" if report.decision.left_out else "",
-    ]
-    lines.append(("Not looked at", "; ".join(filter(None, unseen)) or "nothing of the checklist was left out"))
+    counted = {**{told: found.get(outcome, 0) for outcome, told in _UNSEEN.items()}, "not run": len(report.decision.left_out)}
+    unseen = ", ".join(f"{count} {told}" for told, count in counted.items() if count)
+    lines.append(("Not looked at", f"checks: {unseen}" if unseen else "nothing of the checklist was left out"))
     return lines
 
 
@@ -74,8 +75,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def outcomes_of(entries: Sequence[Verdict]) -> list[tuple[str, int]]:
-    """The outcomes that a page has, and how often, for its filter."""
-    return list(Counter(verdict.outcome for verdict in entries).items())

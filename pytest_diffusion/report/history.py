@@ -19,12 +19,11 @@ from pytest_diffusion.config.remote_files import read_url, require_place, write_
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.verdicts.errors import SettingsError
 from pytest_diffusion.verdicts.plain_json import plain
+from pytest_diffusion.verdicts.protocol import CHANGES
 from pytest_diffusion.verdicts.text import shown
 from pytest_diffusion.verdicts.verdict import Measurement, Verdict
 
 FLAG = "--diffusion-history"
-CHANGES = ("paired_", "against_", "drop_")
-"""Before the names of checks whose figures are changes against another model, which say nothing without it."""
 _VERSION, _MAGIC, _WAIT, _TRIES = 1, b"SQLite format 3\x00", 30.0, 5
 _TABLES = """
 CREATE TABLE runs (id TEXT PRIMARY KEY, created TEXT, gate TEXT, exit_code INTEGER, subject TEXT, weights TEXT, commit_id TEXT,
@@ -95,12 +94,12 @@ class History:
         """Raise SettingsError or SetupError where a history could not be written there: before a run, not at its end."""
         if is_url(place):
             require_place(place, FLAG)
-            return
-        folder = Path(place).expanduser().absolute().parent
-        if not folder.is_dir():
-            raise SettingsError(f"{FLAG}: the folder {folder} does not exist.")
-        if not os.access(folder, os.W_OK):
-            raise SettingsError(f"{FLAG}: the folder {folder} cannot be written to.")
+        else:
+            folder = Path(place).expanduser().absolute().parent
+            if not folder.is_dir():
+                raise SettingsError(f"{FLAG}: the folder {folder} does not exist; make it, or name a file in another one.")
+            if not os.access(folder, os.W_OK):
+                raise SettingsError(f"{FLAG}: the folder {folder} cannot be written to.")
         History(place)
 
     @property

@@ -15,7 +15,7 @@ from pytest_diffusion.checks import LENS_TITLES, all_checks
 from pytest_diffusion.checks.pictures import Picture
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
-from pytest_diffusion.report.advice import first_lines, meaning, outcomes_of
+from pytest_diffusion.report.advice import first_lines, meaning
 from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import OUTCOMES, Report
@@ -82,7 +82,7 @@ def render(report: Report) -> str:
     script = (data_folder("templates") / "report.js").read_text(encoding="utf-8")
     drawn["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn["script"] = Markup(script)  # noqa: S704 - our own file
-    drawn["first"], drawn["outcomes"] = first_lines(report), outcomes_of(verdicts)
+    drawn["first"] = first_lines(report)
     template = environment.get_template("report.html.j2")
     return template.render(
         report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn

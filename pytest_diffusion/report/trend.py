@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from pytest_diffusion.config.remote import is_url
-from pytest_diffusion.report.history import CHANGES, History, protocol_key
+from pytest_diffusion.report.history import History, protocol_key
 from pytest_diffusion.verdicts.plain_json import plain, with_numbers
-from pytest_diffusion.verdicts.protocol import difference_interval
-from pytest_diffusion.verdicts.text import number, shown
+from pytest_diffusion.verdicts.protocol import CHANGES, difference_interval
+from pytest_diffusion.verdicts.text import number, shown, with_interval
 from pytest_diffusion.verdicts.verdict import Measurement, Verdict
 
 if TYPE_CHECKING:
@@ -36,20 +36,17 @@ class Row:
 
 
 def trend_facts(history: History, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Plain values: the last release, and for each figure the earlier runs that measured it in the same way, and how many did otherwise."""
+    """Plain values: the last release, and for each figure the earlier runs that measured it in the same way."""
     trends = {}
     for verdict in verdicts:
         own = verdict.measurement
         if own is None or verdict.check.startswith(CHANGES):
             continue
         same = history.earlier(verdict.check, own)
-        measured = sum(verdict.check in run.measurements for run in history.runs)
         release = history.last_release_with(verdict.check)
         is_same = release is not None and any(run.id == release.id for run, _ in same)
         trends[verdict.check] = {
-            "unit": own.unit,
             "points": [[run.created, run.gate, one.value, *(one.interval or (None, None))] for run, one in same[-_SHOWN:]],
-            "otherwise": measured - len(same),
             "release": plain([release.measurements[verdict.check].value, release.measurements[verdict.check].interval])
             if release is not None and is_same
             else None,
@@ -75,12 +72,13 @@ def trend_text(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"{last}; the history holds {found['runs']} earlier runs."]
     otherwise = sum(trend["release"] is None for trend in found["trends"].values())
     if otherwise:
-        lines.append(f"{otherwise} figures of this run have none there that was measured in the same way, and are not compared with it.")
+        have = "1 figure of this run has" if otherwise == 1 else f"{otherwise} figures of this run have"
+        lines.append(f"{have} no release there that measured it in the same way, and nothing to be compared with.")
     return lines
 
 
 def trend_rows(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[Row]:
-    """A row for each figure that the last release has too, measured in the same way, and that has an interval or has changed."""
+    """A row for each figure that has an interval or has changed, beside the last release that measured it, in the same way."""
     trends = facts.get("history", {}).get("trends", {})
     rows = []
     for verdict in verdicts:
@@ -91,7 +89,7 @@ def trend_rows(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[Ro
         if interval is None and own.interval is None and value == own.value:
             continue
         points = [_point(with_numbers(point)) for point in trend["points"]] + [(own.value, own.interval)]
-        told = _told(value, interval), _told(own.value, own.interval), _change(own, value, interval)
+        told = with_interval(value, interval), with_interval(own.value, own.interval), _change(own, value, interval)
         rows.append(Row(verdict.check, *told, spark(points)))
     return rows
 
@@ -134,7 +132,8 @@ def plot(history: History, checks: Sequence[str]) -> Figure:
         for index, run in enumerate(history.runs):
             if (found := run.measurements.get(check)) is not None:
                 by_protocol.setdefault(protocol_key(found), []).append((index, found, run.is_release))
-        for color, points in zip((f"C{index % 10}" for index in range(len(by_protocol))), by_protocol.values(), strict=True):
+        for series, points in enumerate(by_protocol.values()):
+            color = f"C{series % 10}"
             values = [one.value for _, one, _ in points]
             errors = [[abs(one.value - one.interval[side]) if one.interval else 0.0 for _, one, _ in points] for side in (0, 1)]
             axes.errorbar([index for index, _, _ in points], values, yerr=errors, color=color, linewidth=1.2, elinewidth=0.8)
@@ -150,10 +149,6 @@ def plot(history: History, checks: Sequence[str]) -> Figure:
 def _point(values: Sequence[Any]) -> tuple[float, tuple[float, float] | None]:
     value, low, high = values[2:5]
     return float(value), None if low is None else (low, high)
-
-
-def _told(value: float, interval: Sequence[float] | None) -> str:
-    return number(value) + (f" [{number(interval[0])}, {number(interval[1])}]" if interval is not None else "")
 
 
 def _change(own: Measurement, value: float, interval: Sequence[float] | None) -> str:

@@ -8,6 +8,13 @@ from typing import Any
 
 from pytest_diffusion.verdicts.verdict import Measurement
 
+AGAINST, DROP = "against_", "drop_"
+"""Before the name of a check, for its change against an earlier report, and against the last release of a history."""
+CHANGES = ("paired_", AGAINST, DROP)
+"""Before the names of checks whose figures are changes against another model, which say nothing without it."""
+VERSIONS = ("versions",)
+"""Entries in which two protocols may differ and still be compared: what changed is said, and seldom changes a figure."""
+
 
 class ProtocolMismatchError(ValueError):
     """Two figures were measured in different ways; `differences` holds the two values of each differing entry."""

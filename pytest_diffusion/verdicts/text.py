@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _MASK = "***"
 _USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
@@ -34,6 +35,11 @@ def shown(text: str) -> str:
 
 def _spelled(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
+
+
+def with_interval(value: float, interval: Sequence[float] | None) -> str:
+    """A figure and its interval as they are shown: "28 [27, 29]"."""
+    return number(value) + (f" [{number(interval[0])}, {number(interval[1])}]" if interval is not None else "")
 
 
 def number(value: float | None) -> str:

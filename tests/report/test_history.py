@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -103,7 +104,7 @@ def test_the_report_says_what_changed_since_the_last_release(history):
     assert "2026-11-01" in first
     assert "commit 0123456789ab" in first
     assert "2 earlier runs" in first
-    assert second.startswith("1 figures of this run have none there that was measured in the same way")
+    assert second == "1 figure of this run has no release there that measured it in the same way, and nothing to be compared with."
     assert trend_text({}) == []
     assert "none of them with an open gate" in trend_text({"history": trend_facts(History(found.place + "2"), own)})[0]
 
@@ -115,6 +116,16 @@ def test_the_markdown_has_the_counts_and_the_change_since_the_last_release(histo
     assert "\n1 pass\n" in text
     assert "\n| fid | 28 [27, 29] | 30 [29, 31] | +2 [+0.586, +3.41] |\n" in text
     assert "last release" not in summary(own)
+
+
+def test_the_picture_rises_with_the_figure_and_shows_the_last_runs_alone(history):
+    low, high = (
+        float(part.split(" ")[1]) for part in re.search(r'<path d="M(.*?)L(.*?)"', str(spark([(1.0, None), (2.0, None)]))).groups()
+    )
+    assert low > high  # pixels count downwards
+    found = history(*(report(verdict(), created=f"2026-10-{day:02}") for day in range(1, 26)))
+    points = trend_facts(found, [verdict()])["trends"]["fid"]["points"]
+    assert [point[0] for point in points] == [f"2026-10-{day:02}" for day in range(6, 26)]
 
 
 def test_a_picture_of_one_run_or_of_nothing_finite_is_left_out():
