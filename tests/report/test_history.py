@@ -28,6 +28,7 @@ LOWER, HIGHER = Limits(at_most=50.0), Limits(at_least=0.1)
 
 def verdict(check="fid", value=30.0, half=1.0, limits=LOWER, **rest):
     interval = (value - half, value + half) if half is not None else None
+    counts = {name: rest.pop(name, 500) for name in ("num_samples", "num_reference")}
     measured = Measurement(
         value, name=check, interval=interval, num_samples=rest.pop("num_samples", 500), protocol={"features": "demo", **rest}
     )
@@ -160,7 +161,8 @@ def test_an_infinite_figure_that_stays_so_is_no_drop(asked):
 
 
 def test_a_release_of_another_lens_does_not_hide_the_one_that_measured_the_check(history):
-    found = history(report(verdict(value=28.0)), report(verdict("kid"), created="2026-11-02"))
+    first = report(verdict(value=26.0), created="2026-10-31")
+    found = history(first, report(verdict(value=28.0)), report(verdict("kid"), created="2026-11-02"))
     assert found.last_release.verdicts.keys() == {"kid"}
     assert found.last_release_with("fid").measurements["fid"].value == 28.0
     assert found.last_release_with("cmmd") is None
