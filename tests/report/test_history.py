@@ -29,9 +29,7 @@ LOWER, HIGHER = Limits(at_most=50.0), Limits(at_least=0.1)
 def verdict(check="fid", value=30.0, half=1.0, limits=LOWER, **rest):
     interval = (value - half, value + half) if half is not None else None
     counts = {name: rest.pop(name, 500) for name in ("num_samples", "num_reference")}
-    measured = Measurement(
-        value, name=check, interval=interval, num_samples=rest.pop("num_samples", 500), protocol={"features": "demo", **rest}
-    )
+    measured = Measurement(value, name=check, interval=interval, protocol={"features": "demo", **rest}, **counts)
     return judge(check, measured, limits)
 
 
@@ -79,10 +77,10 @@ def test_a_run_is_read_as_it_was_written(history, tmp_path):
 
 
 def test_what_was_measured_otherwise_is_no_part_of_a_trend(history):
-    others = [verdict(num_samples=400), verdict(features="clip"), verdict(seed=1)]
+    others = [verdict(num_samples=400), verdict(num_reference=400), verdict(features="clip"), verdict(seed=1)]
     found = history(report(verdict(value=28.0)), *(report(one, created=f"2026-11-0{day}") for day, one in enumerate(others, 2)))
     assert [one.value for _, one in found.earlier("fid", verdict().measurement)] == [28.0]
-    assert len({protocol_key(one.measurement) for one in (verdict(), *others)}) == 4
+    assert len({protocol_key(one.measurement) for one in (verdict(), *others)}) == 5
 
 
 def test_the_last_release_is_the_last_run_with_an_open_gate(history):
