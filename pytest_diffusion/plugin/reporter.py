@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Reporter:
         self.stopped = ""
         self.failures = 0
         self._unused: list[str] = []
+        self._begin = time.monotonic()
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -176,6 +178,7 @@ class Reporter:
             facts={
                 **{name: value for name, value in self.facts.items() if name not in ("promises", "skipped_fail_by")},
                 **history.facts(self.entries),
+                "seconds": round(time.monotonic() - self._begin, 1),
             },
             versions=package_versions(),
             notes=self.notes,

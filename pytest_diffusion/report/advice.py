@@ -60,11 +60,9 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def _cost(report: Report) -> str:
-    # A test with several verdicts took its time once, and that of an earlier run is not of this one.
-    seconds = sum({entry.nodeid: entry.seconds for entry in report.entries if not entry.of_run}.values())
     samples = report.facts.get("generated")
     drawn = f", {samples} samples were drawn" if samples else ", no sample was drawn" if samples == 0 else ""
-    return f"{duration(seconds)} in the checks{drawn}"
+    return f"{duration(report.facts['seconds'])}{drawn}" if "seconds" in report.facts else "not known"
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ def test_the_second_run_is_held_against_the_first(gate, pytester):
     result, report = gate(drop)
     assert (result.ret, report["gate"]) == (0, "open")
     assert report["run"]["history"]["runs"] == 1
+    assert 0 < report["run"]["seconds"] < 600
     assert "Since the last release" in (pytester.path / "diffusion-report.html").read_text()
     with sqlite3.connect(pytester.path / "h.sqlite") as file:
         file.execute("UPDATE figures SET measurement = json_set(measurement, '$.value', 9.0) WHERE check_name = 'log_snr_first'")
