@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from pytest_diffusion.checks import pictures
 from pytest_diffusion.checks.registry import check
 from pytest_diffusion.config.cache import checksum
 from pytest_diffusion.data.references import Reference
@@ -15,6 +18,8 @@ from pytest_diffusion.verdicts.verdict import Measurement
 
 FLAT = 8
 """Levels of 256 that an image must span not to count as constant."""
+SHOWN = 8
+"""Pairs of a real and a generated image in the report."""
 
 
 @check(
@@ -84,6 +89,7 @@ def duplicate_images(samples: Samples | ArrayLike) -> Measurement:
     figure="reference images smaller than the samples",
     sees="an enlarged, blurred reference",
     blind_to="JPEG artefacts",
+    pictures=pictures.real_and_generated,
 )
 def same_resolution(samples: Samples | ArrayLike, reference: Reference) -> Measurement:
     """Number of reference images whose own resolution is below the samples': enlarging them would blur the reference."""
@@ -102,7 +108,21 @@ def same_resolution(samples: Samples | ArrayLike, reference: Reference) -> Measu
         hint = (
             f"{count} are {size}, the samples {width}x{height}: generate at the reference's size (--diffusion-height, --diffusion-width)."
         )
-    return Measurement(sum(small.values()), "number of reference images below the samples' resolution", num_samples=len(images), hint=hint)
+    name, series = "number of reference images below the samples' resolution", _side_by_side(samples, reference)
+    return Measurement(sum(small.values()), name, num_samples=len(images), hint=hint, series=series)
+
+
+def _side_by_side(samples: Samples | ArrayLike, reference: Reference) -> dict[str, Any]:
+    """Reference images and samples of the same prompts, in the samples' order; the first of each where none is of both."""
+    images, real = images_of(samples)[0], reference.require_images()
+    prompts, known = getattr(samples, "prompts", None) or [], {prompt: row for row, prompt in enumerate(reference.prompts or [])}
+    of_both = [(known[prompt], row) for prompt, row in {prompt: row for row, prompt in enumerate(prompts)}.items() if prompt in known]
+    pairs = (of_both or list(zip(range(len(real)), range(len(images)), strict=False)))[:SHOWN]
+    return {
+        "real": [pictures.data_uri(real[left]) for left, _ in pairs],
+        "generated": [pictures.data_uri(images[right]) for _, right in pairs],
+        "captions": [prompts[right] for _, right in pairs] if of_both else [],
+    }
 
 
 def images_of(samples: Samples | ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
