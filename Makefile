@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site wheel picture axe peers bench clean
+.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site versions wheel picture axe peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -43,10 +43,17 @@ docs: $(STAMP)
 site: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# This version's documentation beside those of earlier ones, as a commit on the branch gh-pages of this clone; VERSIONS_OPTIONS=--push sends it.
+DOCS_VERSION = $$($(BIN)/python -c "from pytest_diffusion.config.versions import *; print(short_version(version(OURS)))")
+versions: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases $(VERSIONS_OPTIONS) $(DOCS_VERSION) latest
+	$(BIN)/mike set-default $(VERSIONS_OPTIONS) latest
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint examples/ci/Dockerfile
 
 # The README's picture of the report; needs a Chromium.
 picture: demo
@@ -113,7 +120,7 @@ wheel: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" $$($(PYTHON) .ci/torch_index.py)
 	touch $@
 
 clean:

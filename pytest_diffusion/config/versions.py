@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 
 OURS = "pytest-diffusion"
 
@@ -17,6 +17,24 @@ def package_versions(names: Sequence[str] = (OURS, "torch", "diffusers", "transf
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def documentation() -> str:
+    """The address of this version's documentation, ending in a slash; empty where the installed package names none.
+
+    A package that was built by a release workflow knows where it comes from (`hatch_build.py`); one from a clone does not.
+    """
+    try:
+        urls = metadata(OURS).get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return ""
+    found = dict(str(url).split(", ", 1) for url in urls)
+    return f"{found['Documentation'].rstrip('/')}/{short_version(version(OURS))}/" if "Documentation" in found else ""
+
+
+def short_version(full: str) -> str:
+    """The first two numbers, by which the documentation is published: "0.1" for 0.1.3."""
+    return ".".join(full.split(".")[:2])
 
 
 def versions_text(names: Sequence[str] = ("torch", "transformers", OURS)) -> str:

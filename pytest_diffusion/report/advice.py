@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.report.contents import Report
 from pytest_diffusion.verdicts.text import number
-from pytest_diffusion.verdicts.verdict import Outcome, Verdict
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Outcome, Verdict
 
 if TYPE_CHECKING:
     from pytest_diffusion.conformance.laws import Law
@@ -37,7 +37,9 @@ def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
     if isinstance(declared, Check):
         parts += [f"It finds {declared.sees}."] if declared.sees else []
         parts += [f"It does not see {declared.blind_to}."] if declared.blind_to and verdict.outcome == "pass" else []
-    if verdict.outcome in _NEXT:
+    if verdict.outcome == "fail" and verdict.suite == SCHEDULER_CHECKS:
+        parts.append("Next: run the lines above, mend the scheduler, and run them again: they try this law alone.")
+    elif verdict.outcome in _NEXT:
         parts.append(f"Next: {_NEXT[verdict.outcome]}")
     return " ".join(parts)
 
@@ -47,7 +49,8 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
     settings, found = report.shown_settings, report.counts
     files = report.facts.get("thresholds") or settings.get("thresholds") or ["default"]
     against = [f"the model {settings['baseline']}"] if settings.get("baseline") else []
-    against += [f"the limits of {', '.join(map(str, files))}"]
+    is_scheduler = settings.get("scheduler") and not settings.get("model")
+    against += ["exact answers: what the papers' formulas give"] if is_scheduler else [f"the limits of {', '.join(map(str, files))}"]
     against += [f"the images of {settings['reference']}"] if settings.get("reference") else []
     lines = [("Compared with", ", ".join(against))]
     if report.error_rates is not None:

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from pytest_diffusion.checks import LENS_TITLES, all_checks
+from pytest_diffusion.checks import all_checks
 from pytest_diffusion.checks.pictures import Picture
 from pytest_diffusion.checks.registry import Check
 from pytest_diffusion.config.resources import data_folder
+from pytest_diffusion.config.versions import documentation
 from pytest_diffusion.report.advice import first_lines, meaning
 from pytest_diffusion.report.compared import comparison_text
 from pytest_diffusion.report.comparison import forest, parts_of
 from pytest_diffusion.report.contents import OUTCOMES, Report
 from pytest_diffusion.report.figures import draw
 from pytest_diffusion.report.glance import glance
+from pytest_diffusion.report.kinds import by_lens, by_reason, kind_of, not_run
 from pytest_diffusion.report.selftest import COLUMNS, limit_rows, selftest_rows, selftest_text, suggested_rows
 from pytest_diffusion.report.trend import trend_rows, trend_text
 from pytest_diffusion.verdicts.error_rates import distance_to_limit
@@ -54,11 +56,10 @@ def render(report: Report) -> str:
     environment.filters["meaning"] = lambda verdict: meaning(verdict, _declared(verdict))
     environment.filters["limit_key"] = _limit_key
     environment.filters["rank"] = lambda verdict: OUTCOMES.index(verdict.outcome)
-    sections = []
-    for lens, title in [*LENS_TITLES.items(), ("", "Your own tests")]:
-        chosen = [entry for entry in report.entries if entry.verdict.lens == lens]
-        if chosen:
-            sections.append(_section(lens, title, chosen))
+    environment.globals["docs"] = documentation()
+    environment.globals["documented"] = {check.name for check in all_checks() if check.function.__module__.startswith("pytest_diffusion.")}
+    seen = by_lens(entry for entry in report.entries if entry.verdict.outcome != "skipped")
+    sections = [_section(*one) for one in seen]
     verdicts = [entry.verdict for entry in report.entries]
     gallery = Picture(**report.facts["gallery"]) if "gallery" in report.facts else None
     paired = [entry.verdict for entry in report.entries if entry.is_of_checklist]
@@ -83,14 +84,17 @@ def render(report: Report) -> str:
     drawn["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn["script"] = Markup(script)  # noqa: S704 - our own file
     drawn["first"] = first_lines(report)
-    template = environment.get_template("report.html.j2")
+    drawn["reasons"], drawn["not_run"] = by_reason(report.entries), not_run(report.decision.left_out)
+    kind = kind_of(report)
+    drawn["kind"] = kind
+    template = environment.get_template("report.html.j2" if kind == "whole" else f"{kind}.html.j2")
     return template.render(
         report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn
     )
 
 
 def _section(lens: str, title: str, entries: list[Entry]) -> Section:
-    section = Section(lens or "own", title, entries)
+    section = Section(lens, title, entries)
     # A check may also be made by a test of the user's; plots, pictures and anchors are those of the checklist.
     shown = {entry.verdict.check: entry.verdict for entry in sorted(entries, key=lambda entry: entry.is_of_checklist)}
     for name, verdict in shown.items():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from pytest_diffusion.report.compared import comparison_table, comparison_text
 from pytest_diffusion.report.contents import Report, grouped
 from pytest_diffusion.report.selftest import COLUMNS, selftest_rows, selftest_text
 from pytest_diffusion.report.trend import trend_rows, trend_text
+from pytest_diffusion.verdicts.error_rates import distance_to_limit
+from pytest_diffusion.verdicts.quantiles import Z95
+
+BARS, LOWEST, HIGHEST = 8, -3, 8
+"""Figures in the picture, and the half intervals that it shows; what lies beyond stands at its edge."""
 
 
 def summary(report: Report) -> str:
@@ -17,6 +23,7 @@ def summary(report: Report) -> str:
     lines += [f"{_text(reason)}\n" for reason in report.decision.reasons]
     if report.decision.left_out:
         lines.append(f"Not run: {', '.join(report.decision.left_out)}\n")
+    lines += _picture(report)
     verdicts = [entry.verdict for entry in report.entries if entry.is_of_checklist]
     if told := comparison_text(verdicts, report.facts):
         lines += [*(f"{_text(line)}\n" for line in told)]
@@ -35,6 +42,26 @@ def summary(report: Report) -> str:
     for verdict, checks in grouped(entry.verdict for entry in report.entries):
         lines.append(f"| {verdict.outcome} | {', '.join(checks)} | {_text(verdict.message)} |")
     return "\n".join(lines) + "\n"
+
+
+def _picture(report: Report) -> list[str]:
+    """A bar chart, in Mermaid, of the figures that lie nearest to their limits or beyond; none where no figure has an interval."""
+    known = [(entry.verdict.check, distance_to_limit(entry.verdict)) for entry in report.entries if entry.is_of_checklist]
+    bars = sorted((distance / Z95, name) for name, distance in known if distance is not None and not math.isnan(distance))[:BARS]
+    if not bars:
+        return []
+    names = ", ".join(f'"{name}"' for _, name in bars)
+    heights = ", ".join(f"{min(max(height, LOWEST), HIGHEST):.2f}" for height, _ in bars)
+    return [
+        "```mermaid",
+        "xychart-beta horizontal",
+        '  title "Nearest to their limits: inside by so many half intervals (below 1: not decided, below -1: fails)"',
+        f"  x-axis [{names}]",
+        f'  y-axis "half intervals" {LOWEST} --> {HIGHEST}',
+        f"  bar [{heights}]",
+        "```",
+        "",
+    ]
 
 
 def _text(text: str) -> str:

@@ -46,6 +46,16 @@ def test_worst_first():
     assert [entry.verdict.check for entry in worst_first(verdicts())] == ["fid", "kid", "vae_psnr", "precision"]
 
 
+def test_the_summary_s_picture_has_the_nearest_figures_worst_first():
+    text = summary(report())
+    chart = text[text.index("```mermaid") : text.index("```", text.index("```mermaid") + 3)]
+    # fid 41.2 ± 1 lies far beyond 30; kid 29 ± 2 half an interval inside 30; precision 0.9, whose interval begins at 0.8, three inside 0.6.
+    assert 'x-axis ["fid", "kid", "precision"]' in chart
+    bars = [float(number) for number in re.search(r"bar \[(.*)\]", chart)[1].split(", ")]
+    assert bars == pytest.approx([-3, 0.5, 3], abs=0.05)
+    assert "```mermaid" not in summary(report([]))
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()

@@ -1,0 +1,139 @@
+"""Each kind of report shows first what its reader wants to know."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from pytest_diffusion import scheduler_checks
+from pytest_diffusion.config.settings import Settings
+from pytest_diffusion.report.contents import Report
+from pytest_diffusion.report.html import render
+from pytest_diffusion.report.kinds import by_lens, by_reason, kind_of, not_run
+from pytest_diffusion.verdicts.gate import Course, decide
+from pytest_diffusion.verdicts.run import Entry
+from pytest_diffusion.verdicts.verdict import SCHEDULER_CHECKS, Limits, Measurement, Verdict, judge, skipped
+
+LIMITS = Limits(at_most=30.0, source="a test")
+
+
+def entry(check, value=20.0, *, lens="metrics", nodeid=None, **rest):
+    verdict = judge(check, Measurement(value, interval=(value - 1, value + 1)), LIMITS, lens=lens, title=check)
+    return Entry(verdict, nodeid or f"diffusion::{check}", 0.1, **rest)
+
+
+def unmeasured(check, reason, lens="latent"):
+    return Entry(skipped(check, reason, lens=lens, title=check), f"diffusion::{check}")
+
+
+def law(name, outcome="pass"):
+    message = f"Bad fails `{name}`.\nExpected: 1.\nSeen: 2." if outcome == "fail" else "holds"
+    verdict = Verdict(name, outcome, message, None, lens="schedule", title=name, gates=outcome == "fail", suite=SCHEDULER_CHECKS)
+    return Entry(verdict, f"diffusion::{name}", 0.1)
+
+
+def made(entries, *, settings=None, facts=None, **course):
+    return Report.of(
+        decide(entries, Course(**course)),
+        settings or Settings(model="mine"),
+        command="pytest --diffusion-model=mine",
+        expected=list(course.get("expected", ())),
+        facts=facts or {},
+        versions={"diffusers": "1", "torch": "2", "pytest-diffusion": "0"},
+    )
+
+
+def shown(page):
+    """The page's text in reading order."""
+    body = page[page.index("<body>") : page.rindex("<script>")]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+WHOLE = made([entry("fid")])
+COMPARISON = made([entry("paired_fid", lens="paired"), entry("fid")], settings=Settings(model="mine", baseline="parent"))
+SCHEDULER = made(
+    [law("runs"), law("velocity", "fail"), unmeasured("churn", "it has no churn", "schedule")], settings=Settings(scheduler="a:Bad")
+)
+PARTIAL = made(
+    [entry("fid"), entry("kid", of_run="yesterday"), entry("recall", of_run="yesterday")],
+    expected=("fid", "kid", "recall", "attention_localises"),
+    selection="-k fid",
+)
+STOPPED = made(
+    [entry("fid")], expected=("fid", "kid", "attention_localises"), stopped="KeyboardInterrupt", exit_status=2, facts={"samples": 640}
+)
+ALL = {"whole": WHOLE, "comparison": COMPARISON, "scheduler": SCHEDULER, "partial": PARTIAL, "unfinished": STOPPED}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_kind_is_told_and_can_be_drawn(kind):
+    assert kind_of(ALL[kind]) == kind
+    page = render(ALL[kind])
+    assert "</html>" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    # No link of the page leads nowhere, what stands in folds included.
+    assert {link for link in re.findall(r'href="#([^"]+)"', page)} <= set(ids)
+
+
+def test_a_comparison_shows_the_changes_before_the_candidate_alone():
+    text = shown(render(COMPARISON))
+    assert "mine against parent" in text
+    assert text.index("paired_fid") < text.index("The candidate by itself") < text.rindex(" fid ")
+
+
+def test_a_scheduler_s_page_has_the_broken_laws_first_and_nothing_of_samples():
+    text = shown(render(SCHEDULER))
+    assert text.index("Laws that do not hold, or could not be tried: 1") < text.index("Laws that hold: 1") < text.index("it has no churn")
+    assert "Compared with exact answers" in text
+    assert "they try this law alone" in text
+    assert "seed" not in text.split("Run To reproduce")[0]
+    assert "--diffusion-baseline says which part" not in text
+
+
+def test_a_partial_report_says_which_verdicts_are_older_and_what_nobody_ran():
+    page = render(PARTIAL)
+    text = shown(page)
+    assert "1 checks are of this run, 2 of an earlier one" in text
+    assert text.index("Not run") < text.index("attention_localises")
+    assert "Of the run of yesterday: 2" in text
+    assert "after a run of all 4" in text
+    assert "kid" not in text[text.index("Not run") : text.index("All figures at a glance")]
+
+
+def test_a_stopped_run_says_how_far_it_came_and_how_it_goes_on():
+    page = render(STOPPED)
+    text = shown(page)
+    assert "1 of 3 checks were run before it was stopped" in text
+    assert "640 samples are kept and are not drawn again" in text
+    assert text.index("The same command goes on") < text.index("Not run") < text.index("What was seen until then")
+    assert '<meter min="0" max="3" value="1"' in page
+
+
+def test_what_had_nothing_to_measure_stands_once_by_its_reason_and_last():
+    entries = [entry("fid"), unmeasured("vae_psnr", "no VAE"), unmeasured("vae_ssim", "no VAE"), unmeasured("churn", "no churn")]
+    assert [(reason, len(found)) for reason, found in by_reason(entries)] == [("no VAE", 2), ("no churn", 1)]
+    text = shown(render(made(entries)))
+    assert text.count("no VAE") == 1
+    assert text.index("Metrics") < text.index("3 checks, by their reason")
+    assert "Latent space" not in text.split("Nothing to measure")[0]  # a lens without figures has no table
+
+
+def test_tests_of_the_user_s_stand_apart():
+    own = entry("fid", nodeid="tests/test_mine.py::test_fid")
+    assert [(lens, [one.nodeid for one in found]) for lens, _, found in by_lens([entry("fid"), own])] == [
+        ("metrics", ["diffusion::fid"]),
+        ("own", ["tests/test_mine.py::test_fid"]),
+    ]
+
+
+def test_names_that_were_not_run_stand_by_their_lens():
+    assert not_run(["fid", "attention_localises", "kid"]) == [("Metrics", ["fid", "kid"]), ("Attention", ["attention_localises"])]
+    assert not_run(scheduler_checks()[:2]) == [("", scheduler_checks()[:2])]
+
+
+def test_an_earlier_report_s_rows_keep_their_mark_where_nothing_was_measured():
+    text = shown(
+        render(made([entry("fid"), replace(unmeasured("vae_psnr", "no VAE"), of_run="yesterday")], expected=("fid", "vae_psnr", "kid")))
+    )
+    assert text.count("from the run of yesterday") == 1
