@@ -29,7 +29,8 @@ def _table(lens: str) -> str:
     lines = ["| check | figure | sees | blind to | limits |", "|---|---|---|---|---|"]
     for check in all_checks():
         if check.lens == lens and check.function.__module__.startswith("pytest_diffusion."):
-            cells = (f"`{check.name}`", check.figure, check.sees, check.blind_to, _limits(check.name))
+            name = f"`{check.name}`" if lens == "paired" else f"[`{check.name}`](examples.md#{check.name})"
+            cells = (name, check.figure, check.sees, check.blind_to, _limits(check.name))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

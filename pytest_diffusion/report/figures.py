@@ -15,7 +15,7 @@ from pytest_diffusion.verdicts.drawing import INK, PALETTE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pytest-diffusion",
     "font.family": "sans-serif",
@@ -37,7 +37,7 @@ _STYLE = {
 
 def draw(name: str, plot: Callable[[dict[str, Any]], Figure | None], series: dict[str, Any]) -> str:
     """SVG of a check's plot of its series, with ids that begin with the check's name; empty where there is nothing to draw."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = plot(series)
         if figure is None:
             return ""

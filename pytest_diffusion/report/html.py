@@ -84,8 +84,8 @@ def render(report: Report) -> str:
     drawn["script_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn["script"] = Markup(script)  # noqa: S704 - our own file
     drawn["first"] = first_lines(report)
-    drawn["reasons"], drawn["not_run"] = by_reason(report.entries), not_run(report.decision.left_out)
-    kind = kind_of(report)
+    kind, left = kind_of(report), report.decision.left_out
+    drawn["reasons"], drawn["not_run"] = by_reason(report.entries), [("", left)] if kind == "scheduler" and left else not_run(left)
     drawn["kind"] = kind
     template = environment.get_template("report.html.j2" if kind == "whole" else f"{kind}.html.j2")
     return template.render(

@@ -43,7 +43,7 @@ def by_reason(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
 
 
 def not_run(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Names of checks that were not run, by the title of their lens; laws of schedulers have none."""
+    """Names of checks that were not run, by the title of their lens; those of checks that this process does not know have none."""
     lenses = {check.name: check.lens for check in all_checks()}
     found: dict[str, list[str]] = {}
     for name in names:

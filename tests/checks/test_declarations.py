@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import pytest_diffusion as pd
 from pytest_diffusion.checks import LENS_TITLES, all_checks
@@ -75,3 +76,29 @@ def test_the_page_of_checks_is_made_of_the_declarations():
 
     written = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
     assert written == page(), "run: python -m docs.checks_page"
+
+
+def test_every_check_has_an_example_of_a_pass_and_of_a_fail():
+    from tests.checks.test_subjects import SUBJECTS
+
+    folder = Path(__file__).parents[2] / "docs"
+    written = (folder / "examples.md").read_text(encoding="utf-8")
+    by_name = {part.partition("\n")[0]: part for part in written.split("\n### ")[1:]}
+    assert list(by_name) == [check.name for check in all_checks() if check.name in SUBJECTS], "run: python -m docs.examples_page"
+    for name, part in by_name.items():
+        picture = folder / "images" / "checks" / f"{name}.png"
+        assert picture.is_file(), "run: python -m docs.examples_page"
+        assert f"(images/checks/{name}.png)" in part
+        assert "\npass  " in part
+        assert "\nfail  " in part
+    assert {path.stem for path in (folder / "images" / "checks").iterdir()} == set(by_name)
+
+
+def test_an_example_s_two_sides_are_drawn(tmp_path, monkeypatch):
+    from docs import examples_page
+    from tests.checks.test_subjects import SUBJECTS
+
+    monkeypatch.setattr(examples_page, "PICTURES", tmp_path)
+    text = examples_page.example(next(check for check in all_checks() if check.name == "slerp_smooth"), SUBJECTS["slerp_smooth"]())
+    assert text.index("\npass  ") < text.index("\nfail  ")
+    assert Image.open(tmp_path / "slerp_smooth.png").width == 2 * examples_page.WIDTH

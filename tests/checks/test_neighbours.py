@@ -110,5 +110,5 @@ def test_small_images_keep_every_pixel_and_large_ones_stay_small():
 
 
 def test_rows_of_several_lengths_are_refused():
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         _ = Picture("t", [["a"], ["b", "c"]]).columns

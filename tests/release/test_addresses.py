@@ -41,7 +41,7 @@ def test_the_documentation_is_that_of_the_version(monkeypatch, address, expected
 def test_rows_lead_to_their_place_in_the_documentation(monkeypatch):
     assert "in the documentation" not in render(report())  # this clone has no address
     monkeypatch.setattr("pytest_diffusion.report.html.documentation", lambda: "https://docs.example/0.1/")
-    assert 'href="https://docs.example/0.1/checks.html#fid"' in render(report())
+    assert 'href="https://docs.example/0.1/examples.html#fid"' in render(report())
 
 
 def test_this_build_says_nothing_untrue():

@@ -51,9 +51,8 @@ def shown(page):
 
 WHOLE = made([entry("fid")])
 COMPARISON = made([entry("paired_fid", lens="paired"), entry("fid")], settings=Settings(model="mine", baseline="parent"))
-SCHEDULER = made(
-    [law("runs"), law("velocity", "fail"), unmeasured("churn", "it has no churn", "schedule")], settings=Settings(scheduler="a:Bad")
-)
+LAWS = [law("runs"), law("velocity", "fail"), unmeasured("churn", "it has no churn", "schedule")]
+SCHEDULER = made(LAWS, settings=Settings(scheduler="a:Bad"))
 PARTIAL = made(
     [entry("fid"), entry("kid", of_run="yesterday"), entry("recall", of_run="yesterday")],
     expected=("fid", "kid", "recall", "attention_localises"),
@@ -73,7 +72,7 @@ def test_every_kind_is_told_and_can_be_drawn(kind):
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     # No link of the page leads nowhere, what stands in folds included.
-    assert {link for link in re.findall(r'href="#([^"]+)"', page)} <= set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
 
 
 def test_a_comparison_shows_the_changes_before_the_candidate_alone():
@@ -129,7 +128,14 @@ def test_tests_of_the_user_s_stand_apart():
 
 def test_names_that_were_not_run_stand_by_their_lens():
     assert not_run(["fid", "attention_localises", "kid"]) == [("Metrics", ["fid", "kid"]), ("Attention", ["attention_localises"])]
-    assert not_run(scheduler_checks()[:2]) == [("", scheduler_checks()[:2])]
+    assert not_run(["of_another_package"]) == [("", ["of_another_package"])]
+
+
+def test_laws_that_were_not_run_are_a_plain_list():
+    first = scheduler_checks()[:2]
+    assert f"Not run {' , '.join(first)}" in shown(
+        render(made(LAWS, settings=Settings(scheduler="a:Bad"), expected=("velocity", *first[1:])))
+    )
 
 
 def test_an_earlier_report_s_rows_keep_their_mark_where_nothing_was_measured():
