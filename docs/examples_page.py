@@ -28,17 +28,17 @@ COLOURS = {"pass": "#1a7f4b", "fail": "#c0322b"}
 LEAD = """# What a pass and a fail look like
 
 For each check: what it sees, what a pass does not mean, and the same check on a small sound subject and on a broken one. The subjects are
-those of the project's own tests, far smaller than a model, so that the fault is plain; limits are those of the examples.
-Above in each picture stand the figure with its 95 % interval (where it has one) and the limit, whose wrong side is shaded; below, what the
-report draws. The [table of all checks](checks.md) has the limits of the presets.
+those of the project's own tests, far smaller than a model, so that the fault is plain; limits are those of the examples. Each picture has
+a pass on the left and a fail on the right. Above stand the figure with its 95 % interval (where it has one) and the limit, whose wrong side
+is shaded; below, what the report draws. The [table of all checks](checks.md) has the limits of the presets.
 """
 PAIRED = """## Against the baseline
 
-All changes stand in one picture: each with its interval, its margin, and the word that follows from them. This is a fine-tune that learned a
-new colour ([examples/finetune_gate](../examples/finetune_gate)), as the page of a comparison shows it;
+All changes stand in one picture: each with its interval, its margin, and the word that follows from them. This is a fine-tune that
+learned a new colour ([examples/finetune_gate](../examples/finetune_gate)), as the page of a comparison shows it;
 [Gate your fine-tune](gate.md) explains the words.
 
-![The changes of a sound fine-tune](images/report-comparison.png)
+![The changes of a sound fine-tune](images/report/comparison.png)
 """
 
 
