@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# Each declares its kinds. Imported by their full names: `from ... import` would take a module that is no longer the loaded one.
+import pytest_diffusion.gate.damages
+import pytest_diffusion.gate.damages_in_code
+import pytest_diffusion.gate.sound_changes  # noqa: F401
 from pytest_diffusion.config import extensions
-from pytest_diffusion.gate import damages, damages_in_code, sound_changes  # noqa: F401 - each declares its kinds
 from pytest_diffusion.gate.damage import DAMAGES, Damage
 from pytest_diffusion.verdicts.errors import SettingsError, unknown_name
 

@@ -39,6 +39,10 @@ def meaning(verdict: Verdict, declared: Check | Law | None) -> str:
         parts += [f"It does not see {declared.blind_to}."] if declared.blind_to and verdict.outcome == "pass" else []
     if verdict.outcome == "fail" and verdict.suite == SCHEDULER_CHECKS:
         parts.append("Next: run the lines above, mend the scheduler, and run them again: they try this law alone.")
+    elif verdict.outcome == "fail" and verdict.lens == "paired":
+        parts.append(
+            "Next: look at the part that the message names, and at the pairs that lost most; a change that is meant gets its own margin."
+        )
     elif verdict.outcome in _NEXT:
         parts.append(f"Next: {_NEXT[verdict.outcome]}")
     return " ".join(parts)

@@ -556,3 +556,19 @@ def test_each_parameter_of_an_override_has_its_own_samples(pytester):
         """
     )
     pytester.runpytest().assert_outcomes(passed=2)
+
+
+def test_other_formats_carry_outcomes_and_messages(pytester):
+    """CTRF is written by pytest-json-ctrf, JUnit by pytest."""
+    result = pytester.runpytest(*SCHEDULE, "--ctrf=ctrf.json", "--junitxml=junit.xml", "-k", "sigmas_monotonic or log_snr_first")
+    assert result.ret == 0
+    written = json.loads((pytester.path / "ctrf.json").read_text(encoding="utf-8"))["results"]
+    assert (written["summary"]["passed"], written["summary"]["skipped"], written["summary"]["failed"]) == (1, 1, 0)
+    by_name = {test["name"].split("::")[-1]: test for test in written["tests"]}
+    assert "has no sigmas" in by_name["sigmas_monotonic"]["message"]
+    assert 'name="diffusion.log_snr_first"' in (pytester.path / "junit.xml").read_text(encoding="utf-8")
+    pytester.makefile(".toml", strict="[log_snr_first]\nat_least = 1000.0\nsource = 'a test'\n")
+    pytester.runpytest(*SCHEDULE, "--ctrf=failed.json", "--diffusion-thresholds=strict.toml", "-k", "log_snr_first")
+    failed = json.loads((pytester.path / "failed.json").read_text(encoding="utf-8"))["results"]["tests"]
+    assert [test["status"] for test in failed] == ["failed"]
+    assert "at least 1000" in failed[0]["trace"]
