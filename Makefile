@@ -41,7 +41,9 @@ docs: $(STAMP)
 
 # The documentation as a site, in build/site: a broken link or a missing reference fails.
 site: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	mkdir -p build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict > build/site.log 2>&1 || { cat build/site.log; exit 1; }
+	! grep "excluded from the built site" build/site.log
 
 # This version's documentation beside those of earlier ones, as a commit on the branch gh-pages of this clone; VERSIONS_OPTIONS=--push sends it.
 DOCS_VERSION = $$($(BIN)/python -c "from pytest_diffusion.config.versions import *; print(short_version(version(OURS)))")
