@@ -1,4 +1,4 @@
-"""The package's addresses, taken from the repository that builds it: a clone, a fork and a mirror each name their own, or none."""
+"""The package's addresses, as the workflow that publishes it names them: a clone, a fork and a build in another project's job have none."""
 
 import os
 from typing import Any
@@ -7,16 +7,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 def project_urls(environment: dict[str, str]) -> dict[str, str]:
-    """Addresses by name; empty outside GitHub's and GitLab's jobs. DOCS_URL names documentation that is not on its Pages."""
-    if "GITHUB_REPOSITORY" in environment:
-        home = f"{environment.get('GITHUB_SERVER_URL', 'https://github.com')}/{environment['GITHUB_REPOSITORY']}"
-        owner, name = environment["GITHUB_REPOSITORY"].split("/", 1)
-        pages = f"https://{owner.lower()}.github.io/{name}"
-    elif "CI_PROJECT_URL" in environment:
-        home, pages = environment["CI_PROJECT_URL"], environment.get("CI_PAGES_URL", "")
-    else:
-        home, pages = "", ""
-    documentation = environment.get("DOCS_URL") or pages
+    """Addresses by name: of the repository from PYTEST_DIFFUSION_HOME, of the documentation from PYTEST_DIFFUSION_DOCS."""
+    home, documentation = (environment.get(f"PYTEST_DIFFUSION_{name}", "").rstrip("/") for name in ("HOME", "DOCS"))
     urls = {"Source": home, "Issues": f"{home}/issues", "Changelog": f"{home}/blob/main/CHANGELOG.md"} if home else {}
     return {**urls, **({"Documentation": documentation} if documentation else {})}
 

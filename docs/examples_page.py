@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def page() -> str:
 
 def example(check: Check, subjects: Any) -> str:
     """The section of a check, whose picture is written beside the page."""
-    table = Thresholds({check.name: subjects.limits})
+    table = Thresholds({check.name: replace(subjects.limits, where="this example")})
     sound, broken = (run_check(check, dict(arguments), table) for arguments in (subjects.sound, subjects.broken))
     sides = [_side(check, verdict) for verdict in (sound, broken)]
     canvas = Image.new("RGB", (2 * WIDTH, max(side.height for side in sides)), "white")
@@ -77,10 +78,8 @@ def example(check: Check, subjects: Any) -> str:
             "",
             f"![{check.name}: left a pass, right a fail](images/checks/{check.name}.png)",
             "",
-            "```",
-            f"{sound.outcome}  {sound.message}",
-            f"{broken.outcome}  {broken.message}",
-            "```",
+            f"- **{sound.outcome}**: `` {' '.join(sound.message.split())} ``",
+            f"- **{broken.outcome}**: `` {' '.join(broken.message.split())} ``",
         ]
     )
 

@@ -13,14 +13,12 @@ from pytest_diffusion.checks.comparable import (
     require_comparable,
     values_of,
 )
-from pytest_diffusion.checks.neighbours import Side, beside_nearest
+from pytest_diffusion.checks.neighbours import beside_nearest
 from pytest_diffusion.checks.pictures import with_nearest
 from pytest_diffusion.checks.registry import check
-from pytest_diffusion.data.references import Reference
 from pytest_diffusion.features.manifold import Manifold
 from pytest_diffusion.maths.memorisation import copied_share
 from pytest_diffusion.maths.statistics import wilson_interval
-from pytest_diffusion.samples.store import Samples
 from pytest_diffusion.verdicts.errors import TooFewSamples
 from pytest_diffusion.verdicts.verdict import Measurement
 
@@ -33,20 +31,10 @@ from pytest_diffusion.verdicts.verdict import Measurement
     blind_to="lost variety",
     pictures=with_nearest("Samples that lie farthest from every reference image, above the nearest one", "nearest reference image"),
 )
-def precision(
-    features: FeatureLike,
-    reference_features: ReferenceLike,
-    manifold: Manifold | None = None,
-    samples: Samples | None = None,
-    reference: Reference | None = None,
-) -> Measurement:
-    """Share of samples within the reference's k = 3 manifold. Source: arXiv:1904.06991.
-
-    `samples` and `reference` hold the images of the features, for the report's pictures.
-    """
+def precision(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Share of samples within the reference's k = 3 manifold. Source: arXiv:1904.06991."""
     found = _of_manifold("precision", 3, features, reference_features, manifold)
-    series = beside_nearest(Side(values_of(features), samples), Side(reference_values_of(reference_features), reference))
-    return replace(found, series=series)
+    return replace(found, series=beside_nearest(features, reference_features))
 
 
 @check(
@@ -57,20 +45,10 @@ def precision(
     blind_to="samples that look wrong",
     pictures=with_nearest("Reference images that lie farthest from every sample, above the nearest one", "nearest sample"),
 )
-def recall(
-    features: FeatureLike,
-    reference_features: ReferenceLike,
-    manifold: Manifold | None = None,
-    samples: Samples | None = None,
-    reference: Reference | None = None,
-) -> Measurement:
-    """Share of reference images within the samples' k = 3 manifold. Source: arXiv:1904.06991.
-
-    `samples` and `reference` hold the images of the features, for the report's pictures.
-    """
+def recall(features: FeatureLike, reference_features: ReferenceLike, manifold: Manifold | None = None) -> Measurement:
+    """Share of reference images within the samples' k = 3 manifold. Source: arXiv:1904.06991."""
     found = _of_manifold("recall", 3, features, reference_features, manifold)
-    series = beside_nearest(Side(reference_values_of(reference_features), reference), Side(values_of(features), samples))
-    return replace(found, series=series)
+    return replace(found, series=beside_nearest(reference_features, features))
 
 
 @check(
@@ -105,12 +83,9 @@ def coverage(features: FeatureLike, reference_features: ReferenceLike, manifold:
     blind_to="copies that the features do not show as copies",
     pictures=with_nearest("Samples that are most like an image of the reference, above that image", "reference image"),
 )
-def memorisation(
-    features: FeatureLike, reference_features: ReferenceLike, samples: Samples | None = None, reference: Reference | None = None
-) -> Measurement:
+def memorisation(features: FeatureLike, reference_features: ReferenceLike) -> Measurement:
     """Share of samples copied; each half of the reference is the control for the other.
 
-    `samples` and `reference` hold the images of the features, for the report's pictures.
     Source: arXiv:2301.13188, section 5.1, with the held-out control of arXiv:2004.05675.
     """
     values, known = values_of(features), reference_values_of(reference_features)
@@ -118,7 +93,7 @@ def memorisation(
     if len(known) < 100:
         raise TooFewSamples(f"{len(known)} reference images are too few to hold out a half of them; 100 are needed.")
     found = copied_share(values, known)
-    series = beside_nearest(Side(values, samples), Side(known, reference), alike=True)
+    series = beside_nearest(features, reference_features, alike=True)
     hint = f"Sample {found.nearest_sample} is the nearest to an image of the reference, number {found.nearest_training}."
     name, interval = "share of samples that copy the reference", (found.low, found.high)
     return Measurement(found.share, name, interval=interval, hint=hint, series=series, **basis(features, reference_features))

@@ -39,7 +39,7 @@ class Picture:
         """Caption of each column, and what is said of each of its images, with the image. Raises ValueError for rows of several lengths."""
         found = []
         for index, images in enumerate(zip(*self.rows, strict=True)):
-            caption = self.captions[index] if self.captions else ""
+            caption = self.captions[index] if index < len(self.captions) else ""
             said = [": ".join(filter(None, (side, caption))) or self.title for side in self.sides or [""] * len(images)]
             found.append((caption, list(zip(said, images, strict=True))))
         return found

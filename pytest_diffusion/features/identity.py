@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class Features:
     extractor: str
     protocol: dict[str, Any] = field(default_factory=dict)
     statistics: FeatureStatistics | None = None
+    first_images: Callable[[int], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    """The first n images that the features are of, uint8 (n, 3, H, W), where they are at hand: for pictures."""
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:

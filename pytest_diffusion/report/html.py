@@ -57,7 +57,9 @@ def render(report: Report) -> str:
     environment.filters["limit_key"] = _limit_key
     environment.filters["rank"] = lambda verdict: OUTCOMES.index(verdict.outcome)
     environment.globals["docs"] = documentation()
-    environment.globals["documented"] = {check.name for check in all_checks() if check.function.__module__.startswith("pytest_diffusion.")}
+    environment.globals["documented"] = {
+        check.name for check in all_checks() if check.lens != "paired" and check.function.__module__.startswith("pytest_diffusion.")
+    }
     seen = by_lens(entry for entry in report.entries if entry.verdict.outcome != "skipped")
     sections = [_section(*one) for one in seen]
     verdicts = [entry.verdict for entry in report.entries]
@@ -87,6 +89,7 @@ def render(report: Report) -> str:
     kind, left = kind_of(report), report.decision.left_out
     drawn["reasons"], drawn["not_run"] = by_reason(report.entries), [("", left)] if kind == "scheduler" and left else not_run(left)
     drawn["kind"] = kind
+    drawn["anchors"] = {entry.verdict.check for entry in report.entries if entry.is_of_checklist}
     template = environment.get_template("report.html.j2" if kind == "whole" else f"{kind}.html.j2")
     return template.render(
         report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn
@@ -103,7 +106,7 @@ def _section(lens: str, title: str, entries: list[Entry]) -> Section:
             continue
         section.plots[name] = Markup(_drawn(declared, verdict))  # noqa: S704 - our own SVG
         if isinstance(declared, Check) and declared.pictures is not None:
-            section.pictures += declared.pictures(verdict.measurement.series)
+            section.pictures += _pictures(declared, verdict.measurement.series)
     return section
 
 
@@ -133,6 +136,18 @@ def _drawn(declared: Check | Law, verdict: Verdict) -> str:
         return draw(declared.name, declared.plot, verdict.measurement.series)
     except (ValueError, TypeError, IndexError, KeyError) as error:
         return str(escape(f"The plot of {declared.name} could not be drawn: {type(error).__name__}: {error}"))
+
+
+def _pictures(declared: Check, series: dict[str, Any]) -> list[Picture]:
+    """The check's pictures; those that cannot be shown (rows of several lengths, say) must not take the page with them."""
+    assert declared.pictures is not None
+    try:
+        found = declared.pictures(series)
+        for picture in found:
+            _ = picture.columns
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        return [Picture(f"The pictures of {declared.name} could not be drawn: {type(error).__name__}: {error}", [])]
+    return found
 
 
 def _figure(verdict: Verdict) -> str:

@@ -21,15 +21,19 @@ def kind_of(report: Report) -> Kind:
         return "scheduler"
     if report.decision.left_out:
         return "partial"
-    return "comparison" if any(entry.verdict.lens == "paired" and entry.is_of_checklist for entry in report.entries) else "whole"
+    seen = [entry for entry in report.entries if entry.is_of_checklist and entry.verdict.outcome != "skipped"]
+    return "comparison" if any(entry.verdict.lens == "paired" for entry in seen) else "whole"
 
 
 def by_lens(entries: Iterable[Entry]) -> list[tuple[str, str, list[Entry]]]:
     """Lens, title and entries of each section: the checklist by its lenses, then what the user's own tests judged."""
-    found = list(entries)
-    chosen = {lens: [one for one in found if one.is_of_checklist and one.verdict.lens == lens] for lens in (*LENS_TITLES, "")}
-    own = [*chosen.pop(""), *(one for one in found if not one.is_of_checklist)]
-    sections = [(str(lens), title, chosen[lens]) for lens, title in LENS_TITLES.items()]
+    known = {str(lens): title for lens, title in LENS_TITLES.items()} | {"": "Other checks"}
+    found: dict[str, list[Entry]] = {lens: [] for lens in (*known, "own")}
+    for entry in entries:
+        # A lens of another version has a table too: no entry is lost.
+        found.setdefault(entry.verdict.lens if entry.is_of_checklist else "own", []).append(entry)
+    own = found.pop("own")
+    sections = [(lens or "other", known.get(lens, lens), chosen) for lens, chosen in found.items()]
     return [one for one in (*sections, ("own", "Your own tests", own)) if one[2]]
 
 

@@ -55,7 +55,7 @@ def _picture(report: Report) -> list[str]:
     return [
         "```mermaid",
         "xychart-beta horizontal",
-        '  title "Nearest to their limits: inside by so many half intervals (below 1: not decided, below -1: fails)"',
+        '  title "Nearest to their limits: half intervals inside (below 1: not with the whole interval)"',
         f"  x-axis [{names}]",
         f'  y-axis "half intervals" {LOWEST} --> {HIGHEST}',
         f"  bar [{heights}]",

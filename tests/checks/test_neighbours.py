@@ -11,10 +11,12 @@ from PIL import Image
 from pytest_diffusion.checks import neighbours
 from pytest_diffusion.checks.guards import same_resolution
 from pytest_diffusion.checks.manifolds import memorisation, precision, recall
-from pytest_diffusion.checks.neighbours import Side, beside_nearest
+from pytest_diffusion.checks.neighbours import beside_nearest
 from pytest_diffusion.checks.pictures import MAX_SIDE, Picture, data_uri, grid_uri
 from pytest_diffusion.checks.registry import CHECKS
 from pytest_diffusion.data.references import Reference
+from pytest_diffusion.features.identity import Features
+from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples.store import Samples
 
 
@@ -35,7 +37,11 @@ def line(*places):
     return torch.tensor(places, dtype=torch.float64)[:, None]
 
 
-OURS, THEIRS = Side(line(0, 5, 9, 30), samples([10, 20, 30, 40])), Side(line(1, 5.5, 20), Reference("r", shades([110, 120, 130])))
+def features(values, levels):
+    return Features(values, None, "places", first_images=lambda count: shades(levels)[:count])
+
+
+OURS, THEIRS = features(line(0, 5, 9, 30), [10, 20, 30, 40]), features(line(1, 5.5, 20), [110, 120, 130])
 
 
 def test_the_farthest_comes_first_beside_its_nearest():
@@ -50,9 +56,15 @@ def test_the_most_alike_and_the_other_side():
     assert [level(image) for image in beside_nearest(THEIRS, OURS)["images"]] == [130, 110, 120]  # 10, 1, 0.5
 
 
-@pytest.mark.parametrize("other", [None, Reference("statistics"), Reference("r", shades([1, 2]))])
-def test_no_picture_without_the_images_of_the_features(other):
-    assert beside_nearest(OURS, Side(THEIRS.values, other)) == {}
+@pytest.mark.parametrize(
+    "theirs", [THEIRS.values, Features(THEIRS.values, None, "places"), FeatureStatistics(torch.zeros(1), torch.eye(1), 3)]
+)
+def test_no_picture_without_the_images_of_the_features(theirs):
+    assert beside_nearest(OURS, theirs) == {}
+
+
+def test_features_that_carry_a_gradient_are_shown_too():
+    assert beside_nearest(features(OURS.values.clone().requires_grad_(), [1, 2, 3, 4]), THEIRS)
 
 
 def test_a_search_among_some_says_so(monkeypatch):
@@ -68,8 +80,8 @@ def test_the_figures_are_the_same_with_and_without_pictures(function):
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.randn(count, 4, generator=generator) for count in (120, 130))
     alone = function(ours, theirs)
-    shown = function(ours, theirs, samples=samples([1] * 120), reference=Reference("r", shades([2] * 130)))
-    assert (alone.value, alone.interval, alone.series) == (shown.value, shown.interval, {})
+    shown = function(features(ours, [1] * 120), features(theirs, [2] * 130))
+    assert (alone.value, alone.series) == (shown.value, {})
     # What a check calls its own stands above: samples for two of them, the reference's images for recall.
     above, below = (2, 1) if function is recall else (1, 2)
     assert {level(image) for image in shown.series["images"]} == {above}
@@ -112,3 +124,9 @@ def test_small_images_keep_every_pixel_and_large_ones_stay_small():
 def test_rows_of_several_lengths_are_refused():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         _ = Picture("t", [["a"], ["b", "c"]]).columns
+
+
+def test_pictures_ask_for_no_fixture():
+    """Else a fixture that gives features of one's own would have to draw samples, and a run without images could not be judged."""
+    for name in ("precision", "recall", "memorisation"):
+        assert not {"diffusion_samples", "diffusion_reference"} & set(CHECKS[name].fixtures.values())

@@ -10,20 +10,21 @@ from pytest_diffusion.report.html import render
 from tests.report.test_report import report
 
 
-def test_a_fork_names_itself():
-    urls = project_urls({"GITHUB_REPOSITORY": "Someone/fork", "GITHUB_SERVER_URL": "https://git.example"})
-    assert urls["Source"] == "https://git.example/Someone/fork"
-    assert urls["Issues"] == "https://git.example/Someone/fork/issues"
-    assert urls["Documentation"] == "https://someone.github.io/fork"
+def test_the_publishing_workflow_names_the_addresses():
+    urls = project_urls({"PYTEST_DIFFUSION_HOME": "https://git.example/a/b", "PYTEST_DIFFUSION_DOCS": "https://docs.example/"})
+    assert urls == {
+        "Source": "https://git.example/a/b",
+        "Issues": "https://git.example/a/b/issues",
+        "Changelog": "https://git.example/a/b/blob/main/CHANGELOG.md",
+        "Documentation": "https://docs.example",
+    }
 
 
-def test_gitlab_and_an_address_of_ones_own():
-    urls = project_urls({"CI_PROJECT_URL": "https://gitlab.example/a/b", "DOCS_URL": "https://docs.example"})
-    assert (urls["Source"], urls["Documentation"]) == ("https://gitlab.example/a/b", "https://docs.example")
-
-
-def test_a_clone_names_none():
-    assert project_urls({}) == {}
+@pytest.mark.parametrize(
+    "environment", [{}, {"PYTEST_DIFFUSION_HOME": ""}, {"GITHUB_REPOSITORY": "user/model", "CI_PROJECT_URL": "https://x"}]
+)
+def test_a_clone_and_a_job_of_another_project_name_none(environment):
+    assert project_urls(environment) == {}
 
 
 @pytest.mark.parametrize(("address", "expected"), [("https://docs.example/", "https://docs.example/0.1/"), (None, "")])

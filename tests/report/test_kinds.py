@@ -1,6 +1,7 @@
 """Each kind of report shows first what its reader wants to know."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -57,9 +58,8 @@ PARTIAL = made(
     expected=("fid", "kid", "recall", "attention_localises"),
     selection="-k fid",
 )
-STOPPED = made(
-    [entry("fid")], expected=("fid", "kid", "attention_localises"), stopped="KeyboardInterrupt", exit_status=2, facts={"samples": 640}
-)
+HALTED = {"expected": ("fid", "kid", "attention_localises"), "stopped": "KeyboardInterrupt", "exit_status": 2}
+STOPPED = made([entry("fid")], facts={"samples": 640, "other_seeds": []}, **HALTED)
 ALL = {"whole": WHOLE, "comparison": COMPARISON, "scheduler": SCHEDULER, "partial": PARTIAL, "unfinished": STOPPED}
 
 
@@ -92,7 +92,7 @@ def test_a_scheduler_s_page_has_the_broken_laws_first_and_nothing_of_samples():
 def test_a_partial_report_says_which_verdicts_are_older_and_what_nobody_ran():
     page = render(PARTIAL)
     text = shown(page)
-    assert "1 checks are of this run, 2 of an earlier one" in text
+    assert "1 check is of this run, 2 of earlier ones" in text
     assert text.index("Not run") < text.index("attention_localises")
     assert "Of the run of yesterday: 2" in text
     assert "after a run of all 4" in text
@@ -144,3 +144,47 @@ def test_a_change_for_the_worse_is_not_told_to_take_a_baseline():
     assert "where you have the model in production" not in text
     alone = shown(render(made([entry("fid", 40.0)], exit_status=1)))
     assert "where you have the model in production, --diffusion-baseline says which part did it" in alone
+
+
+def test_what_a_page_must_not_lose_or_misname():
+    own = entry("forward_process", nodeid="tests/test_mine.py::test_it")
+    gap = Entry(Verdict("schedule", "missing", "asked for", None, lens="schedule", title="t", gates=True), "diffusion::schedule")
+    page = render(made([*LAWS, own, gap], settings=Settings(scheduler="a:Bad", thresholds=("strict.toml",)), exit_status=1))
+    text = shown(page)
+    assert "Laws that hold: 1" in text  # the test of the user's is none
+    assert text.index("Your own tests") < text.index("tests/test_mine.py::test_it")
+    assert "the limits of strict.toml" in text
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    # An entry of a lens that this version does not know.
+    assert "future_check" in shown(render(made([entry("fid"), entry("future_check", lens="future")])))
+    # A link only where there is a row to lead to.
+    own = entry("fid", 50.0, nodeid="tests/test_mine.py::test_fid")
+    page = render(made([own], exit_status=1))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r' id="([^"]+)"', page))
+
+
+def test_a_partial_comparison_keeps_its_pairs_and_a_comparison_of_nothing_is_none():
+    facts = {"worst_pairs": [{"prompt": "a cat", "seed": 3, "images": ["data:,"] * 3, "scores": "clip 3"}]}
+    comparison = [entry("paired_fid", lens="paired"), entry("fid")]
+    settings = Settings(model="mine", baseline="parent")
+    for expected in ((), ("fid", "kid")):
+        assert "a cat (seed 3)" in shown(render(made(comparison, settings=settings, facts=facts, expected=expected)))
+    alone = made([unmeasured("paired_fid", "no baseline", "paired"), entry("fid")], settings=settings)
+    assert kind_of(alone) == "whole"
+    assert "All figures at a glance" in render(alone)
+
+
+def test_pictures_that_cannot_be_shown_do_not_take_the_page():
+    uneven = entry("vae_psnr", lens="latent")
+    measured = replace(uneven.verdict.measurement, series={"originals": ["data:,"], "round_trips": []})
+    page = render(made([replace(uneven, verdict=replace(uneven.verdict, measurement=measured))]))
+    assert "The pictures of vae_psnr could not be drawn: ValueError" in page
+    gallery = {"title": "Samples", "rows": [["data:,", "data:,"]], "captions": ["one"]}
+    assert "one" in shown(render(made([entry("fid")], facts={"gallery": gallery})))
+
+
+def test_samples_of_code_that_may_change_are_not_called_kept():
+    text = shown(render(made([entry("fid")], facts={"samples": 640}, **HALTED)))
+    assert "The same command goes on." in text
+    assert "are kept" not in text
