@@ -34,9 +34,10 @@ mutants: $(STAMP)
 corruptions: $(STAMP)
 	OMP_NUM_THREADS=1 CORRUPTIONS=10000 $(BIN)/python -m pytest -n 2 tests/samples/test_corruption.py
 
-# Writes the pages of checks and of public names from their declarations; tests hold them equal.
+# Writes the pages of checks, of their examples and of public names from their declarations; tests hold them equal.
 docs: $(STAMP)
 	$(BIN)/python -m docs.checks_page
+	$(BIN)/python -m docs.examples_page
 	$(BIN)/python -m docs.api_page
 
 # The documentation as a site, in build/site: a broken link or a missing reference fails.

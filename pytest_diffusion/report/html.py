@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ def render(report: Report) -> str:
         check.name for check in all_checks() if check.lens != "paired" and check.function.__module__.startswith("pytest_diffusion.")
     }
     seen = by_lens(entry for entry in report.entries if entry.verdict.outcome != "skipped")
-    sections = [_section(*one) for one in seen]
+    anchors = {entry.verdict.check for entry in report.entries if entry.is_of_checklist}
+    sections = [_section(*one, drawn_elsewhere=anchors if one[0] == "own" else frozenset()) for one in seen]
     verdicts = [entry.verdict for entry in report.entries]
     gallery = Picture(**report.facts["gallery"]) if "gallery" in report.facts else None
     paired = [entry.verdict for entry in report.entries if entry.is_of_checklist]
@@ -89,20 +90,19 @@ def render(report: Report) -> str:
     kind, left = kind_of(report), report.decision.left_out
     drawn["reasons"], drawn["not_run"] = by_reason(report.entries), [("", left)] if kind == "scheduler" and left else not_run(left)
     drawn["kind"] = kind
-    drawn["anchors"] = {entry.verdict.check for entry in report.entries if entry.is_of_checklist}
+    drawn["anchors"] = anchors
     template = environment.get_template("report.html.j2" if kind == "whole" else f"{kind}.html.j2")
     return template.render(
         report=report, sections=sections, verdicts=verdicts, comparison=comparison, selftest=selftest, trend=trend, **drawn
     )
 
 
-def _section(lens: str, title: str, entries: list[Entry]) -> Section:
+def _section(lens: str, title: str, entries: list[Entry], *, drawn_elsewhere: Set[str]) -> Section:
     section = Section(lens, title, entries)
     # A check may also be made by a test of the user's; plots, pictures and anchors are those of the checklist.
-    shown = {entry.verdict.check: entry.verdict for entry in sorted(entries, key=lambda entry: entry.is_of_checklist)}
-    for name, verdict in shown.items():
+    for name, verdict in {entry.verdict.check: entry.verdict for entry in entries}.items():
         declared = _declared(verdict)
-        if declared is None or verdict.measurement is None or not verdict.measurement.series:
+        if name in drawn_elsewhere or declared is None or verdict.measurement is None or not verdict.measurement.series:
             continue
         section.plots[name] = Markup(_drawn(declared, verdict))  # noqa: S704 - our own SVG
         if isinstance(declared, Check) and declared.pictures is not None:

@@ -184,6 +184,16 @@ def test_pictures_that_cannot_be_shown_do_not_take_the_page():
     assert "one" in shown(render(made([entry("fid")], facts={"gallery": gallery})))
 
 
+def test_a_check_that_a_test_of_the_user_s_makes_too_is_drawn_once():
+    series = {"sizes": [100, 200], "distances": [3.0, 2.0], "infinity": 1.0}
+    both = []
+    for nodeid in (None, "tests/test_mine.py::test_it"):
+        one = entry("fid_infinity", nodeid=nodeid)
+        both.append(replace(one, verdict=replace(one.verdict, measurement=replace(one.verdict.measurement, series=series))))
+    assert render(made(both)).count('id="plot-fid_infinity"') == 1
+    assert render(made(both[1:])).count('id="plot-fid_infinity"') == 1
+
+
 def test_samples_of_code_that_may_change_are_not_called_kept():
     text = shown(render(made([entry("fid")], facts={"samples": 640}, **HALTED)))
     assert "The same command goes on." in text
