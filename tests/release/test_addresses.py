@@ -7,7 +7,8 @@ import pytest
 from hatch_build import project_urls
 from pytest_diffusion.config import versions
 from pytest_diffusion.report.html import render
-from tests.report.test_report import report
+from tests.report.test_kinds import entry
+from tests.report.test_report import report, verdicts
 
 
 def test_the_publishing_workflow_names_the_addresses():
@@ -42,7 +43,9 @@ def test_the_documentation_is_that_of_the_version(monkeypatch, address, expected
 def test_rows_lead_to_their_place_in_the_documentation(monkeypatch):
     assert "in the documentation" not in render(report())  # this clone has no address
     monkeypatch.setattr("pytest_diffusion.report.html.documentation", lambda: "https://docs.example/0.1/")
-    assert 'href="https://docs.example/0.1/examples.html#fid"' in render(report())
+    page = render(report([*verdicts(), entry("paired_fid", lens="paired")]))
+    assert 'href="https://docs.example/0.1/examples.html#fid"' in page
+    assert "examples.html#paired_fid" not in page  # the examples have one picture for all of them
 
 
 def test_this_build_says_nothing_untrue():
