@@ -6,13 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RUN = ("--diffusion-model=demo", "--diffusion-num-samples=64", "--diffusion-steps=2", "--diffusion-lenses=metrics")
-    "--diffusion-model=demo",
-    "--diffusion-num-samples=64",
-    "--diffusion-steps=2",
-    "--diffusion-lenses=metrics",
-    "-p",
-    "no:cacheprovider",
-)
 NAMES = ("precision", "recall", "memorisation", "same_resolution")
 
 
