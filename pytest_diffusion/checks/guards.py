@@ -108,20 +108,25 @@ def same_resolution(samples: Samples | ArrayLike, reference: Reference) -> Measu
         hint = (
             f"{count} are {size}, the samples {width}x{height}: generate at the reference's size (--diffusion-height, --diffusion-width)."
         )
-    name, series = "number of reference images below the samples' resolution", _side_by_side(samples, reference)
+    name, series = (
+        "number of reference images below the samples' resolution",
+        _side_by_side(images, getattr(samples, "prompts", None), reference),
+    )
     return Measurement(sum(small.values()), name, num_samples=len(images), hint=hint, series=series)
 
 
-def _side_by_side(samples: Samples | ArrayLike, reference: Reference) -> dict[str, Any]:
-    """Reference images and samples of the same prompts, in the samples' order; the first of each where none is of both."""
-    images, real = images_of(samples)[0], reference.require_images()
-    prompts, known = getattr(samples, "prompts", None) or [], {prompt: row for row, prompt in enumerate(reference.prompts or [])}
-    of_both = [(known[prompt], row) for prompt, row in {prompt: row for row, prompt in enumerate(prompts)}.items() if prompt in known]
+def _side_by_side(images: torch.Tensor, prompts: list[str] | None, reference: Reference) -> dict[str, Any]:
+    """Series of reference images and samples of the same prompts; the first of each where none is of both. Empty for grey ones."""
+    real = reference.require_images()
+    if images.shape[1] != 3 or real.shape[1] != 3:
+        return {}
+    samples, references = ({prompt: row for row, prompt in enumerate(known or [])} for known in (prompts, reference.prompts))
+    of_both = [(references[prompt], row) for prompt, row in samples.items() if prompt in references]
     pairs = (of_both or list(zip(range(len(real)), range(len(images)), strict=False)))[:SHOWN]
     return {
         "real": [pictures.data_uri(real[left]) for left, _ in pairs],
         "generated": [pictures.data_uri(images[right]) for _, right in pairs],
-        "captions": [prompts[right] for _, right in pairs] if of_both else [],
+        "captions": [prompts[right] for _, right in pairs] if prompts and of_both else [],
     }
 
 

@@ -53,9 +53,8 @@ def first_lines(report: Report) -> list[tuple[str, str]]:
     settings, found = report.shown_settings, report.counts
     files = report.facts.get("thresholds") or settings.get("thresholds") or ["default"]
     against = [f"the model {settings['baseline']}"] if settings.get("baseline") else []
-    is_scheduler = settings.get("scheduler") and not settings.get("model")
-    against += ["exact answers: what the papers' formulas give"] if is_scheduler else []
-    against += [f"the limits of {', '.join(map(str, files))}"] if not is_scheduler or settings.get("thresholds") else []
+    against += ["exact answers: what the papers' formulas give"] if report.is_of_scheduler else []
+    against += [f"the limits of {', '.join(map(str, files))}"] if not report.is_of_scheduler or settings.get("thresholds") else []
     against += [f"the images of {settings['reference']}"] if settings.get("reference") else []
     lines = [("Compared with", ", ".join(against))]
     if report.error_rates is not None:

@@ -80,6 +80,11 @@ class Report:
         return self.decision.gate
 
     @property
+    def is_of_scheduler(self) -> bool:
+        """Whether a scheduler was tried, and no model."""
+        return self.settings.scheduler is not None and self.settings.model is None
+
+    @property
     def closing(self) -> list[tuple[Verdict, list[str]]]:
         """Verdicts that close the gate, worst first; those with the same message stand once, with the names of their checks."""
         return grouped(entry.verdict for entry in self.entries if entry.verdict.gates)

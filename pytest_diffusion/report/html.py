@@ -57,6 +57,7 @@ def render(report: Report) -> str:
     environment.filters["limit_key"] = _limit_key
     environment.filters["rank"] = lambda verdict: OUTCOMES.index(verdict.outcome)
     environment.globals["docs"] = documentation()
+    environment.globals["SCHEDULER_CHECKS"] = SCHEDULER_CHECKS
     environment.globals["documented"] = {
         check.name for check in all_checks() if check.lens != "paired" and check.function.__module__.startswith("pytest_diffusion.")
     }

@@ -17,7 +17,7 @@ def kind_of(report: Report) -> Kind:
     """What a reader of this report wants to know first."""
     if report.gate == "unfinished":
         return "unfinished"
-    if report.settings.scheduler is not None and report.settings.model is None:
+    if report.is_of_scheduler:
         return "scheduler"
     if report.decision.left_out:
         return "partial"

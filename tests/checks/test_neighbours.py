@@ -130,3 +130,10 @@ def test_pictures_ask_for_no_fixture():
     """Else a fixture that gives features of one's own would have to draw samples, and a run without images could not be judged."""
     for name in ("precision", "recall", "memorisation"):
         assert not {"diffusion_samples", "diffusion_reference"} & set(CHECKS[name].fixtures.values())
+
+
+def test_images_that_cannot_be_shown_are_judged_all_the_same():
+    """A grey image has no picture, and a figure as any other."""
+    grey = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    found = same_resolution(grey, Reference("r", shades([110, 120]), sizes={"8x8": 2}))
+    assert (found.value, found.series) == (0, {})
