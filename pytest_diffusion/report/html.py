@@ -98,7 +98,7 @@ def render(report: Report) -> str:
     )
 
 
-def _section(lens: str, title: str, entries: list[Entry], *, drawn_elsewhere: Set[str]) -> Section:
+def _section(lens: str, title: str, entries: list[Entry], *, drawn_elsewhere: Set[str] = frozenset()) -> Section:
     section = Section(lens, title, entries)
     # A check may also be made by a test of the user's; plots, pictures and anchors are those of the checklist.
     for name, verdict in {entry.verdict.check: entry.verdict for entry in entries}.items():
