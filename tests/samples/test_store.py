@@ -230,7 +230,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path):
     """The same through the operating system: no file may grow beyond 20 kB."""
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limited += KILLED.replace('print("ready", flush=True)', "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
-    found = subprocess.run([sys.executable, "-c", limited, str(tmp_path)], capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", limited, str(tmp_path), "30"], capture_output=True, text=True)
     assert "File too large. Existing samples are kept" in found.stderr
 
 
