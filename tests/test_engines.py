@@ -45,7 +45,10 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("engine", "mark"),
-    [("torchrun", "pytest_diffusion.generate"), pytest.param("ray", "ray::_Worker", marks=nightly("Ray takes a minute to start"))],
+    [
+        pytest.param("torchrun", "pytest_diffusion.generate", marks=nightly("a minute; test_generation.py kills a rank always")),
+        pytest.param("ray", "ray::_Worker", marks=nightly("Ray takes a minute to start")),
+    ],
 )
 def test_a_worker_that_is_killed_changes_no_byte(tmp_path, alone, engine, mark):
     if engine == "ray":

@@ -16,6 +16,7 @@ from pytest_diffusion.maths.kernel import kernel_estimate
 from pytest_diffusion.maths.manifold import density_coverage, precision_recall
 from pytest_diffusion.maths.scores import clip_scores
 from pytest_diffusion.torchmetrics import CLIPScore, DensityCoverage, FrechetDistance, KernelDistance, PrecisionRecall, VendiScore
+from tests.nightly import nightly
 
 GENERATOR = torch.Generator().manual_seed(0)
 FAKE, REAL = torch.randn(90, 6, generator=GENERATOR) + 0.3, torch.randn(70, 6, generator=GENERATOR)
@@ -117,6 +118,7 @@ def test_nothing_and_another_shape_are_refused():
         metric.update(torch.zeros(2, 3, 4), real=True)
 
 
+@nightly("a minute; `.ci/run` trains the example on two processes")
 def test_two_processes_of_accelerate_have_the_figures_of_one(tmp_path):
     example = Path(__file__).parents[1] / "examples" / "training_metrics.py"
     found = []

@@ -22,6 +22,7 @@ from pytest_diffusion.features.store import stored_features
 from pytest_diffusion.samples import generate
 from pytest_diffusion.verdicts.errors import SettingsError, SetupError
 from tests.config.loopback_s3 import loopback_s3
+from tests.nightly import nightly
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -329,6 +330,7 @@ def test_a_store_that_cannot_be_used_is_told_before_anything_starts(machine, tmp
         generate.generate_samples(demo_pipeline, PROMPTS, replace(small, cache_dir="s3://no-such-bucket/x"))
 
 
+@nightly("a minute for two comparisons")
 def test_the_gate_takes_the_parents_samples_from_the_store(tmp_path, s3, machine):
     """As a CI job that begins with an empty disk: generate once, then judge on another machine, and no secret in any file."""
     options = ["--diffusion-model=demo", "--diffusion-num-samples=64", "--diffusion-steps=2", f"--diffusion-cache-dir={URL}"]

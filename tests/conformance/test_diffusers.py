@@ -6,10 +6,13 @@ import pytest
 from pytest_diffusion import check_scheduler
 from tests.conformance.configurations import CONFIGURATIONS, ZOO, of_checkpoint
 from tests.conformance.known_defects import KNOWN, NOT_MADE_BARE, with_always
-from tests.nightly import mostly_nightly
+from tests.nightly import mostly_nightly, nightly
 
 METHODS = {name: set(dir(getattr(diffusers, name))) for name in dir(diffusers) if name.endswith("Scheduler")}
 CLASSES = sorted(name for name, methods in METHODS.items() if "set_timesteps" in methods and {"step", "add_noise"} & methods)
+
+SLOW = {"DPMSolverSDEScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "CosineDPMSolverMultistepScheduler"}
+AT_NIGHT = nightly("up to a minute, four to eight times as long as others")
 
 
 def failures(scheduler, expected):
@@ -20,7 +23,9 @@ def failures(scheduler, expected):
     return {verdict.check for verdict in verdicts if verdict.outcome not in ("pass", "skipped")}
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in NOT_MADE_BARE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=AT_NIGHT if name in SLOW else []) for name in CLASSES if name not in NOT_MADE_BARE]
+)
 def test_every_class_in_its_defaults(name):
     expected = KNOWN.get(name, {})
     assert failures(getattr(diffusers, name)(), expected) == set(expected)

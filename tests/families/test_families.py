@@ -8,11 +8,14 @@ import pytest
 from pytest_diffusion.demo import reference_images
 from pytest_diffusion.verdicts.verdict import JUDGED
 from tests.families.models import FAMILIES, build
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WITHOUT_TEXT = {"dit", "ddpm"}
 WITHOUT_GUIDANCE = {"lcm", "turbo", "flux"}
 OPTIONS = {"turbo": ["--diffusion-guidance-scale=0"], "flux": ["--diffusion-height=64", "--diffusion-width=64"]}
+LIKE_ANOTHER = {"sd21", "turbo", "pixart", "sd3"}
+AT_NIGHT = nightly("half a minute to a minute; a family of its kind runs always")
 LATENT = {
     "vae_psnr",
     "vae_ssim",
@@ -39,7 +42,7 @@ def references(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AT_NIGHT if name in LIKE_ANOTHER else []) for name in FAMILIES])
 def test_a_family(pytester, shared_cache, references, tmp_path, name):
     build(name).save_pretrained(tmp_path / name)
     (pytester.path / "prompts.txt").write_text("a photo of a red car\na photo of a blue dog\n")

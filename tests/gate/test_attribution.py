@@ -21,8 +21,10 @@ from pytest_diffusion.gate.loss_stages import compare_losses
 from pytest_diffusion.gate.parts import compare_parts
 from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.fingerprint import fingerprint
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+AT_NIGHT = nightly("half a minute each; a part of each kind runs always")
 MARGINS = load_thresholds(["demo", "finetune"]).margins
 
 
@@ -50,11 +52,11 @@ def loss(figure, candidate, baseline, reference, settings, **rest):
     ("damaged", "figure"),
     [
         (("unet",), "denoising_loss"),
-        (("tokenizer",), "denoising_loss"),
-        (("scheduler",), "denoising_loss"),
+        pytest.param(("tokenizer",), "denoising_loss", marks=AT_NIGHT),
+        pytest.param(("scheduler",), "denoising_loss", marks=AT_NIGHT),
         (("text_encoder",), "text_encoder_loss"),
         (("vae",), "reconstruction_loss"),
-        (("text_encoder", "unet"), "denoising_loss"),
+        pytest.param(("text_encoder", "unet"), "denoising_loss", marks=AT_NIGHT),
         (("unet", "vae"), "denoising_loss"),
     ],
 )
@@ -99,6 +101,7 @@ def drawn(candidate, baseline, reference, settings, tmp_path):
     return run, own
 
 
+@nightly("pairs for a minute; broken samples are told below")
 def test_the_worst_figure_of_the_pairs_names_the_part(demo_pipeline, reference, settings, tmp_path):
     candidate = copy.deepcopy(demo_pipeline)
     slightly()(candidate, 0)

@@ -16,7 +16,7 @@ from tests.nightly import nightly
 pytestmark = pytest.mark.filterwarnings("ignore")
 ON_THE_DEMO = [one for one in FAULTS if one.family == DEMO]
 TRAINS = {"average_not_used"}
-ADAPTERS_AT_NIGHT = {"adapter_keys_skipped", "adapter_without_effect"}
+ADAPTERS_AT_NIGHT = {"adapter_keys_skipped", "adapter_without_effect", "alpha_lost"}
 
 
 def named(names):
@@ -72,6 +72,7 @@ def test_a_defect_shows_while_it_lasts_and_is_taken_back(demo_pipeline, fault):
     assert torch.equal(images(target, target.settings), plain)
 
 
+@nightly("a minute; benchmarks/history.py counts them all")
 def test_the_gate_of_a_copy_catches_defects_before_an_image_is_drawn(shared_cache, tmp_path):
     history = History(str(shared_cache), str(tmp_path), pairs=16)
     for fault in named(("final_norm_missing", "timesteps_in_shares", "layer_scale_lost", "stale_cache")):

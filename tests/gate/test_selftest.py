@@ -24,6 +24,7 @@ from pytest_diffusion.gate.trial import PairedGate, Trial
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.report.selftest import selftest_text
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -226,6 +227,7 @@ def test_the_demos_gate_catches_damage_and_lets_copies_pass(demo_copy, tmp_path)
     assert fingerprint(demo_copy) == before
 
 
+@nightly("half a minute; tests/gate/test_damage.py tells them by one")
 def test_what_changes_nothing_and_what_cannot_run_are_told_apart(demo_copy, tmp_path):
     gate = of_demo(demo_copy, tmp_path, "quantised")
     idle = Damage("idle", "nothing", nothing)

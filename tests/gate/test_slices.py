@@ -25,6 +25,7 @@ from pytest_diffusion.gate.slice_checks import paired_denoising_by_slice, paired
 from pytest_diffusion.gate.slices import FEWEST_PAIRS, MOST_SLICES, slices_by_values, slices_by_words, slicing
 from pytest_diffusion.maths.sequential import Plan
 from pytest_diffusion.verdicts.errors import NotApplicable, SetupError
+from tests.nightly import nightly
 
 COUNT = 256
 COLOURS, SHAPES = ("red", "green", "blue", "purple"), ("circle", "square", "triangle")
@@ -181,6 +182,7 @@ def test_on_the_demo_a_forgotten_colour_is_named_before_an_image_is_drawn(demo_p
     assert {"red", "circle"} <= {one.name for one in run.slices}
 
 
+@nightly("half a minute; a forgotten colour is named always")
 @pytest.mark.filterwarnings("ignore")
 def test_losses_are_sliced_by_a_column_of_the_images(demo_pipeline, shared_cache, tmp_path):
     options = {"model": "demo", "baseline": "demo", "cache_dir": str(shared_cache), "slices": ["hue", "topic"]}

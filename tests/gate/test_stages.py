@@ -25,6 +25,7 @@ from pytest_diffusion.gate.stages import Material, draw_pairs
 from pytest_diffusion.models.fingerprint import fingerprint
 from pytest_diffusion.verdicts.errors import NotApplicable, SettingsError, SetupError
 from tests.families.models import build
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MARGINS = load_thresholds(["demo", "finetune"]).margins
@@ -189,6 +190,7 @@ def kept(settings, tmp_path_factory):
     return path
 
 
+@nightly("a minute for two comparisons")
 def test_a_saved_baseline_gives_what_the_model_gave(kept, demo_pipeline, reference, settings):
     saved = load_baseline(str(kept))
     candidate = damaged(demo_pipeline, "unet", 0.05)
@@ -250,6 +252,7 @@ def test_a_saved_baseline_that_does_not_fit_is_refused_in_one_sentence(kept, dem
         load_baseline(str(tmp_path / "new.diffusion"))
 
 
+@nightly("half a minute")
 def test_the_file_holds_no_images_and_no_weights(kept):
     assert kept.stat().st_size < 200_000
     about = load_baseline(str(kept)).about

@@ -18,6 +18,7 @@ from pytest_diffusion.cli import main
 from pytest_diffusion.demo import reference_images
 from tests.families.models import build
 from tests.models.original_keys import checkpoint
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = ("--diffusion-steps=4", "--diffusion-max-samples=32")
@@ -107,6 +108,7 @@ def written(cache):
     return {path: path.stat().st_mtime_ns for path in cache.glob("samples/*/shards/*.json")}
 
 
+@nightly("a minute for three comparisons")
 def test_a_killed_comparison_goes_on_and_finds_the_same(gate, candidates, pytester):
     options = (f"--diffusion-model={candidates / 'slightly'}", "--diffusion-baseline=demo", "--diffusion-lenses=paired", *QUICK)
     own = ("--diffusion-thresholds=demo", f"--diffusion-cache-dir={pytester.path / 'own'}")
@@ -123,6 +125,7 @@ def test_a_killed_comparison_goes_on_and_finds_the_same(gate, candidates, pytest
     assert scores[0] == scores[1]
 
 
+@nightly("a minute of pairs; tests/gate judges margins")
 def test_margins_of_the_users_own_open_the_gate(gate, candidates, tmp_path):
     wide = tmp_path / "wide.toml"
     names = ("clip_score", "alignment", "brightness", "contrast", "saturation", "sharpness", "precision")
@@ -162,6 +165,7 @@ def test_an_adapter_on_the_baseline(gate, tmp_path, demo_pipeline):
     result.stdout.fnmatch_lines(["fail *paired_lora *worse: * The adapter does nothing: all its weights are zero, or its scale is.*"])
 
 
+@nightly("a minute for two comparisons")
 def test_a_saved_baseline_with_another_number_of_threads(gate, candidates, tmp_path, shared_cache, capsys):
     path = tmp_path / "demo.diffusion"
     threads = torch.get_num_threads()
@@ -302,6 +306,7 @@ def test_a_report_as_the_baseline(gate, tmp_path, pytester):
     result.stderr.fnmatch_lines(["*--diffusion-baseline: * is no report.json of a finished run: *"])
 
 
+AT_NIGHT = nightly("pairs of a model of its own; tests/families has its checks")
 FAMILIES = {
     "sdxl": ("--diffusion-prompts=prompts.txt",),
     "sd3": ("--diffusion-prompts=prompts.txt",),
@@ -310,7 +315,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AT_NIGHT if name in ("sdxl", "sd3") else []) for name in FAMILIES])
 def test_other_families(pytester, shared_cache, tmp_path, name):
     """Random weights: a change of them is seen part by part, in the loss of the family's own kind, and in pairs of samples."""
     parent = build(name)
@@ -377,6 +382,7 @@ def test_scorers_of_the_users_own_are_checks_of_their_own(gate, pytester, candid
     assert report["gate"] == "closed"
 
 
+@nightly("half a minute for two comparisons")
 def test_more_pairs_go_on_from_those_that_were_drawn(gate, candidates):
     _, report, _ = gate(candidates / "decoder", "demo", "--diffusion-steps=3", "--diffusion-max-samples=16", "-k", "guards or parts")
     assert "pairs" not in report["run"]  # refused before anything was drawn

@@ -108,12 +108,17 @@ def gate(pytester, cache, *, body="", extra=(), select):
         pytest.param("scaling factor 1", "fid", "*Fréchet distance is * allowed at most *", marks=DRAWN),
         ("shuffled captions", "clip_score", "*prompts and images are not aligned*"),
         pytest.param("40 % noise in the UNet", "fid", "*Fréchet distance is * allowed at most *", marks=DRAWN),
-        ("eight images repeated", "duplicate_images", "*Only 8 of 256 samples are different*"),
-        ("black images", "constant_images", "*number of constant samples is 256 *The first is sample 0, which is black.*"),
+        pytest.param("eight images repeated", "duplicate_images", "*Only 8 of 256 samples are different*", marks=DRAWN),
+        pytest.param("black images", "constant_images", "*number of constant samples is 256 *sample 0, which is black.*", marks=DRAWN),
         ("channels swapped", "channel_order", "*As BGR the samples fit the reference better.*"),
         ("range mapped twice", "value_range", "*they look as if [[]-1, 1] was mapped to [[]0, 1] twice.*"),
         ("grey", "grey_images", "*100 samples are grey, the first is sample 0; of the reference 0.*"),
-        ("copies of the reference", "memorisation", "*share of samples that copy the reference is 0.* is the nearest to an image of*"),
+        pytest.param(
+            "copies of the reference",
+            "memorisation",
+            "*share of samples that copy the reference is 0.* is the nearest to an image of*",
+            marks=DRAWN,
+        ),
         ("nan from the UNet", "finite_images", "*with nan or infinity is 256 *The first is sample 0*"),
     ],
 )
@@ -184,7 +189,7 @@ def test_attention_recorded_from_attn1_is_refused(pytester, shared_cache):
         pytest.param((), marks=NIGHTLY),
         pytest.param(("--diffusion-seed=100000",), marks=NIGHTLY),
         pytest.param(("--diffusion-dtype=bfloat16",), marks=NIGHTLY),
-        ("--diffusion-scheduler=DPMSolverMultistepScheduler", "--diffusion-steps=15"),
+        pytest.param(("--diffusion-scheduler=DPMSolverMultistepScheduler", "--diffusion-steps=15"), marks=NIGHTLY),
     ],
     ids=["as it is", "another seed", "bfloat16", "DPM-Solver++ in 15 steps"],
 )
@@ -197,6 +202,7 @@ def test_sound_variants_raise_no_alarm(pytester, shared_cache, variant):
     assert result.ret == 0
 
 
+@nightly("a minute: a processor takes fifteen times as long for it")
 def test_float16_raises_no_alarm(pytester, shared_cache):
     """A processor takes fifteen times as long for it as for float32: a few samples, and the checks that reduced precision could upset."""
     result = gate(

@@ -10,6 +10,7 @@ from pytest_diffusion.gate.damage import Target
 from pytest_diffusion.gate.kinds import all_damages
 from pytest_diffusion.plugin.absolute import absolute_verdicts
 from pytest_diffusion.verdicts.errors import SetupError
+from tests.nightly import nightly
 
 
 def judged(pipeline, settings, folder):
@@ -21,6 +22,7 @@ def test_a_session_that_ran_nothing_says_nothing(demo_copy, demo_settings, tmp_p
         judged(demo_copy, replace(demo_settings, thresholds=("nope.toml",)), tmp_path)
 
 
+@nightly("two minutes for two sessions")
 def test_the_given_pipeline_is_judged_and_nothing_else_changes(demo_copy, demo_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2")
     environment = dict(os.environ)

@@ -16,7 +16,7 @@ OPTIONS = ["--diffusion-model=demo", "--diffusion-steps=2", "--diffusion-num-sam
 
 @pytest.fixture
 def run(pytester, tmp_path):
-    return lambda *options: pytester.runpytest_subprocess(*OPTIONS, f"--diffusion-cache-dir={tmp_path}", *options)
+    return lambda *options: pytester.runpytest(*OPTIONS, f"--diffusion-cache-dir={tmp_path}", *options)
 
 
 def test_a_plan_judges_nothing_and_says_so(run, pytester, tmp_path):
@@ -78,14 +78,15 @@ def test_a_model_that_cannot_draw_is_told_in_one_line(run, pytester):
         generate.call_pipeline = call_pipeline
         """
     )
-    found = run("--diffusion-plan")
+    # In a process of its own: the package itself is patched.
+    found = pytester.runpytest_subprocess(*OPTIONS, "--diffusion-plan")
     assert found.ret == 4
     found.stderr.fnmatch_lines(["*--diffusion-plan: the model cannot draw: ValueError: no such size*"])
 
 
 def test_a_plan_without_a_model_is_refused(pytester):
     pytester.makepyfile("def test_one(diffusion_settings):\n    pass\n")
-    found = pytester.runpytest_subprocess("--diffusion-plan")
+    found = pytester.runpytest("--diffusion-plan")
     assert found.ret == 4
     found.stderr.fnmatch_lines(["*--diffusion-plan needs --diffusion-model*"])
 

@@ -8,6 +8,7 @@ from pytest_diffusion.cli import main
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit
 from pytest_diffusion.verdicts.errors import SettingsError
+from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = "[paired]\npairs = 16\nreferences = 32\n"
@@ -28,6 +29,7 @@ def run(pytester, shared_cache, *arguments):
     return found, json.loads((path if path.is_file() else pytester.path / "diffusion-report.json").read_text())
 
 
+@nightly("a minute; `.ci/run` has a self-test")
 def test_what_is_required_and_missed_closes_the_gate(pytester, shared_cache):
     found, report = run(pytester, shared_cache, "--diffusion-selftest-require=denoiser_noise:0.2,shift_factor")
     assert found.ret != 0
@@ -58,7 +60,7 @@ def test_what_is_required_and_missed_closes_the_gate(pytester, shared_cache):
     ],
 )
 def test_wrong_values_are_refused_before_a_model_is_loaded(pytester, argument, sentence):
-    found = pytester.runpytest_subprocess("--diffusion-model=demo", "--diffusion-lenses=schedule", argument)
+    found = pytester.runpytest("--diffusion-model=demo", "--diffusion-lenses=schedule", argument)
     assert found.ret != 0
     assert sentence in found.stdout.str() + found.stderr.str()
     assert "log_snr_first" not in found.stdout.str()

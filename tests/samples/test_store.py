@@ -24,6 +24,7 @@ from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples import generate
 from pytest_diffusion.samples.store import SampleStore
 from pytest_diffusion.verdicts.errors import ModelError
+from tests.nightly import nightly
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
@@ -173,7 +174,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_store(tmp_path):
     assert contents(killed) == contents(whole)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=nightly("a minute on two cores; two processes run always"))])
 def test_processes_share_the_work_and_its_bytes_are_those_of_one(tmp_path, count):
     alone = start(tmp_path / "alone").communicate()[0].split()
     together = [start(tmp_path / "together") for _ in range(count)]
@@ -184,6 +185,7 @@ def test_processes_share_the_work_and_its_bytes_are_those_of_one(tmp_path, count
     assert contents(one) == contents(other)
 
 
+@nightly("a minute of processes that are killed; one that is killed at any moment runs always")
 def test_processes_that_are_killed_hold_nobody_up(tmp_path):
     alone = start(tmp_path / "alone")
     alone.communicate()
