@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REPORT := diffusion-report.html
 
-.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest newest lint typed docs site versions wheel picture axe peers bench clean
+.PHONY: demo test nightly test-cpu paired selftest mutants corruptions lowest lowest-env newest lint typed docs site versions wheel picture axe peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest --diffusion-model=demo --diffusion-report=$(CURDIR)/$(REPORT) examples/release_gate
@@ -13,10 +13,10 @@ demo: $(STAMP)
 
 # Two workers with one thread each, in one run that goes on to its end and closes with one summary.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 tests
 
-# The scheduler checks once more as another processor computes: the last bits differ. A landing takes each class in its defaults and the
-# sound ones of other authors: what other bits may cause is a false alarm.
+# The scheduler checks once more as another processor computes: the last bits differ. A landing takes the classes in their defaults and
+# those that are written from scratch: what other bits may cause is a false alarm.
 SCHEDULERS ?= tests/conformance
 test-cpu: $(STAMP)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
@@ -88,12 +88,13 @@ bench: peers
 # The lowest versions of all that is declared, on this Python, and the newest on another one; torch is that of
 # constraints.txt, since another build costs gigabytes. Old versions warn of what is newer than they are.
 VERSIONS := tests/verdicts tests/plugin/test_hooks.py
-lowest:
+lowest-env:
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet uv $$(grep "^torch==" constraints.txt)
 	grep "^torch==" constraints.txt > build/torch.txt
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --override build/torch.txt \
 	  . "pytest-xdist>=3.6" "torchsde>=0.2.6"
+lowest: lowest-env
 	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadgroup $(VERSIONS)
 
 # Nightly: 5 GB where torch has no build for the processor alone. make newest NEWEST=/path/to/python3.13

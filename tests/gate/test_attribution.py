@@ -51,7 +51,7 @@ def loss(figure, candidate, baseline, reference, settings, **rest):
 @pytest.mark.parametrize(
     ("damaged", "figure"),
     [
-        (("unet",), "denoising_loss"),
+        pytest.param(("unet",), "denoising_loss", marks=AT_NIGHT),
         pytest.param(("tokenizer",), "denoising_loss", marks=AT_NIGHT),
         pytest.param(("scheduler",), "denoising_loss", marks=AT_NIGHT),
         (("text_encoder",), "text_encoder_loss"),
