@@ -8,7 +8,6 @@ from pytest_diffusion.cli import main
 from pytest_diffusion.config.thresholds import load_thresholds
 from pytest_diffusion.gate.suggestions import Suggested, SuggestedLimit
 from pytest_diffusion.verdicts.errors import SettingsError
-from tests.nightly import nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = "[paired]\npairs = 16\nreferences = 32\n"
@@ -29,7 +28,6 @@ def run(pytester, shared_cache, *arguments):
     return found, json.loads((path if path.is_file() else pytester.path / "diffusion-report.json").read_text())
 
 
-@nightly("a minute; `.ci/run` has a self-test")
 def test_what_is_required_and_missed_closes_the_gate(pytester, shared_cache):
     found, report = run(pytester, shared_cache, "--diffusion-selftest-require=denoiser_noise:0.2,shift_factor")
     assert found.ret != 0
