@@ -19,7 +19,7 @@ def name_of(broken):
     return broken.scheduler_class.__name__
 
 
-@pytest.mark.parametrize("broken", mostly_nightly([(one,) for one in BROKEN], "one of ten runs always", every=10), ids=name_of)
+@pytest.mark.parametrize("broken", mostly_nightly([(one,) for one in BROKEN], "one of twenty runs always", every=20), ids=name_of)
 def test_a_mistake_is_caught_by_no_other_check(broken):
     suite = Suite(broken.make())
     failed = {name for name in scheduler_checks() if suite.verdict(name).outcome == "fail"}
