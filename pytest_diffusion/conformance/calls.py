@@ -42,6 +42,8 @@ class _Journal:
     def __init__(self) -> None:
         self._owner: Callable[[], Any] = lambda: None
         self._done: list[str] = []
+        self.begun = 0
+        """Calls of all schedulers in this process."""
 
     def begin(self, scheduler: Any) -> None:
         try:
@@ -73,9 +75,15 @@ def begin_journal(scheduler: Any) -> None:
     _JOURNAL.begin(scheduler)
 
 
+def calls_begun() -> int:
+    """Calls of schedulers that this process has begun. A limit in calls ends a search at the same place on each machine."""
+    return _JOURNAL.begun
+
+
 @contextmanager
 def calling(what: str, scheduler: Any = None) -> Iterator[None]:
     """Turn each error of the scheduler inside the block into a Crash; its warnings are ignored."""
+    _JOURNAL.begun += 1
     try:
         with quiet(), torch.no_grad():
             yield

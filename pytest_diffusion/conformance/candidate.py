@@ -111,7 +111,7 @@ class Candidate:
             found["device"] = "cpu"
         return {**found, **self.plan_arguments}
 
-    @property
+    @cached_property
     def plan_parameters(self) -> Mapping[str, inspect.Parameter]:
         """Parameters of `set_timesteps`, those that it hands on included."""
         return parameters_of(self.scheduler, self.scheduler_class, "set_timesteps")
@@ -147,7 +147,7 @@ class Candidate:
                 break
         return found
 
-    @property
+    @cached_property
     def step_parameters(self) -> Mapping[str, inspect.Parameter]:
         """Parameters of `step`, those that it hands on included. Raises NotApplicable for a class without `step` (score SDEs)."""
         if not callable(getattr(self.scheduler, "step", None)):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
-from pytest_diffusion.conformance.calls import Crash
+from pytest_diffusion.conformance.calls import Crash, calls_begun
 from pytest_diffusion.conformance.laws import Broken, Law, Several, crash_of, findings_of
 from pytest_diffusion.conformance.reproduce import expression, found_again, rebuilt, snippet
 from pytest_diffusion.conformance.subject import Subject
@@ -20,10 +20,23 @@ from pytest_diffusion.verdicts.errors import NotApplicable
 
 _TRIES = 40
 _EXAMPLES = 30
-_SECONDS = 3.0
-"""Processor time for the search of one smallest case."""
-_THOROUGH_SECONDS = 2.5
-"""Processor time for other configurations of one law: with all laws, less than three minutes for a class."""
+_CALLS = 3000
+"""Calls of the scheduler in the search of one smallest case: about 4 s."""
+_THOROUGH_CALLS = 2000
+"""Calls in other configurations for one law: with all laws, about two minutes for a class."""
+_SECONDS = 30.0
+"""Processor time for a search, ten times what its calls usually need: only a scheduler whose own steps are slow reaches it."""
+
+
+class _Limit:
+    """The end of a search. It is given in calls, so that the result does not depend on how fast the machine is."""
+
+    def __init__(self, calls: int) -> None:
+        self._calls, self._time = calls_begun() + calls, time.process_time() + _SECONDS
+
+    @property
+    def is_reached(self) -> bool:
+        return calls_begun() >= self._calls or time.process_time() > self._time
 
 
 @dataclass(frozen=True)
@@ -53,14 +66,14 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
         sorted({number for number in (*one.counts, 1, 2, 3, 4, 5, count) if min(*one.counts, count) <= number <= count}) if count else [0]
     )
     found: dict[tuple[tuple[str, ...], int], Broken | Crash] = {(tuple(keys), count): error}
-    end = time.process_time() + _SECONDS
+    limit = _Limit(_CALLS)
 
     def breaks(case: tuple[list[bool], int]) -> bool:
         chosen, number = case
         kept = tuple(key for key, kept_it in zip(keys, chosen, strict=True) if kept_it)
         if (kept, number) in found:
             return True
-        if time.process_time() > end:
+        if limit.is_reached:
             return False
         try:
             smaller = rebuilt(subject, {key: own[key] for key in kept}) if keys else subject
@@ -80,11 +93,11 @@ def smallest(one: Law, subject: Subject, error: Broken | Crash) -> Finding:
             pass  # what was found until then is kept in `found`
     kept, number = min(found, key=lambda case: (len(case[0]), case[1]))
     arguments = {key: own[key] for key in kept} if keys else own
-    return _described(one, subject, arguments, number, found[kept, number], others=_failing(one, subject, error, arguments, number, end))
+    return _described(one, subject, arguments, number, found[kept, number], others=_failing(one, subject, error, arguments, number, limit))
 
 
-def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject, int], bool]) -> Finding | None:
-    """The finding in a random configuration of the same class, at a random number of steps; None where the law holds in all.
+def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject, int], bool]) -> tuple[Subject, Broken | Crash] | None:
+    """A random configuration of the same class that breaks the law, and the finding; None where the law holds in all that were tried.
 
     `holds(other, count)` says whether the laws on which this one depends hold there.
     """
@@ -93,8 +106,8 @@ def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject
     from pytest_diffusion.conformance.strategies import num_inference_steps, scheduler_configs
 
     own = subject.arguments
-    end = time.process_time() + _THOROUGH_SECONDS
-    seen: list[tuple[dict[str, Any], int, Broken | Crash]] = []
+    limit = _Limit(_THOROUGH_CALLS)
+    seen: list[tuple[Subject, Broken | Crash]] = []
 
     @settings(
         max_examples=_EXAMPLES,
@@ -102,13 +115,13 @@ def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject
         derandomize=True,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate,),
         print_blob=False,
         report_multiple_bugs=False,
     )
     @given(scheduler_configs(subject.scheduler_class), num_inference_steps(max_value=100))
     def broken_nowhere(config: dict[str, Any], count: int) -> None:
-        if time.process_time() > end:
+        if limit.is_reached:
             return
         try:
             other = rebuilt(subject, {**own, **config})
@@ -121,18 +134,14 @@ def in_other_configurations(one: Law, subject: Subject, holds: Callable[[Subject
         except NotApplicable:
             return
         except (Broken, Crash, Several) as errors:
-            error = findings_of(errors)[0]
-            seen.append(({**own, **config}, getattr(error, "count", 0), error))
+            seen.append((other, findings_of(errors)[0]))
             raise
 
     try:
         broken_nowhere()
     except (Broken, Crash, Several, Flaky):
         pass
-    if not seen:
-        return None
-    arguments, count, error = min(seen, key=lambda case: (len(case[0]), case[1]))
-    return _described(one, subject, arguments, count, error)
+    return seen[0] if seen else None
 
 
 def _is_rebuilt_alike(one: Law, subject: Subject, count: int, error: Broken | Crash) -> bool:
@@ -144,7 +153,7 @@ def _is_rebuilt_alike(one: Law, subject: Subject, count: int, error: Broken | Cr
 
 
 def _failing(
-    one: Law, subject: Subject, error: Broken | Crash, arguments: dict[str, Any], count: int, end: float
+    one: Law, subject: Subject, error: Broken | Crash, arguments: dict[str, Any], count: int, limit: _Limit
 ) -> tuple[list[int], list[int]]:
     """Numbers of steps of the law that fail in a configuration, and those that were tried."""
     failing, tried = [], []
@@ -154,7 +163,7 @@ def _failing(
         except Exception:
             other = subject
         for number in other.counts(*one.counts):
-            if time.process_time() > end:
+            if limit.is_reached:
                 break
             tried.append(number)
             failing += [number] if found_again(one, other, number, error) is not None else []

@@ -196,7 +196,7 @@ class Suite:
             series = one.function(self.subject, counts) or {}
             elsewhere = in_other_configurations(one, self.subject, self._holds_in(one)) if self.profile == "thorough" else None
             if elsewhere is not None:
-                return failed(one, [elsewhere])
+                return failed(one, [self._described(one, *elsewhere)])
         except NotApplicable as reason:
             return not_applicable(one, str(reason))
         except (Broken, Crash, Several) as error:
@@ -208,21 +208,21 @@ class Suite:
                 return not_applicable(one, f"{one.name} could not be measured: {told[0]} (see `runs`).")
             if one.name == "runs":
                 self._deaths = {death(crash) for crash in map(crash_of, found) if crash is not None}
-            return failed(one, [self._described(one, finding) for finding in found])
+            return failed(one, [self._described(one, self.subject, finding) for finding in found])
         refused = self.subject.refused(*counts) if one.name == "runs" else {}
         text = f" It refuses {', '.join(map(str, refused))} steps: {next(iter(refused.values()))}" if refused else ""
         protocol: dict[str, Any] = {"scheduler": self.subject.name} | ({"refused": list(refused)} if refused else {})
         measurement = Measurement(0, "violations", series=series, protocol=protocol)
         return Verdict(one.name, "pass", f"{one.title}.{text}", measurement, limits_of(one), "schedule", one.title, False, SCHEDULER_CHECKS)
 
-    def _described(self, one: Law, finding: Broken | Crash) -> Finding:
+    def _described(self, one: Law, subject: Subject, finding: Broken | Crash) -> Finding:
         # The search for the smallest case may take longer than all laws; an expected failure is known already.
         if one.name not in self._expected:
             try:
-                return smallest(one, self.subject, finding)
+                return smallest(one, subject, finding)
             except Exception:  # noqa: S110 - a broken scheduler may break the search too
                 pass
-        return as_it_was_seen(one, self.subject, finding)
+        return as_it_was_seen(one, subject, finding)
 
     def _refuses(self, finding: Broken | Crash) -> bool:
         """Whether a finding is a refusal of the model's output, which has another form for this scheduler."""
