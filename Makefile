@@ -13,7 +13,7 @@ demo: $(STAMP)
 
 # Two workers with one thread each, in one run that goes on to its end and closes with one summary.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 tests
 
 # The scheduler checks once more as another processor computes: the last bits differ. A landing takes the classes in their defaults and
 # those that are written from scratch: what other bits may cause is a false alarm.
@@ -24,7 +24,7 @@ test-cpu: $(STAMP)
 
 # Nightly: every test, those too that a landing leaves out; about twice as long.
 nightly: $(STAMP)
-	OMP_NUM_THREADS=1 NIGHTLY=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	OMP_NUM_THREADS=1 NIGHTLY=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 # Nightly: what changes in the code do the tests notice? Goes on where it stopped; docs/testing.md explains it.
 mutants: $(STAMP)
@@ -95,14 +95,14 @@ lowest-env:
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --override build/torch.txt \
 	  . "pytest-xdist>=3.6" "torchsde>=0.2.6"
 lowest: lowest-env
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadgroup $(VERSIONS)
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadfile $(VERSIONS)
 
 # Nightly: 5 GB where torch has no build for the processor alone. make newest NEWEST=/path/to/python3.13
 NEWEST ?= python3.13
 newest:
 	$(NEWEST) -m venv build/newest
 	build/newest/bin/python -m pip install --quiet --upgrade . pytest-xdist torchsde peft
-	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadgroup $(VERSIONS)
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default -n 2 --dist loadfile $(VERSIONS)
 
 # Nightly: what the comparison with a baseline catches and lets pass, over seeds, and its error rates by simulation. Hours; the first one
 # goes on where it stopped.

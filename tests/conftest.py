@@ -16,6 +16,8 @@ import torch
 from diffusers import StableDiffusionPipeline  # noqa: F401
 from hypothesis import settings
 
+from tests.spread import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 - hooks
+
 pytest_plugins = ["pytester"]
 # The heavy packages are imported above once for all: pytester drops what a test was the first to import,
 # and torch cannot be imported twice.
@@ -25,22 +27,6 @@ pytest_plugins = ["pytester"]
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-SPREAD = ("conformance", "families", "meta")
-"""Folders whose tests share no costly fixtures: each test goes to whichever worker is free."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """With xdist: the tests of a file stay on one worker, where they share fixtures; what can fill gaps comes last."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if not set(SPREAD) & set(item.path.parts):
-            item.add_marker(pytest.mark.xdist_group(item.path.name + item.path.parent.name))
-    # Tests of the scheduler checks are short: they come after the long ones.
-    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, "conformance" in item.path.parts))
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,6 +12,7 @@ from pytest_diffusion.config.imports import import_past_torchvision
 from pytest_diffusion.config.registry import Registry
 from pytest_diffusion.config.sources import FLAGS, Source, listed, source_of
 from pytest_diffusion.verdicts.errors import SettingsError
+from tests.nightly import nightly
 
 PLUGIN = """
 import torch
@@ -76,7 +77,9 @@ def verdicts(pytester):
     return {one["check"]: one for one in json.loads((pytester.path / "diffusion-report.json").read_text())["verdicts"]}
 
 
-@pytest.mark.parametrize("extra", [(), ("-n", "1")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "extra", [(), pytest.param(("-n", "1"), marks=nightly("half a minute; tests/plugin/test_hooks.py has xdist"))], ids=["alone", "xdist"]
+)
 def test_a_packages_check_is_judged_and_reported(pytester, package, extra):
     run = pytester.runpytest_subprocess if extra else pytester.runpytest
     result = run(*GATE, *extra, "-k", "long or betas")
@@ -92,7 +95,14 @@ def test_a_packages_check_has_a_table_in_thresholds_files(pytester, package):
 
 
 def test_a_packages_source_is_loaded_by_name(pytester, package):
-    select = ("--diffusion-lenses=metrics", "-k", "reference_images", "--diffusion-num-samples=64", "--diffusion-cache-dir=cache")
+    select = (
+        "--diffusion-lenses=metrics",
+        "-k",
+        "reference_images",
+        "--diffusion-num-samples=64",
+        "--diffusion-steps=4",
+        "--diffusion-cache-dir=cache",
+    )
     result = pytester.runpytest("--diffusion-model=demo", "--diffusion-reference=stripes", "-p", "no:cacheprovider", *select)
     result.stdout.fnmatch_lines(["*share of unfit reference images is *"])
     measured = verdicts(pytester)["reference_images"]["measurement"]

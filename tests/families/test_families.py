@@ -14,7 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 WITHOUT_TEXT = {"dit", "ddpm"}
 WITHOUT_GUIDANCE = {"lcm", "turbo", "flux"}
 OPTIONS = {"turbo": ["--diffusion-guidance-scale=0"], "flux": ["--diffusion-height=64", "--diffusion-width=64"]}
-LIKE_ANOTHER = {"sd21", "turbo", "pixart", "sd3"}
+LIKE_ANOTHER = {"sd15", "sd21", "lcm", "turbo", "pixart", "sd3"}
+"""Like the demo (a Stable Diffusion of its own), SDXL, or Flux."""
 AT_NIGHT = nightly("half a minute to a minute; a family of its kind runs always")
 LATENT = {
     "vae_psnr",

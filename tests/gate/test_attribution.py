@@ -57,7 +57,7 @@ def loss(figure, candidate, baseline, reference, settings, **rest):
         (("text_encoder",), "text_encoder_loss"),
         (("vae",), "reconstruction_loss"),
         pytest.param(("text_encoder", "unet"), "denoising_loss", marks=AT_NIGHT),
-        (("unet", "vae"), "denoising_loss"),
+        pytest.param(("unet", "vae"), "denoising_loss", marks=AT_NIGHT),
     ],
 )
 def test_the_damaged_parts_are_named_and_no_others(demo_pipeline, reference, settings, damaged, figure):

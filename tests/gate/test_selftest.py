@@ -210,6 +210,7 @@ def of_demo(demo_copy, folder, *thresholds):
     return PairedGate(side, margins, 10, references, material, quiet)
 
 
+@nightly("half a minute; tests/plugin/test_selftest.py runs a small one")
 def test_the_demos_gate_catches_damage_and_lets_copies_pass(demo_copy, tmp_path):
     gate = of_demo(demo_copy, tmp_path, "finetune")
     before = fingerprint(demo_copy)

@@ -144,6 +144,7 @@ def test_margins_of_the_users_own_open_the_gate(gate, candidates, tmp_path):
     assert verdicts["paired_precision"]["measurement"]["relation"] == "same"
 
 
+@nightly("half a minute; .ci/run gates an adapter")
 def test_an_adapter_on_the_baseline(gate, tmp_path, demo_pipeline):
     state = {}
     for name, module in demo_pipeline.unet.named_modules():
@@ -315,7 +316,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=AT_NIGHT if name in ("sdxl", "sd3") else []) for name in FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AT_NIGHT if name != "dit" else []) for name in FAMILIES])
 def test_other_families(pytester, shared_cache, tmp_path, name):
     """Random weights: a change of them is seen part by part, in the loss of the family's own kind, and in pairs of samples."""
     parent = build(name)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pytest_diffusion import generate
+from tests.nightly import nightly
 
 OPTIONS = ["--diffusion-model=demo", "--diffusion-num-samples=200", "--diffusion-steps=4"]
 
@@ -31,6 +32,7 @@ def gate(folder, *options):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@nightly("two minutes; .ci/run shares a job between two processes, and tests/samples/test_store.py kills some")
 def test_two_ranks_of_which_one_is_killed_make_the_bytes_of_one_and_the_gate_finds_all(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

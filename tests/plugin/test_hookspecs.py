@@ -6,6 +6,7 @@ import pytest
 
 from pytest_diffusion.verdicts.run import Carried
 from pytest_diffusion.verdicts.verdict import Limits, Measurement, Verdict, judge, skipped
+from tests.nightly import nightly
 
 RUN = ("--diffusion-model=demo", "--diffusion-lenses=schedule", "-p", "no:cacheprovider")
 CONFTEST = """
@@ -31,7 +32,11 @@ def pytest_terminal_summary(terminalreporter):
 """
 
 
-@pytest.mark.parametrize("extra", [("-p", "no:xdist"), ("-n", "1")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "extra",
+    [("-p", "no:xdist"), pytest.param(("-n", "1"), marks=nightly("half a minute; test_hooks.py has xdist"))],
+    ids=["alone", "xdist"],
+)
 def test_a_conftest_sees_each_verdict_once_and_adds_to_the_report(pytester, extra):
     pytester.makeconftest(CONFTEST)
     run = pytester.runpytest_subprocess if "-n" in extra else pytester.runpytest

@@ -2,9 +2,6 @@ import errno
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import replace
@@ -24,7 +21,7 @@ from pytest_diffusion.maths.feature_statistics import FeatureStatistics
 from pytest_diffusion.samples import generate
 from pytest_diffusion.samples.store import SampleStore
 from pytest_diffusion.verdicts.errors import ModelError
-from tests.nightly import nightly
+from tests.samples.drawing import Drawing
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
@@ -132,76 +129,46 @@ def test_damage_is_found_and_mended(demo_pipeline, small, damage, lost, warned):
     assert contents(mended.folder) == before
 
 
-KILLED = """
-import sys
-from pytest_diffusion.models.load import load_pipeline
-from pytest_diffusion.samples import generate
-from pytest_diffusion.config import claims
-from pytest_diffusion.config.settings import Settings
-generate.SHARD_SIZE = 4
-claims.LEASE = float(sys.argv[2])
-settings = Settings(model="demo", device="cpu", num_samples=40, steps=2, guidance_scale=4.0, batch_size=2, cache_dir=sys.argv[1])
-pipeline = load_pipeline(settings)
-print("ready", flush=True)
-samples = generate.generate_samples(pipeline, ["a red circle", "a blue square", "a green cross"], settings)
-print(samples.generated, flush=True)
-"""
-
-
-def start(cache, *, lease=30.0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", KILLED, str(cache), str(lease)], stdout=subprocess.PIPE, text=True, env=environment)
-
-
 def test_killed_at_any_moment_it_resumes_to_the_same_store(tmp_path):
-    undisturbed = start(tmp_path / "whole")
+    undisturbed = Drawing(tmp_path / "whole")
     wait, kept = 0.05, [0]
     for _ in range(3):
-        victim = start(tmp_path / "killed")
-        assert victim.stdout.readline() == "ready\n"
+        victim = Drawing(tmp_path / "killed")
+        victim.wait_until_loaded()
         time.sleep(wait)
-        victim.send_signal(signal.SIGKILL)
-        victim.communicate()
+        victim.kill()
         kept.append(4 * len(list(tmp_path.glob("killed/samples/*/shards/*.json"))))
         wait += 0.1
     assert kept == sorted(kept)  # what is finished is never lost
-    assert undisturbed.communicate()[0].split() == ["ready", "40"]
-    last = start(tmp_path / "killed")
-    generated = int(last.communicate()[0].split()[1])
+    assert undisturbed.end() == ["ready", 40]
+    _, generated = Drawing(tmp_path / "killed").end()
     assert generated == 40 - kept[-1]
     assert 0 < generated
     (whole,), (killed,) = (list(tmp_path.glob(f"{name}/samples/*")) for name in ("whole", "killed"))
     assert contents(killed) == contents(whole)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=nightly("a minute on two cores; two processes run always"))])
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_work_and_its_bytes_are_those_of_one(tmp_path, count):
-    alone = start(tmp_path / "alone").communicate()[0].split()
-    together = [start(tmp_path / "together") for _ in range(count)]
-    drawn = [int(process.communicate()[0].split()[1]) for process in together]
-    assert alone == ["ready", "40"]
-    assert sum(drawn) == 40
+    assert Drawing(tmp_path / "alone").end() == ["ready", 40]
+    together = [Drawing(tmp_path / "together") for _ in range(count)]
+    assert sum(process.end()[1] for process in together) == 40
     (one,), (other,) = (list(tmp_path.glob(f"{name}/samples/*")) for name in ("alone", "together"))
     assert contents(one) == contents(other)
 
 
-@nightly("a minute of processes that are killed; one that is killed at any moment runs always")
 def test_processes_that_are_killed_hold_nobody_up(tmp_path):
-    alone = start(tmp_path / "alone")
-    alone.communicate()
+    Drawing(tmp_path / "alone").end()
     # Whoever waited for a lease of the dead to run out would wait an hour: no clock of a busy machine decides.
-    victims = [start(tmp_path / "together", lease=3600) for _ in range(3)]
+    victims = [Drawing(tmp_path / "together", lease=3600) for _ in range(3)]
     for victim, pause in zip(victims, (0.0, 0.05, 0.1), strict=True):
-        assert victim.stdout.readline() == "ready\n"
+        victim.wait_until_loaded()
         time.sleep(pause)
-        victim.send_signal(signal.SIGKILL)
-        victim.communicate()
-    last = start(tmp_path / "together", lease=3600)
-    try:
-        last.communicate(timeout=300)
-    finally:
-        last.kill()
-    assert last.returncode == 0, "claims of the dead are taken at once"
+        victim.kill()
+    last = Drawing(tmp_path / "together", lease=3600)
+    told = last.end(300)
+    last.kill()
+    assert [type(one) for one in told] == [str, int], "claims of the dead are taken at once"
     (one,), (other,) = (list(tmp_path.glob(f"{name}/samples/*")) for name in ("alone", "together"))
     assert contents(one) == contents(other)
     assert not list(other.glob("claims/*"))
@@ -230,10 +197,8 @@ def test_a_full_disk_says_so_and_keeps_what_is_there(demo_pipeline, small, monke
 
 def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path):
     """The same through the operating system: no file may grow beyond 20 kB."""
-    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limited += KILLED.replace('print("ready", flush=True)', "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
-    found = subprocess.run([sys.executable, "-c", limited, str(tmp_path), "30"], capture_output=True, text=True)
-    assert "File too large. Existing samples are kept" in found.stderr
+    _, told = Drawing(tmp_path, file_size=20_000).end()
+    assert "File too large. Existing samples are kept" in told
 
 
 def test_a_finished_store_may_be_read_only(demo_pipeline, small, monkeypatch):
