@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 import pytest
 
 from pytest_diffusion.verdicts.gate import BROKEN_SETUP
+from tests.nightly import mostly_nightly
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -384,10 +385,10 @@ WAYS = {
     ),
 }
 WITH_XDIST = {
-    "xfail": {},
-    "an option without a model": {},
     # Workers collect by themselves: an error of theirs stops nobody, and it counts as a failure.
     "a conftest.py beside a sibling": {"code": 1, "gate": "closed"},
+    "xfail": {},
+    "an option without a model": {},
 }
 """Ways that take another path in a worker of xdist, and what is different there."""
 
@@ -420,7 +421,7 @@ def test_the_gate_does_not_open_by_itself(pytester, monkeypatch, name):
     expect(pytester, pytester.runpytest_inprocess(*way.arguments, no_reraise_ctrlc=True), way)
 
 
-@pytest.mark.parametrize("name", WITH_XDIST)
+@pytest.mark.parametrize("name", mostly_nightly([(name,) for name in WITH_XDIST], "half a minute; one of them runs always", every=3))
 def test_nor_in_a_worker(pytester, name):
     way = replace(WAYS[name], **WITH_XDIST[name])
     lay_out(pytester.path, way.files)

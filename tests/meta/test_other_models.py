@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.nightly import nightly
+
 ZOO = Path(__file__).parents[1] / "data" / "zoo" / "stable-diffusion-v1-5"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -58,6 +60,7 @@ def outcomes(path):
     return data, {verdict["check"]: verdict for verdict in data["verdicts"]}
 
 
+@nightly("two minutes; tests/families runs random weights of other kinds")
 def test_random_weights_run_to_the_end_and_fail_what_they_must(pytester, shared_cache, narrow_sd15, tmp_path):
     from PIL import Image
 
