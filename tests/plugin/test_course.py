@@ -67,7 +67,7 @@ def test_signals_end_a_run_in_order(pytester, number):
             while not (pytester.path / "begun").exists() and process.poll() is None:
                 time.sleep(0.05)
             os.kill(process.pid, number)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 2, output
