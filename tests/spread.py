@@ -24,5 +24,4 @@ def pytest_xdist_make_scheduler(config, log):
             file = super()._split_scope(nodeid)
             return nodeid if set(SPREAD) & set(file.split("/")) else file
 
-    config.option.loadscopereorder = False
     return Scheduling(config, log)

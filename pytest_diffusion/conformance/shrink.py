@@ -25,7 +25,7 @@ _CALLS = 3000
 _THOROUGH_CALLS = 2000
 """Calls in other configurations for one law: with all laws, about two minutes for a class."""
 _SECONDS = 30.0
-"""Processor time for a search, ten times what its calls usually need: only a scheduler whose own steps are slow reaches it."""
+"""Processor time for a search, far more than its calls usually need: only a scheduler whose own steps are slow reaches it."""
 
 
 class _Limit:
